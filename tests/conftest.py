@@ -1,0 +1,19 @@
+"""Every test sees eight CPU devices, strict shapes, and the operators' jaxtyping annotations enforced."""
+
+import os
+import sys
+
+# Before the first import of jax. A test that starts a process of its own decides for itself (tests/commands.py).
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+from absl import flags
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Grain reads absl flags in its workers; pytest never parses them.
+flags.FLAGS(sys.argv[:1])
+
+install_import_hook("transnormer_jax.ops", "beartype.beartype")
