@@ -1,0 +1,118 @@
+"""The operator: linear attention with a decay per head."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transnormer_jax.errors import UserError
+from transnormer_jax.ops.linear_attention.backends import resolve_backend
+from transnormer_jax.ops.linear_attention.primitive import Options, primitive
+from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
+
+_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
+
+
+def linear_attention(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N H K"],
+    v: Float[Array, "B N H V"],
+    log_decay: Float[Array, " H"] | None = None,
+    *,
+    initial_state: Float[Array, "B H K V"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
+    causal: bool = True,
+    scale: float = 1.0,
+    backend: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
+    """Linear attention: S_t = exp(log_decay) S_{t-1} + k_t v_t^T, out_t = scale q_t S_t.
+
+    NormAttention without its norm (arXiv 2210.10340, section 4.1) and lightning attention (arXiv 2307.14995, eq. 10).
+    The newest key has weight 1, as in the released checkpoints. Composition gives the rest: a prefill passes no state
+    and keeps the one returned, a decoding step is N = 1, a long row may be cut anywhere.
+
+    >>> import jax
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 100, 4, 8))
+    >>> out, state = linear_attention(q, k, v, log_decay=-0.1 * jax.numpy.arange(4.0))
+    >>> out.shape, state.shape
+    ((2, 100, 4, 8), (2, 4, 8, 8))
+
+    Args:
+      q: [B, N, H, K] queries; bfloat16, float16 or float32, the same for q, k and v.
+      k: [B, N, H, K] keys.
+      v: [B, N, H, V] values; V may differ from K.
+      log_decay: [H] float32, <= 0 and finite: log of the factor on the state at each token. None is no decay.
+      initial_state: [B, H, K, V] float32, the state before the first token. None is zero.
+      segment_ids: [B, N] int32, the documents of packed rows: the state restarts where the id changes. Id 0 is padding:
+        it writes nothing, takes no decay and restarts nothing, and its output is 0. So left and right padding leave the
+        outputs and the state of the real tokens as they are. `initial_state` belongs to the first document.
+      causal: False lets every token see all of its document, without decay: out = scale q (S_0 + K^T V).
+      scale: factor on the output.
+      backend: a name in `BACKENDS`, or "auto" (see `resolve_backend`).
+      chunk_size: tokens per chunk, for the chunked backends. None is the default of the backend.
+
+    Returns:
+      out [B, N, H, V] in v's dtype, and the state after the last token, [B, H, K, V] float32.
+
+    Differentiable any number of times in q, k, v, log_decay and initial_state.
+
+    Raises:
+      UserError: shapes or dtypes do not fit, the backend is unknown, or a decay is given with causal=False.
+    """
+    _check(q, k, v, log_decay, initial_state, segment_ids, causal)
+    name, chunk_size = resolve_backend(backend, num_tokens=q.shape[1], chunk_size=chunk_size)
+    options = Options(name, chunk_size)
+
+    log_decay = jnp.zeros(q.shape[2]) if log_decay is None else jnp.asarray(log_decay, jnp.float32)
+    if initial_state is None:
+        initial_state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+    initial_state = initial_state.astype(jnp.float32)
+    if scale != 1.0:
+        q = q * jnp.asarray(scale, q.dtype)
+    segments = None
+    if segment_ids is not None:
+        segments = find_segments(segment_ids)
+        real = (segment_ids != 0)[..., None, None]
+        q, k = (jnp.where(real, x, jnp.zeros_like(x)) for x in (q, k))
+
+    out, state = primitive(options, q, k, v, log_decay, initial_state, segments)
+    if not causal:
+        out += _later_tokens(options, q, k, v, segments)
+    return out, state
+
+
+def _later_tokens(options: Options, q: Array, k: Array, v: Array, segments: Segments | None) -> Array:
+    """What each token receives from those after it: the reverse pass less the token itself, which it counts again."""
+    log_decay = jnp.zeros(q.shape[2])
+    state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+    from_here_on, _ = primitive(options.opposite, q, k, v, log_decay, state, segments)
+    own_score = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
+    return (from_here_on - own_score * v).astype(v.dtype)
+
+
+def _check(
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array | None,
+    initial_state: Array | None,
+    segment_ids: Array | None,
+    causal: bool,
+) -> None:
+    expected = {
+        "k": (k, q.shape),
+        "v": (v, (*q.shape[:3], v.shape[-1])),
+        "log_decay": (log_decay, q.shape[2:3]),
+        "initial_state": (initial_state, (q.shape[0], *q.shape[2:], v.shape[-1])),
+        "segment_ids": (segment_ids, q.shape[:2]),
+    }
+    if q.ndim != 4:
+        raise UserError(f"q has shape {q.shape}: give [B, N, H, K].")
+    for name, (array, shape) in expected.items():
+        if array is not None and array.shape != shape:
+            raise UserError(f"{name} has shape {array.shape}: with q {q.shape} and v {v.shape} it must be {shape}.")
+    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in _DTYPES:
+        raise UserError(
+            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one dtype among bfloat16, float16 and float32."
+        )
+    if not causal and log_decay is not None:
+        raise UserError("causal=False knows no decay: pass log_decay=None, or causal=True.")

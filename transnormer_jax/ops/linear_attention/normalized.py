@@ -1,0 +1,42 @@
+"""The Linear Transformer's attention: linear attention divided by the sum of its weights."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.ops.linear_attention.api import linear_attention
+
+
+def normalized_linear_attention(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N H K"],
+    v: Float[Array, "B N H V"],
+    log_decay: Float[Array, " H"] | None = None,
+    *,
+    initial_state: Float[Array, "B H K V+1"] | None = None,
+    eps: float = 1e-6,
+    **options: Any,
+) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V+1"]]:
+    """out_t = q_t S_t / (q_t z_t + eps), z_t = sum of the keys as S_t is the sum of k v^T.
+
+    "Transformers are RNNs" (arXiv 2006.16236, eq. 9), for q and k that are feature maps already, such as 1 + elu(x).
+    The denominator is one more value feature that is always 1, so the state is [B, H, K, V + 1]: [S_t, z_t].
+
+    Args:
+      q: [B, N, H, K], not negative.
+      k: [B, N, H, K], not negative.
+      v: [B, N, H, V].
+      log_decay: [H] float32, as in `linear_attention`.
+      initial_state: [B, H, K, V + 1] float32.
+      eps: added to the denominator.
+      **options: the other arguments of `linear_attention`.
+
+    Returns:
+      out [B, N, H, V] in v's dtype, and the state [B, H, K, V + 1] float32.
+    """
+    ones = jnp.ones_like(v[..., :1])
+    both, state = linear_attention(
+        q, k, jnp.concatenate([v, ones], axis=-1), log_decay, initial_state=initial_state, **options
+    )
+    return both[..., :-1] / (both[..., -1:] + eps), state

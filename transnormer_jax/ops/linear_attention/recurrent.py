@@ -1,0 +1,38 @@
+"""Linear attention token by token: the definition as `jax.lax.scan`, and the form of one decoding step."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.weights import step_log_decay
+
+_State = Float[Array, "B H K V"]
+
+
+def recurrent(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N H K"],
+    v: Float[Array, "B N H V"],
+    log_decay: Float[Array, " H"],
+    initial_state: _State,
+    segments: Segments | None,
+    *,
+    reverse: bool,
+    chunk_size: int,
+) -> tuple[Float[Array, "B N H V"], _State]:
+    """S_t = S_{t-1} + fade_t S_{t-1} + k_t v_t^T, out_t = q_t S_t; see `primitive.py` for the contract of a backend."""
+    del chunk_size
+    fade = jnp.expm1(step_log_decay(log_decay, q.shape[1], segments))  # [B, N, H]; see weights.py
+    entering, leaving = fade, jnp.zeros_like(fade[:, 0])
+    if reverse:  # the step between tokens t and t+1 is now taken on arriving at t, and the first one on leaving the row
+        entering, leaving = jnp.concatenate([fade[:, 1:], jnp.zeros_like(fade[:, :1])], axis=1), fade[:, 0]
+
+    def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
+        q_t, k_t, v_t, fade_t = (x.astype(jnp.float32) for x in token)
+        state = state + (fade_t[..., None, None] * state + k_t[..., :, None] * v_t[..., None, :])
+        return state, jnp.sum(q_t[..., :, None] * state, axis=-2)
+
+    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, entering))
+    state, out = jax.lax.scan(step, initial_state, tokens, reverse=reverse)
+    return jnp.moveaxis(out, 0, 1).astype(v.dtype), state + leaving[..., None, None] * state
