@@ -6,6 +6,7 @@ two integers per token serve every backend, in both directions.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -29,16 +30,19 @@ def find_segments(segment_ids: Int[Array, "B N"]) -> Segments:
     and the ids on its two sides are compared with each other.
     """
     real = segment_ids != 0
-    last_real = jnp.maximum.accumulate(jnp.where(real, jnp.arange(segment_ids.shape[1])[None], -1), axis=1)
+    last_real = jax.lax.cummax(jnp.where(real, jnp.arange(segment_ids.shape[1])[None], -1), axis=1)
     previous = jnp.pad(last_real[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     previous_id = jnp.take_along_axis(segment_ids, jnp.maximum(previous, 0), axis=1)
     starts = real & (previous >= 0) & (segment_ids != previous_id)
     return Segments(jnp.cumsum(real, axis=1, dtype=jnp.int32), jnp.cumsum(starts, axis=1, dtype=jnp.int32))
 
 
-def token_positions(segment_ids: Int[Array, "B N"]) -> Int[Array, "B N"]:
-    """Position of each token within its document, [B, N] int32 from 0; padding repeats the position before it."""
+def token_positions(segment_ids: Int[Array, "B N"], start: Int[Array, " B"]) -> Int[Array, "B N"]:
+    """Position of each token within its document, [B, N] int32; padding repeats the position before it.
+
+    The first document goes on from an earlier call: its first token has position `start` [B]. The others start at 0.
+    """
     position, run = find_segments(segment_ids)
     starts = jnp.diff(run, axis=1, prepend=jnp.zeros_like(run[:, :1])) > 0
-    offset = jnp.maximum.accumulate(jnp.where(starts, position - 1, 0), axis=1)
-    return jnp.maximum(position - 1 - offset, 0)
+    before_document = jax.lax.cummax(jnp.where(starts, position - 1, 0), axis=1)
+    return position - 1 - before_document + jnp.where(run == 0, start[:, None], 0)

@@ -1,0 +1,80 @@
+"""Gated linear attention, the token mixer of TransNormerLLM."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies, simple_rms_norm
+
+
+class GatedLinearAttention(nn.Module):
+    """y = W_o (u * SimpleRMSNorm(o)), o = linear attention of act(q), act(k), v (arXiv 2307.14995, section 3.2).
+
+    The norm spans the concatenated heads, and neither 1/sqrt(K) nor a denominator appears.
+
+    Attributes:
+      num_heads: H.
+      head_dim: K = V, features per head.
+      use_lrpe: encode the relative position in q and k, which doubles their width to 2K.
+      activation: name of the activation of q and k.
+      use_bias: biases in both projections.
+      norm_eps: eps of the norm.
+      init_std: standard deviation of the projections at initialisation.
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+      backend: of `linear_attention`.
+    """
+
+    num_heads: int
+    head_dim: int
+    use_lrpe: bool
+    activation: str
+    use_bias: bool
+    norm_eps: float
+    init_std: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    backend: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        log_decay: Float[Array, " H"],
+        position: Int[Array, "#B N"],
+        segment_ids: Int[Array, "B N"] | None,
+        state: Float[Array, "B H K V"] | None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"]]:
+        """Returns the mixed tokens [B, N, D] and the state after the last, [B, H, K or 2K, V] float32."""
+
+        def dense(name: str, features: tuple[int, ...] | int, axis: tuple[int, ...] | int) -> nn.DenseGeneral:
+            return nn.DenseGeneral(
+                features,
+                axis,
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.initializers.normal(self.init_std),
+                name=name,
+            )
+
+        with jax.named_scope("qkvu"):
+            qkvu = dense("qkvu", (4, self.num_heads, self.head_dim), -1)(x)
+            q, k, v, u = (qkvu[:, :, i] for i in range(4))  # [B, N, H, K]
+            act = activation(self.activation)
+            q, k = act(q), act(k)
+        if self.use_lrpe:
+            with jax.named_scope("lrpe"):
+                theta = self.param(
+                    "theta", lambda _: jnp.asarray(lrpe_frequencies(self.num_heads, self.head_dim), self.param_dtype)
+                )
+                q, k = lrpe(q, theta, position), lrpe(k, theta, position)
+        with jax.named_scope("linear_attention"):
+            out, state = linear_attention(
+                q, k, v, log_decay, initial_state=state, segment_ids=segment_ids, backend=self.backend
+            )
+        with jax.named_scope("gate"):
+            flat = simple_rms_norm(out.reshape(*out.shape[:2], -1), self.norm_eps)
+            gated = u * flat.reshape(out.shape)
+        return dense("out", x.shape[-1], (-2, -1))(gated), state

@@ -1,0 +1,40 @@
+"""SGLU, the channel mixer of TransNormerLLM."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class SimpleGLU(nn.Module):
+    """y = W_3 ((W_1 x) * (W_2 x)), a gated linear unit without activation (arXiv 2307.14995, section 3.3).
+
+    Attributes:
+      glu_dim: F, the inner width.
+      use_bias: biases in the three projections.
+      init_std: standard deviation of the projections at initialisation.
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+    """
+
+    glu_dim: int
+    use_bias: bool
+    init_std: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Mixes the channels of each token."""
+
+        def dense(name: str, features: tuple[int, ...] | int) -> nn.DenseGeneral:
+            return nn.DenseGeneral(
+                features,
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.initializers.normal(self.init_std),
+                name=name,
+            )
+
+        gate_and_value = dense("gate_and_value", (2, self.glu_dim))(x)  # [B, N, 2, F]
+        return dense("out", x.shape[-1])(gate_and_value[:, :, 0] * gate_and_value[:, :, 1])

@@ -1,0 +1,116 @@
+"""Configuration of TransNormerLLM, with the sizes of the paper and of the released checkpoints."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transnormer_jax.errors import UserError, did_you_mean
+
+REMAT_POLICIES = ("none", "dots", "full")
+DECAY_FORMS = ("released", "paper")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransNormerLLMConfig:
+    """Everything that fixes a TransNormerLLM. The defaults are the released 385M.
+
+    Attributes:
+      vocab_size: V.
+      num_layers: L.
+      model_dim: D.
+      num_heads: H; each head has D / H features.
+      glu_dim: F, the inner width of the channel mixer.
+      lrpe_layers: indices of the layers with LRPE; the paper and the released models use the first only.
+      activation: of queries and keys, a name of `ops.activation`.
+      use_bias: biases in all projections.
+      scale_embedding: multiply embeddings by sqrt(D).
+      tie_embeddings: the output projection is the embedding.
+      decay: "released" or "paper" (`ops.decay`); weights made for one are wrong under the other.
+      norm_eps: eps of every SimpleRMSNorm.
+      init_std: standard deviation of all projections and of the embedding at initialisation.
+      pad_token_id: its embedding starts at zero.
+      dtype: of the computation: "bfloat16", "float16" or "float32". States are always float32.
+      param_dtype: of the parameters.
+      remat: what the backward pass recomputes. "none": nothing; "dots": all but matrix products with weights;
+        "full": whole blocks.
+      backend: of `ops.linear_attention`.
+    """
+
+    vocab_size: int = 64000
+    num_layers: int = 24
+    model_dim: int = 1024
+    num_heads: int = 8
+    glu_dim: int = 2816
+    lrpe_layers: tuple[int, ...] = (0,)
+    activation: str = "silu"
+    use_bias: bool = False
+    scale_embedding: bool = True
+    tie_embeddings: bool = True
+    decay: str = "released"
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    pad_token_id: int = 0
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the fields do not fit together."""
+        object.__setattr__(self, "lrpe_layers", tuple(sorted(self.lrpe_layers)))
+        if self.model_dim % self.num_heads:
+            raise UserError(f"model_dim={self.model_dim} must be a multiple of num_heads={self.num_heads}.")
+        if not set(self.lrpe_layers) <= set(range(self.num_layers)):
+            raise UserError(f"lrpe_layers={self.lrpe_layers} must lie in 0 ... {self.num_layers - 1}.")
+        for name, known in (("remat", REMAT_POLICIES), ("decay", DECAY_FORMS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown {name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), known)}")
+
+    @property
+    def head_dim(self) -> int:
+        """K = V = D / H."""
+        return self.model_dim // self.num_heads
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "TransNormerLLMConfig":
+        """A named size, with some fields replaced.
+
+        "385m", "1b" and "7b" are the released models; "3b", "13b", "65b" and "175b" the paper's, where the published
+        facts leave the width of the channel mixer open and 2.75 D, the released ratio, is used. "tiny" is for tests.
+
+        >>> TransNormerLLMConfig.preset("385m").model_dim
+        1024
+        """
+        if name not in _PRESETS:
+            raise UserError(f"unknown preset {name!r}: {did_you_mean(name, _PRESETS)}")
+        return cls.from_dict(_PRESETS[name] | overrides)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "TransNormerLLMConfig":
+        """From plain values, such as those of a JSON file; an unknown field is an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise UserError(f"unknown model field {name!r}: {did_you_mean(name, known)}")
+        return cls(**fields)
+
+
+def _size(num_layers: int, model_dim: int, num_heads: int) -> dict[str, Any]:
+    return {
+        "num_layers": num_layers,
+        "model_dim": model_dim,
+        "num_heads": num_heads,
+        "glu_dim": model_dim * 11 // 4,
+    }
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": _size(2, 64, 2) | {"vocab_size": 259, "dtype": "float32"},
+    "385m": _size(24, 1024, 8),
+    "1b": _size(16, 2048, 16),
+    "3b": _size(32, 2560, 20),
+    "7b": _size(30, 4096, 32),
+    "13b": _size(36, 5120, 40),
+    "65b": _size(72, 8192, 64),
+    "175b": _size(88, 12288, 96),
+}

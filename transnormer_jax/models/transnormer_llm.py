@@ -1,0 +1,168 @@
+"""TransNormerLLM (arXiv 2307.14995), as the released checkpoints have it."""
+
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from transnormer_jax.layers import GatedLinearAttention, SimpleGLU
+from transnormer_jax.models.cache import Cache
+from transnormer_jax.models.config import TransNormerLLMConfig
+from transnormer_jax.ops import paper_log_decay, released_log_decay, simple_rms_norm, token_positions
+
+
+class TransNormerLLM(nn.Module):
+    """A causal language model on linear attention.
+
+    >>> model = TransNormerLLM(TransNormerLLMConfig.preset("tiny"))
+    >>> tokens = jnp.ones((2, 16), jnp.int32)
+    >>> variables = model.init(jax.random.key(0), tokens)
+    >>> logits, cache = model.apply(variables, tokens, cache=model.init_cache(2))  # prefill
+    >>> logits, cache = model.apply(variables, tokens[:, :1], cache=cache)  # one decoding step
+    >>> logits.shape
+    (2, 1, 259)
+    """
+
+    config: TransNormerLLMConfig
+
+    def setup(self) -> None:
+        """Declares the embedding, the scanned layers, and the head."""
+        config = self.config
+        self.embedding = self.param("embedding", _embedding_init, config)
+        if not config.tie_embeddings:
+            self.head = self.param("head", _embedding_init, config)
+        self.layers = [
+            _scanned(config, len(group))(config, group[0] in config.lrpe_layers, name=f"layers_{group[0]}")
+            for group in layer_groups(config)
+        ]
+
+    def __call__(
+        self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
+    ) -> Float[Array, "B N V"] | tuple[Float[Array, "B N V"], Cache]:
+        """Predicts the token after each token.
+
+        Args:
+          tokens: [B, N] int32.
+          segment_ids: [B, N] int32, the documents of packed rows; 0 is padding, on either side (`linear_attention`).
+          cache: what was read before. Prefill and decoding are the same call.
+
+        Returns:
+          Logits [B, N, V] float32; with `cache`, the pair (logits, new cache).
+        """
+        hidden, cache = self.hidden(tokens, segment_ids=segment_ids, cache=cache)
+        logits = self.unembed(hidden)
+        return logits if cache is None else (logits, cache)
+
+    def hidden(
+        self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
+    ) -> tuple[Float[Array, "B N D"], Cache | None]:
+        """What the head reads, [B, N, D], and the new cache: for a loss or a prefill that does not need all logits."""
+        config = self.config
+        x = jnp.asarray(self.embedding, config.dtype)[tokens]
+        if config.scale_embedding:
+            x *= jnp.asarray(np.sqrt(config.model_dim), x.dtype)
+        position = _positions(tokens, segment_ids, cache)
+        decay_form = released_log_decay if config.decay == "released" else paper_log_decay
+        log_decay = decay_form(config.num_heads, config.num_layers)
+        states = []
+        for i, (group, layers) in enumerate(zip(layer_groups(config), self.layers, strict=True)):
+            state = None if cache is None else cache.states[i]
+            x, state = layers(x, jnp.asarray(log_decay[group[0] : group[-1] + 1]), state, position, segment_ids)
+            states.append(state)
+        x = simple_rms_norm(x, config.norm_eps)
+        return x, None if cache is None else Cache(position[:, -1] + 1, tuple(states))
+
+    def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
+        """Logits, float32."""
+        head = self.embedding if self.config.tie_embeddings else self.head
+        return jnp.einsum(
+            "bnd,vd->bnv", hidden, jnp.asarray(head, self.config.dtype), preferred_element_type=jnp.float32
+        )
+
+    @nn.nowrap
+    def init_cache(self, batch_size: int) -> Cache:
+        """The memory of `batch_size` sequences of which nothing has been read."""
+        config = self.config
+        states = []
+        for group in layer_groups(config):
+            key_dim = config.head_dim * (2 if group[0] in config.lrpe_layers else 1)
+            states.append(jnp.zeros((len(group), batch_size, config.num_heads, key_dim, config.head_dim)))
+        return Cache(jnp.zeros(batch_size, jnp.int32), tuple(states))
+
+
+class Block(nn.Module):
+    """x + GLA(norm(x)), then x + SGLU(norm(x))."""
+
+    config: TransNormerLLMConfig
+    use_lrpe: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        log_decay: Float[Array, " H"],
+        state: Float[Array, "B H K V"] | None,
+        position: Int[Array, "#B N"],
+        segment_ids: Int[Array, "B N"] | None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"] | None]:
+        """Returns the tokens and, if a state was given, the state after them."""
+        config = self.config
+        shared = {
+            "use_bias": config.use_bias,
+            "init_std": config.init_std,
+            "dtype": jnp.dtype(config.dtype),
+            "param_dtype": jnp.dtype(config.param_dtype),
+        }
+        mixed, new_state = GatedLinearAttention(
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            use_lrpe=self.use_lrpe,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+            backend=config.backend,
+            name="attention",
+            **shared,
+        )(simple_rms_norm(x, config.norm_eps), log_decay, position, segment_ids, state)
+        x += mixed
+        x += SimpleGLU(config.glu_dim, name="glu", **shared)(simple_rms_norm(x, config.norm_eps))
+        self.sow("intermediates", "hidden", x)
+        return x, None if state is None else new_state
+
+
+def layer_groups(config: TransNormerLLMConfig) -> list[list[int]]:
+    """Runs of neighbouring layers that are alike (with or without LRPE): each is one scan over stacked parameters."""
+    layers = range(config.num_layers)
+    return [list(group) for _, group in itertools.groupby(layers, lambda layer: layer in config.lrpe_layers)]
+
+
+def _scanned(config: TransNormerLLMConfig, length: int) -> type[nn.Module]:
+    """Block, rematerialised by the named policy and scanned over `length` layers."""
+    block = Block
+    if config.remat != "none":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+        block = nn.remat(Block, prevent_cse=False, policy=policy)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        in_axes=(0, 0, nn.broadcast, nn.broadcast),
+        length=length,
+    )
+
+
+def _positions(
+    tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"] | None, cache: Cache | None
+) -> Int[Array, "#B N"]:
+    start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
+    if segment_ids is None:
+        return start[:, None] + jnp.arange(tokens.shape[1])[None]
+    return token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1]))
+
+
+def _embedding_init(key: Array, config: TransNormerLLMConfig) -> Float[Array, "V D"]:
+    shape, dtype = (config.vocab_size, config.model_dim), jnp.dtype(config.param_dtype)
+    table = nn.initializers.normal(config.init_std)(key, shape, dtype)
+    return table.at[config.pad_token_id].set(0)
