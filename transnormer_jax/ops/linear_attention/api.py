@@ -59,7 +59,8 @@ def linear_attention(
       UserError: shapes or dtypes do not fit, the backend is unknown, or a decay is given with causal=False.
     """
     _check(q, k, v, log_decay, initial_state, segment_ids, causal)
-    name, chunk_size = resolve_backend(backend, num_tokens=q.shape[1], chunk_size=chunk_size)
+    head_dim = max(q.shape[3], v.shape[3])
+    name, chunk_size = resolve_backend(backend, num_tokens=q.shape[1], head_dim=head_dim, chunk_size=chunk_size)
     options = Options(name, chunk_size)
 
     log_decay = jnp.zeros(q.shape[2]) if log_decay is None else jnp.asarray(log_decay, jnp.float32)

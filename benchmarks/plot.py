@@ -1,0 +1,48 @@
+"""Log-log panels side by side, under one title and over one legend."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+      title: what is shown.
+      ylabel: quantity and unit.
+      lines: name in the legend -> points (x, y), both positive, perhaps none; the same names in every panel.
+    """
+
+    title: str
+    ylabel: str
+    lines: Mapping[str, Sequence[tuple[int, float]]]
+
+
+def save_panels(panels: Sequence[Panel], *, title: str, xlabel: str, path: Path) -> None:
+    """Writes the panels as a PNG file."""
+    # A bare Figure draws by Agg: it needs neither a display nor the global state of pyplot.
+    figure = Figure(figsize=(5 * len(panels), 5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        _draw(ax, panel)
+        ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _draw(ax: Axes, panel: Panel) -> None:
+    for name, points in panel.lines.items():
+        ax.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=4, label=name)
+    ticks = sorted({x for points in panel.lines.values() for x, _ in points})
+    if not ticks:  # An empty log axis is an error to matplotlib.
+        return
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(ticks, [str(x) for x in ticks], rotation=45)
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)

@@ -1,0 +1,171 @@
+"""The attention benchmark, at lengths too small to time: what it writes, what it leaves out, what it refuses."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.attention import CONTENDERS, Settings, definition, forward, forward_backward, run
+from benchmarks.attention_report import COMPUTATIONS, Row, summarize
+from benchmarks.measure import Measurement
+from transnormer_jax.errors import UserError
+from transnormer_jax.ops.linear_attention import BACKENDS
+
+_SMALL = {"num_tokens": (8, 16), "heads": 2, "head_dim": 8, "seconds": 1e-3}
+
+
+def _run(tmp_path: Path, **settings) -> tuple[dict, dict]:
+    """Returns the summary and the JSON file of a small run, after a look at the plot."""
+    output = tmp_path / "results" / "attention.json"
+    summary = run(Settings(**(_SMALL | settings)), output, "the command")
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return summary, json.loads(output.read_text())
+
+
+def test_every_contender_is_checked_and_measured(tmp_path, capsys):
+    summary, record = _run(tmp_path)
+
+    assert record["command"] == "the command"
+    assert record["settings"]["num_tokens"] == [8, 16]
+    assert {"platform", "device_kind", "cpu_cores", "jax", "jaxlib", "date_utc"} <= record["environment"].keys()
+    assert len(record["log_decay"]) == 2
+
+    errors = record["check"]["relative_rms_error"]
+    assert errors.keys() == BACKENDS.keys()
+    assert max(errors.values()) < 1e-6
+
+    names = [(row["num_tokens"], row["backend"], row["computation"]) for row in record["rows"]]
+    assert names == list(itertools.product((8, 16), CONTENDERS, COMPUTATIONS))
+    for row in record["rows"]:
+        assert "skipped" not in row
+        assert row["median_ms"] >= row["min_ms"] > 0
+        assert row["repeats"] >= 3
+        assert row["compiler_temp_bytes"] > 0
+
+    assert summary == {"output": str(tmp_path / "results" / "attention.json"), **record["summary"]}
+    assert all(summary[computation]["num_tokens"] == 16 for computation in COMPUTATIONS)
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in table[1:-1]] == [[backend, computation] for _, backend, computation in names]
+
+
+def test_what_needs_too_much_memory_is_not_run(tmp_path, capsys):
+    summary, record = _run(tmp_path, backends=("chunked", "softmax"), max_gigabytes=1e-6)
+    assert len(record["rows"]) == 8
+    for row in record["rows"]:
+        assert row["skipped"].startswith("the compiler plans 0.00")
+        assert row["skipped"].endswith("GB, the limit is 1e-06 GB")
+        assert row["compiler_temp_bytes"] > 0
+        assert row["repeats"] == 0
+        assert "median_ms" not in row
+    assert "num_tokens" not in summary["forward"]
+    assert summary["forward"]["chunked_temp_growth_per_doubling"] > 1
+    assert capsys.readouterr().out.count("skipped: the compiler plans") == 8
+
+
+def test_what_fails_or_is_wrong_is_not_timed(tmp_path, monkeypatch):
+    def failing(*operands, **options):
+        raise NotImplementedError("no kernel for this device\nand much detail")
+
+    def wrong(q, k, v, log_decay, state, segments, **options):
+        return 1.01 * v, state
+
+    monkeypatch.setitem(BACKENDS, "quadratic", failing)
+    monkeypatch.setitem(BACKENDS, "recurrent", wrong)
+    _, record = _run(tmp_path, backends=("quadratic", "recurrent", "chunked"), num_tokens=(32,))
+    reasons = {row["backend"]: row.get("skipped") for row in record["rows"]}
+    assert reasons["quadratic"] == "NotImplementedError: no kernel for this device"
+    assert reasons["recurrent"].startswith("wrong, its relative RMS error is ")
+    assert reasons["chunked"] is None
+    assert record["check"]["relative_rms_error"].keys() == {"recurrent", "chunked"}
+
+
+def test_the_definition_is_the_recurrence():
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 7, 3, 4))
+    log_decay = np.array([0.0, -0.1, -2.0])
+    state = np.zeros((2, 3, 4, 4))
+    out = np.zeros_like(v)
+    for t in range(7):
+        state = np.exp(log_decay)[:, None, None] * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        out[:, t] = np.einsum("bhk,bhkv->bhv", q[:, t], state)
+    np.testing.assert_allclose(definition(q, k, v, log_decay), out, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "softmax"])
+def test_the_timed_gradient_is_that_of_a_weighted_sum(backend):
+    q, k, v, cotangent = jax.random.normal(jax.random.key(0), (4, 1, 70, 2, 8))
+    log_decay = jnp.array([-0.1, -0.01])
+    out, gradients = jax.jit(forward_backward(backend))(q, k, v, log_decay, cotangent)
+
+    def weighted_sum(q, k, v):
+        return jnp.sum(forward(backend)(q, k, v, log_decay) * cotangent)
+
+    np.testing.assert_allclose(out, jax.jit(forward(backend))(q, k, v, log_decay), rtol=1e-5, atol=1e-5)
+    for gradient, expected in zip(gradients, jax.jit(jax.grad(weighted_sum, (0, 1, 2)))(q, k, v), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_summary_compares_at_the_largest_common_length():
+    milliseconds = {
+        ("associative_scan", 512): 30.0,
+        ("quadratic", 512): 8.0,
+        ("chunked", 512): 2.0,
+        ("associative_scan", 1024): None,
+        ("chunked", 1024): 4.0,
+    }
+    rows = [
+        Row(backend, "forward", n, Measurement(compiler_temp_bytes=n**2, median_ms=median_ms))
+        for (backend, n), median_ms in milliseconds.items()
+    ]
+    assert summarize(rows) == {
+        "forward": {
+            "num_tokens": 512,
+            "time_associative_scan_over_chunked": 15.0,
+            "time_quadratic_over_chunked": 4.0,
+            "chunked_temp_growth_per_doubling": 4.0,
+        },
+        "forward_backward": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backends": ("chunkd",)}, "unknown backend 'chunkd': did you mean 'chunked'"),
+        ({"backends": ()}, "at least one backend"),
+        ({"num_tokens": (256, 0)}, "num_tokens is .* positive"),
+        ({"heads": -1}, "heads is -1"),
+        ({"dtype": "float64"}, "unknown dtype 'float64'"),
+        ({"max_gigabytes": float("nan")}, "max_gigabytes is nan"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**settings)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another output"):
+        run(Settings(), tmp_path / "file" / "attention.json", "")
+    with pytest.raises(UserError, match=r"ends in \.json"):
+        run(Settings(), tmp_path / "attention.png", "")
+
+
+@pytest.mark.parametrize("flag", ["--num_tokens=256,many", "--batch=one", "argument"])
+def test_a_bad_command_line_ends_in_one_sentence(flag):
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.attention", flag],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.stderr

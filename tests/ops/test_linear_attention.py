@@ -1,0 +1,235 @@
+"""Every backend equals the definition, in value and gradient; and the properties that users rely on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.ops.definition import CASES, Case, Inputs, define, define_gradients, make_inputs, relative_rms
+from transnormer_jax.errors import UserError
+from transnormer_jax.ops import linear_attention, normalized_linear_attention, resolve_backend, token_positions
+from transnormer_jax.ops.linear_attention import BACKENDS
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def apply(inputs: Inputs, backend: str, **options):
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    return linear_attention(
+        *inputs[:4],
+        initial_state=inputs.initial_state,
+        segment_ids=inputs.segment_ids,
+        backend=backend,
+        **options,
+    )
+
+
+def gradients(inputs: Inputs, backend: str) -> dict[str, jax.Array]:
+    b, _, h, k = inputs.q.shape
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    log_decay = jnp.zeros(h) if inputs.log_decay is None else inputs.log_decay
+    state = jnp.zeros((b, h, k, inputs.v.shape[-1])) if inputs.initial_state is None else inputs.initial_state
+
+    @jax.jit
+    def pull_back(q, k, v, log_decay, state):
+        def outputs(q, k, v, log_decay, state):
+            return linear_attention(
+                q, k, v, log_decay, initial_state=state, segment_ids=inputs.segment_ids, backend=backend
+            )
+
+        return jax.vjp(outputs, q, k, v, log_decay, state)[1]((inputs.d_out, inputs.d_state))
+
+    grads = pull_back(*inputs[:3], log_decay, state)
+    return dict(zip(("q", "k", "v", "log_decay", "initial_state"), grads, strict=True))
+
+
+@each_case
+@each_backend
+def test_float32_equals_definition(backend: str, case: Case):
+    inputs = make_inputs(case)
+    out, state = apply(inputs, backend)
+    expected_out, expected_state = define(inputs)
+    assert out.dtype == state.dtype == jnp.float32
+    assert relative_rms(out, expected_out) <= 2e-6
+    assert relative_rms(state, expected_state) <= 2e-6
+
+
+@each_case
+@each_backend
+def test_float32_gradients_equal_definition(backend: str, case: Case):
+    inputs = make_inputs(case)
+    actual, expected = gradients(inputs, backend), define_gradients(inputs)
+    for name, bound in {"q": 5e-6, "k": 5e-6, "v": 5e-6, "initial_state": 5e-6, "log_decay": 2e-5}.items():
+        assert relative_rms(actual[name], expected[name]) <= bound, name
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("case", [CASES[2], CASES[-1]], ids=lambda case: case.name)
+@each_backend
+def test_half_precision_equals_definition(backend: str, case: Case, dtype):
+    inputs = make_inputs(case, dtype)
+    out, state = apply(inputs, backend)
+    expected_out, expected_state = define(inputs)
+    assert out.dtype == dtype
+    assert state.dtype == jnp.float32
+    assert relative_rms(out, expected_out) <= 5e-3
+    assert relative_rms(state, expected_state) <= 5e-3
+    actual, expected = gradients(inputs, backend), define_gradients(inputs)
+    for name in expected:
+        assert relative_rms(actual[name], expected[name]) <= 5e-3, name
+
+
+@pytest.mark.parametrize("log_decay", [-0.7, -1e-5])
+@pytest.mark.parametrize("backend", ["recurrent", "associative_scan", "chunked", "chunked_associative_scan"])
+def test_long_rows_stay_finite(backend: str, log_decay: float):
+    # The decay's own gradient is the one that cancels: here it is held against float64 as well.
+    inputs = make_inputs(Case("long", (1, 65536, 4, 4, 4), [log_decay] * 4))
+    out, state = apply(inputs, backend)
+    assert np.isfinite(out).all()
+    assert np.isfinite(state).all()
+    actual, expected = gradients(inputs, backend), define_gradients(inputs)
+    for name in expected:
+        assert np.isfinite(actual[name]).all()
+    assert relative_rms(actual["log_decay"], expected["log_decay"]) <= 2e-5
+
+
+def test_causality_by_gradient():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 100, 1, 4))
+    for backend in BACKENDS:
+
+        def output_at_60(k, v, backend=backend):
+            return linear_attention(q, k, v, -0.1 * jnp.ones(1), backend=backend)[0][0, 60].sum()
+
+        for gradient in jax.grad(output_at_60, argnums=(0, 1))(k, v):
+            touched = np.abs(gradient[0]).sum((1, 2)) > 0
+            assert touched[:61].all()
+            assert not touched[61:].any()
+
+
+def test_cut_anywhere():
+    inputs = make_inputs(CASES[-1]._replace(segments=False))
+    whole, final = apply(inputs, "chunked")
+    state, pieces = inputs.initial_state, []
+    for piece in (slice(0, 1), slice(1, 130), slice(130, None)):
+        part = Inputs(*(x[:, piece] for x in inputs[:3]), inputs.log_decay, state, None, None, None)
+        out, state = apply(part, "auto")
+        pieces.append(out)
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(state, final, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_of_gradient():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 3))
+    log_decay = jnp.array([-0.3, -1e-3])
+
+    def penalty(backend):
+        def loss(q, k, v, log_decay):
+            return jnp.sum(linear_attention(q, k, v, log_decay, backend=backend, chunk_size=8)[0] ** 2)
+
+        def norm(*operands):
+            return sum(jnp.sum(g**2) for g in jax.grad(loss, argnums=(0, 1, 2, 3))(*operands))
+
+        return jax.grad(norm, argnums=(0, 1, 2, 3))(q, k, v, log_decay)
+
+    with jax.enable_x64(False):
+        for a, b in zip(penalty("chunked"), penalty("recurrent"), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
+    # Against differences of the first gradient, in a random direction.
+    direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def gradient_along(q):
+        return jax.grad(lambda q: jnp.sum(linear_attention(q, k, v, log_decay)[0] ** 3))(q)
+
+    step = 1e-2
+    difference = (gradient_along(q + step * direction) - gradient_along(q - step * direction)) / (2 * step)
+    _, pull_back = jax.vjp(gradient_along, q)
+    expected = jnp.vdot(direction, difference)  # the Hessian is symmetric
+    np.testing.assert_allclose(jnp.vdot(pull_back(direction)[0], direction), expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_not_causal_sees_the_whole_document(segments: bool):
+    inputs = make_inputs(CASES[-1]._replace(segments=segments, log_decay=None))
+    out, state = apply(inputs, "auto", causal=False, scale=0.5)
+    q, k, v = (x.astype(np.float64) for x in inputs[:3])
+    ids = inputs.segment_ids if segments else np.ones(q.shape[:2], np.int32)
+    same = (ids[:, :, None] == ids[:, None, :]) & (ids[:, :, None] != 0)
+    scores = np.einsum("bnhk,bmhk->bhnm", q, k) * same[:, None]
+    expected = np.einsum("bhnm,bmhv->bnhv", scores, v)
+    first = ids == np.max(np.where(ids == 0, 0, ids == ids[:, 7:8]) * ids, axis=1, keepdims=True)
+    expected += np.einsum("bnhk,bhkv->bnhv", q, inputs.initial_state) * first[..., None, None]
+    assert relative_rms(out, 0.5 * expected) <= 2e-6
+    if not segments:
+        assert relative_rms(state, inputs.initial_state + np.einsum("bnhk,bnhv->bhkv", k, v)) <= 2e-6
+
+
+def test_padding_on_either_side_is_invisible():
+    inputs = make_inputs(Case("padded", (2, 90, 2, 8, 8), [-0.5, -0.01], initial_state=True))
+    alone = [apply(Inputs(*(x[:, :40] for x in inputs[:3]), *inputs[3:5], None, None, None), "auto")]
+    for left in (0, 30, 50):
+        padded = [np.zeros_like(x) for x in inputs[:3]]
+        for target, source in zip(padded, inputs[:3], strict=True):
+            target[:] = 7.0  # rubbish in the padding must not matter
+            target[:, left : left + 40] = source[:, :40]
+        ids = np.zeros((2, 90), np.int32)
+        ids[:, left : left + 40] = 3
+        for backend in BACKENDS:
+            out, state = apply(Inputs(*padded, *inputs[3:5], ids, None, None), backend)
+            np.testing.assert_allclose(out[:, left : left + 40], alone[0][0], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(state, alone[0][1], rtol=1e-5, atol=1e-5)
+            assert not np.asarray(out)[ids == 0].any()
+
+
+def test_gradient_keeps_no_state_per_token():
+    shape = jax.ShapeDtypeStruct((1, 8192, 16, 128), jnp.float32)
+    log_decay = -jnp.logspace(-3, 0, 16)
+
+    def loss(q, k, v):
+        return jnp.sum(linear_attention(q, k, v, log_decay, backend="chunked")[0])
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e9
+
+
+def test_normalized_is_a_weighted_mean():
+    q, k = jax.nn.elu(jax.random.normal(jax.random.key(0), (2, 2, 70, 3, 8))) + 1
+    v = jax.random.normal(jax.random.key(1), (2, 70, 3, 5))
+    out, state = normalized_linear_attention(q, k, v, eps=0.0)
+    scores = np.einsum("bnhk,bmhk->bhnm", q, k) * np.tril(np.ones((70, 70)))
+    expected = np.einsum("bhnm,bmhv->bnhv", scores / scores.sum(-1, keepdims=True), v)
+    np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
+    again, _ = normalized_linear_attention(q[:, :1], k[:, :1], v[:, :1], eps=0.0, initial_state=state)
+    assert again.shape == (2, 1, 3, 5)
+
+
+def test_token_positions():
+    ids = jnp.array([[0, 0, 4, 4, 0, 4, 2, 2, 0], [5, 5, 5, 1, 1, 5, 5, 0, 0], [0] * 9])
+    expected = [[9, 9, 10, 11, 11, 12, 0, 1, 1], [20, 21, 22, 0, 1, 0, 1, 1, 1], [29] * 9]
+    np.testing.assert_array_equal(token_positions(ids, jnp.array([10, 20, 30])), expected)
+
+
+def test_auto_takes_one_matrix_for_a_short_row():
+    assert resolve_backend("auto", num_tokens=1, head_dim=64) == ("quadratic", 64)
+    assert resolve_backend("auto", num_tokens=65, head_dim=64) == ("chunked", 64)
+    assert resolve_backend("auto", num_tokens=65, head_dim=128) == ("quadratic", 128)
+    assert resolve_backend("auto", num_tokens=65, head_dim=128, chunk_size=32) == ("chunked", 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backend": "chunk"}, "unknown backend 'chunk': did you mean 'chunked'?"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"k": jnp.zeros((1, 5, 2, 8))}, "k has shape"),
+        ({"v": jnp.zeros((1, 4, 2, 8), jnp.bfloat16)}, "give one dtype"),
+        ({"log_decay": jnp.zeros(3)}, "log_decay has shape"),
+        ({"log_decay": jnp.zeros(2), "causal": False}, "causal=False knows no decay"),
+    ],
+)
+def test_mistakes_are_told(change, message):
+    arguments = dict.fromkeys(("q", "k", "v"), jnp.zeros((1, 4, 2, 8))) | change
+    # The annotations themselves refuse some shapes here (conftest); users get the sentence.
+    unchecked = linear_attention.__wrapped__ if hasattr(linear_attention, "__wrapped__") else linear_attention
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        unchecked(**arguments)

@@ -1,0 +1,65 @@
+"""How every command starts and fails: a mistake is one sentence and exit status 2, never a traceback."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
+from transnormer_jax.training.config import Config, default_config
+
+
+# Flags defined here belong to the command that asks for them, and its --help shows them.
+flags.disclaim_key_flags()
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, then runs `main`, which reads them from where they are defined."""
+
+    def parse_and_run() -> None:
+        app.define_help_flags()
+        logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell of every step they take.
+        _check_config_arguments(sys.argv[1:])
+        try:
+            left_over = flags.FLAGS(sys.argv)[1:]
+        except flags.Error as error:
+            raise UserError(f"{str(error).rstrip('.')}; --help lists the flags.") from error
+        if left_over:
+            raise UserError(f"unexpected argument {left_over[0]!r}: flags have the form --name=value; see --help.")
+        main()
+
+    exit_on_user_error(parse_and_run)
+
+
+def define_config_flag(*, required: bool = True) -> flags.FlagHolder:
+    """Defines --config=FILE with its overrides --config.KEY=VALUE."""
+    holder = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    if required:
+        flags.mark_flag_as_required("config")
+    return holder
+
+
+def read_config_flag(holder: flags.FlagHolder) -> Config:
+    """The configuration with its overrides, checked and frozen."""
+    return Config.from_dict(holder.value.to_dict())
+
+
+def _check_config_arguments(arguments: Sequence[str]) -> None:
+    # ml_collections answers both mistakes with a traceback.
+    known = [f"--config.{key}" for key in _keys(default_config())]
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "--config" and not Path(value).is_file():
+            raise UserError(f"there is no config file {value!r}: look in configs/.")
+        if name.startswith("--config.") and name not in known:
+            raise UserError(f"unknown config key {name}: {did_you_mean(name, known)}")
+
+
+def _keys(config: ConfigDict) -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from (f"{name}.{key}" for key in _keys(value))
+        else:
+            yield name

@@ -1,0 +1,89 @@
+"""What a tokenizer is, the one of UTF-8 bytes, and the way to all of them by name."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from transnormer_jax.data.subword_tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
+from transnormer_jax.errors import UserError
+
+_DIRECTORY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "encoder.json")
+
+
+class Tokenizer(Protocol):
+    """What the data pipeline and generation ask of a tokenizer.
+
+    A vocabulary without a begin or padding token has its end token in their place: one border token between
+    documents is GPT-2's own custom, and padding is known by its segment id 0, never by its token.
+
+    Attributes:
+      vocab_size: one more than the largest id.
+      pad_id: fills the end of a row.
+      bos_id: stands before a document.
+      eos_id: is predicted after a document.
+      fingerprint: differs between tokenizers that encode differently.
+    """
+
+    vocab_size: int
+    pad_id: int
+    bos_id: int
+    eos_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`, without begin or end; the name of a special token in it is ordinary text."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
+        """Returns `encode` of each text as an array [tokens], faster."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of `ids`, special tokens dropped; bytes that are not UTF-8 become U+FFFD."""
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Returns a tokenizer by name.
+
+    Args:
+      name: `"bytes"`; or a path: a `tokenizer.json` (Hugging Face), a `.model` (SentencePiece), or a directory with
+        one of them or with GPT-2's `vocab.json` and `merges.txt` (also as `encoder.json` and `vocab.bpe`).
+
+    Raises:
+      UserError: no such tokenizer, or its file cannot be read.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise UserError(f"unknown tokenizer {name!r}: use 'bytes' or the path of a tokenizer file or directory.")
+    if path.is_dir():
+        path = next((path / file for file in _DIRECTORY_FILES if (path / file).exists()), path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    if path.suffix == ".json":
+        return HuggingFaceTokenizer(path)
+    raise UserError(f"no tokenizer in {name!r}: it should be, or hold, one of {', '.join(_DIRECTORY_FILES)}.")
+
+
+class ByteTokenizer:
+    """Every UTF-8 byte is a token: ids 0, 1, 2 are padding, begin and end, and byte b is 3 + b."""
+
+    vocab_size = 259
+    pad_id, bos_id, eos_id = 0, 1, 2
+    fingerprint = "bytes-1"
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
+        return [3 + byte for byte in text.encode(errors="replace")]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
+        """See `Tokenizer`."""
+        contents = [np.frombuffer(text.encode(errors="replace"), np.uint8) for text in texts]
+        return [np.add(content, 3, dtype=np.uint16) for content in contents]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """See `Tokenizer`."""
+        # A model may round its vocabulary up, and predict ids that mean nothing.
+        return bytes(index - 3 for index in ids if 3 <= index < self.vocab_size).decode(errors="replace")

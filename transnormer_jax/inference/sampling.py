@@ -1,0 +1,130 @@
+"""From logits to a token: repetition penalty, temperature, top-k and top-p, in the order of Hugging Face.
+
+Every function treats each row by itself. The settings are traced, so another temperature compiles nothing.
+"""
+
+import dataclasses
+import math
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from transnormer_jax.errors import UserError
+
+
+class TracedSettings(TypedDict):
+    """The keyword arguments of `sample` that a `SamplingSettings` gives: scalars."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    repetition_penalty: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How to choose the next token.
+
+    Attributes:
+      temperature: logits are divided by it; 0 takes the likeliest token.
+      top_k: only the k likeliest tokens; 0 is no limit.
+      top_p: only the fewest likeliest tokens whose probabilities reach p in sum, at least one; 1 is no limit.
+      repetition_penalty: above 1, tokens of the prompt and of the text so far become less likely.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a setting has no meaning."""
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}: give 0 (the likeliest token) or a positive number.")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise UserError(f"top_k is {self.top_k}: give a positive number of tokens, or 0 for no limit.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: give a probability above 0 and up to 1 (no limit).")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}: give a positive number; 1 is no penalty."
+            )
+
+    def traced(self) -> TracedSettings:
+        """As arguments of `sample`."""
+        return {
+            "temperature": jnp.asarray(self.temperature, jnp.float32),
+            "top_k": jnp.asarray(min(self.top_k, jnp.iinfo(jnp.int32).max), jnp.int32),
+            "top_p": jnp.asarray(self.top_p, jnp.float32),
+            "repetition_penalty": jnp.asarray(self.repetition_penalty, jnp.float32),
+        }
+
+
+def sample(
+    keys: Key[Array, " B"],
+    logits: Float[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    *,
+    temperature: Float[Array, ""],
+    top_k: Int[Array, ""],
+    top_p: Float[Array, ""],
+    repetition_penalty: Float[Array, ""],
+) -> Int[Array, " B"]:
+    """Draws a token for each row.
+
+    Args:
+      keys: [B], a random key for each row, so that no row depends on the others.
+      logits: [B, V] float32.
+      seen: [B, V] bool, the tokens of the prompt and of the text so far.
+      temperature: scalar float32, and the others likewise: see `SamplingSettings`.
+      top_k: scalar int32.
+      top_p: scalar float32.
+      repetition_penalty: scalar float32.
+
+    Returns:
+      [B] int32.
+    """
+    logits = penalize_repetition(logits, seen, repetition_penalty)
+
+    def draw() -> Int[Array, " B"]:
+        # Without a limit there is nothing to sort, and sorting costs more than all else here.
+        limited = (top_k > 0) | (top_p < 1)
+        scaled = logits / temperature
+        kept = jax.lax.cond(limited, lambda: keep_likeliest(scaled, top_k, top_p), lambda: scaled)
+        return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32))
+
+
+def penalize_repetition(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, ""] | float
+) -> Float[Array, "B V"]:
+    """Divides positive logits of seen tokens by the penalty and multiplies negative ones (CTRL, arXiv 1909.05858)."""
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def keep_likeliest(
+    logits: Float[Array, "B V"], top_k: Int[Array, ""] | int, top_p: Float[Array, ""] | float
+) -> Float[Array, "B V"]:
+    """Sets to -inf all but the `top_k` likeliest tokens, and of these all but the nucleus of `top_p`.
+
+    The nucleus (arXiv 1904.09751) is the smallest set of likeliest tokens with a probability of at least `top_p`. Of
+    equal tokens the first counts as likelier, as in `argmax`, so that k tokens remain and never more.
+
+    Args:
+      logits: [B, V] float32.
+      top_k: 0 is no limit.
+      top_p: 1 is no limit.
+    """
+    order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    by_rank = jnp.take_along_axis(logits, order, axis=-1)
+    rank = jnp.arange(logits.shape[-1])[None]
+    kept = jnp.broadcast_to((rank < top_k) | (top_k == 0), logits.shape)
+    probability = jax.nn.softmax(jnp.where(kept, by_rank, -jnp.inf), axis=-1)
+    likelier = jnp.cumsum(probability, axis=-1) - probability
+    # Rounding may let the sum reach 1 too early.
+    kept &= (likelier < top_p) | (top_p >= 1)
+    kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
+    return jnp.where(kept, logits, -jnp.inf)

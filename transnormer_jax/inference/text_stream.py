@@ -1,0 +1,62 @@
+"""From tokens to text that will not change: whole characters, and nothing that may be the start of a stop string."""
+
+from collections.abc import Sequence
+
+from transnormer_jax.data import Tokenizer
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TextStream:
+    """The text that follows one prompt, in pieces. Their sum does not depend on how the tokens are dealt into pushes.
+
+    Attributes:
+      finished: an end token, a stop string or the last push came; later tokens are ignored.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]):
+        """Begins after the ids of `prompt`, and ends before the first of the strings `stop`."""
+        self.finished = False
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._held = ""
+        # The text of a token may depend on the one before it (a leading space, half a character). So what is decoded
+        # is a window: the tokens of an earlier push for context, then the new ones.
+        self._window = list(prompt)
+        self._context = len(self._window)
+        self._told = len(tokenizer.decode(self._window))  # characters of the window's text that are known already
+
+    def push(self, ids: list[int], *, last: bool = False) -> str:
+        """Reads tokens, and returns the text that is now certain; with `last`, all there is."""
+        if self.finished:
+            return ""
+        if self._tokenizer.eos_id in ids:
+            ids, last = ids[: ids.index(self._tokenizer.eos_id)], True
+        self._window += ids
+        text = self._held + self._decode(last)
+
+        matches = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
+        if matches:
+            # The one that ends first, as if the text had come letter by letter.
+            self.finished = True
+            return text[: min(matches)[1]]
+        self.finished = last
+        certain = len(text) if last else len(text) - self._length_of_begun_stop(text)
+        self._held = text[certain:]
+        return text[:certain]
+
+    def _decode(self, last: bool) -> str:
+        """The whole characters not told yet."""
+        text = self._tokenizer.decode(self._window)
+        whole = text if last else text.rstrip(_REPLACEMENT)
+        new = whole[self._told :]
+        self._told = max(self._told, len(whole))
+        if new and whole == text:
+            self._window = self._window[self._context :]
+            self._context = len(self._window)
+            self._told = len(self._tokenizer.decode(self._window))
+        return new
+
+    def _length_of_begun_stop(self, text: str) -> int:
+        lengths = (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        return max(lengths, default=0)

@@ -1,0 +1,132 @@
+"""Checkpoints: Orbax, asynchronous and atomic, with parameters, optimizer state and metadata as separate items.
+
+A checkpoint's metadata holds the architecture, to refuse another model's, and the position in the data.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.training.step import TrainState
+
+# Fields of the architecture that may change between two starts of a run: they alter speed or memory alone.
+_FREE_FIELDS = ("remat", "backend", "dtype")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `workdir/checkpoints/`."""
+
+    def __init__(self, workdir: Path, *, keep: int, model: TransNormerLLMConfig):
+        """Opens the directory, and makes it if need be."""
+        self._directory = workdir.absolute() / "checkpoints"
+        self._model = model
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, state: TrainState, *, rows: int) -> None:
+        """Begins to save `state`, which may be donated at once, and the number of rows of data consumed."""
+        metadata = {"model": dataclasses.asdict(self._model), "rows": rows}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            opt_state=ocp.args.StandardSave(_as_tree(state.opt_state)),
+            metadata=ocp.args.JsonSave(metadata),
+        )
+        self._manager.save(int(state.step), args=items, force=True)
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, int] | None:
+        """Returns the newest state that can be read and its rows of data, or None in a new run.
+
+        A checkpoint that cannot be read is set aside in `workdir/broken_checkpoints/`, and the one before is taken.
+
+        Args:
+          abstract: shapes, dtypes and shardings.
+
+        Raises:
+          UserError: the checkpoints are another model's, or none of them can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = self._restore_step(step, abstract)
+            except UserError:
+                raise
+            except Exception as error:
+                # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
+                aside = self._set_aside(step)
+                reason = str(error).splitlines()[0][:200]
+                print(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}.", flush=True)
+            else:
+                print(f"resumed from checkpoint {step}", flush=True)
+                return restored
+        if steps:
+            raise UserError(f"none of the {len(steps)} checkpoints in {str(self._directory)!r} can be read.")
+        return None
+
+    def wait(self) -> None:
+        """Returns when the newest checkpoint is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes what is under way."""
+        self._manager.close()
+
+    def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
+        metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
+        _check_model(metadata["model"], self._model)
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params),
+                opt_state=ocp.args.StandardRestore(_as_tree(abstract.opt_state)),
+            ),
+        )
+        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), jax.tree.leaves(items.opt_state))
+        count = jax.device_put(jax.numpy.asarray(step, abstract.step.dtype), abstract.step.sharding)
+        return TrainState(count, items.params, opt_state), metadata["rows"]
+
+    def _set_aside(self, step: int) -> Path:
+        aside = self._directory.parent / "broken_checkpoints" / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        while aside.exists():
+            aside = aside.with_name(aside.name + "_")
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
+
+
+def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
+    """Returns the newest step and its parameters alone, for evaluation and generation.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    directory = workdir.absolute() / "checkpoints"
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    if not steps:
+        raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return steps[-1], checkpointer.restore(directory / str(steps[-1]) / "params", target)
+
+
+def _check_model(saved: dict[str, Any], ours: TransNormerLLMConfig) -> None:
+    ours_as_json = json.loads(json.dumps(dataclasses.asdict(ours)))
+    for field, value in ours_as_json.items():
+        if field not in _FREE_FIELDS and saved.get(field) != value:
+            raise UserError(
+                f"the workdir holds a model with {field}={saved.get(field)!r}, the config says {value!r}: "
+                "use another --workdir or the config of that run."
+            )
+
+
+def _as_tree(opt_state: Any) -> list[Any]:
+    # As a list of arrays: optax's own state types may change between versions, the order of their leaves seldom does.
+    return jax.tree.leaves(opt_state)

@@ -1,0 +1,138 @@
+"""The configuration of a run: frozen dataclasses, filled from a file in `configs/` and from the command line."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from transnormer_jax.data import DataConfig
+from transnormer_jax.distributed import MeshConfig
+from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.models import TransNormerLLMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping by global norm, and a learning rate that warms up first.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: after the warm-up, "cosine": half a cosine down to the end; "wsd" (warm-up, stable, decay): the peak,
+        then a straight line down over the last `decay_fraction` of the run.
+      warmup_steps: steps of linear warm-up from 0.
+      decay_fraction: share of all steps in the last phase of "wsd".
+      final_fraction: learning rate at the end / peak.
+      b1: AdamW's.
+      b2: AdamW's.
+      eps: AdamW's.
+      weight_decay: on matrices only (projections and embedding), times the learning rate.
+      clip_norm: bound on the global norm of the gradient; 0 does not clip.
+    """
+
+    learning_rate: float = 3e-4
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on whole documents.
+
+    Attributes:
+      every: steps between evaluations during training; 0 evaluates at the end only.
+      max_tokens: of the split during training, in whole documents; 0 takes all. `eval.py` always takes all.
+      batch_size: rows, over all hosts.
+      window: tokens per row and call; the state is carried on, so this sets memory and speed, not the result.
+    """
+
+    every: int = 500
+    max_tokens: int = 0
+    batch_size: int = 16
+    window: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+      model: architecture.
+      data: text and tokenizer.
+      optimizer: optimizer and schedule.
+      evaluation: held-out loss.
+      mesh: devices.
+      seed: of the initial parameters and of the order of the data.
+      num_steps: optimizer steps in all.
+      batch_size: rows per step, over all hosts.
+      sequence_length: N, tokens per row.
+      accumulation_steps: micro-batches per step, which bounds memory and does not change the result.
+      max_skipped_steps: the run stops after this many steps in a row whose loss or gradient is not finite.
+      log_every: steps between lines of metrics.
+      checkpoint_every: steps between checkpoints.
+      keep_checkpoints: newest ones that stay on disk.
+      profile_at: step at which a profile of `profile_steps` steps begins, for TensorBoard; 0 takes none.
+      profile_steps: length of the profile.
+      wandb_project: Weights & Biases project to log to as well, or "".
+    """
+
+    model: TransNormerLLMConfig = dataclasses.field(default_factory=TransNormerLLMConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    seed: int = 0
+    num_steps: int = 1000
+    batch_size: int = 32
+    sequence_length: int = 1024
+    accumulation_steps: int = 1
+    max_skipped_steps: int = 10
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    profile_at: int = 0
+    profile_steps: int = 5
+    wandb_project: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the fields do not fit together."""
+        for name in ("num_steps", "batch_size", "sequence_length", "accumulation_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.{name}={getattr(self, name)} must be at least 1.")
+        if self.batch_size % self.accumulation_steps:
+            raise UserError(
+                f"config.batch_size={self.batch_size} must be a multiple of "
+                f"config.accumulation_steps={self.accumulation_steps}."
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
+        """From a (nested) dictionary, such as a ConfigDict or a run's config.json; an unknown key is an error."""
+        return _build(cls, values, "config")
+
+
+def default_config(**model: Any) -> ConfigDict:
+    """Every key of a run with its default, for a file in `configs/` to change; `model` replaces fields of the model."""
+    return ConfigDict(dataclasses.asdict(Config(model=TransNormerLLMConfig(**model))))
+
+
+def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    fields = typing.get_type_hints(cls)
+    built = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"unknown config key {path}.{name}: {did_you_mean(name, fields)}")
+        kind = fields[name]
+        if dataclasses.is_dataclass(kind):
+            built[name] = _build(kind, value, f"{path}.{name}")
+        else:
+            built[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**built)

@@ -1,0 +1,219 @@
+"""The training program, from a configuration to a finished run. Run again, it resumes."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from transnormer_jax.data import PackedRows, TokenizedDocuments, Tokenizer, load_split, load_tokenizer, train_batches
+from transnormer_jax.distributed import batch_sharding, make_mesh, state_shardings
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLM
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.tasks.causal_lm import Batch
+from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.evaluation import EvaluationResult, Evaluator
+from transnormer_jax.training.metrics import MetricWriter
+from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.progress import Progress, duration
+from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
+from transnormer_jax.training.stop_signal import StopSignal
+from transnormer_jax.training.workdir import write_config
+
+
+def train(config: Config, workdir: Path) -> EvaluationResult | None:
+    """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
+
+    Returns:
+      The last evaluation, or None if a signal stopped the run.
+
+    Raises:
+      UserError: something in the configuration, the data or the workdir does not fit, or too many steps in a row were
+        not finite.
+    """
+    # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
+    mesh = make_mesh(config.mesh)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    _check(config, tokenizer)
+    schedule = make_schedule(config.optimizer, config.num_steps)
+    train_documents = load_split(config.data, tokenizer, config.data.train_split)
+    eval_documents = load_split(config.data, tokenizer, config.data.eval_split)
+    if config.evaluation.max_tokens:
+        eval_documents = eval_documents.head(config.evaluation.max_tokens)
+    rows = PackedRows(
+        train_documents,
+        config.sequence_length,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        seed=config.seed,
+    )
+
+    # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
+    task = CausalLM(TransNormerLLM(config.model))
+    optimizer = make_optimizer(config.optimizer, schedule)
+
+    def init(key: jax.Array) -> TrainState:
+        params = task.init(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(init, key)
+    shardings = state_shardings(abstract, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, model=config.model)
+    restored = checkpoints.restore(abstract)
+    with jax.set_mesh(mesh):
+        state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(key), 0)
+    first_step = int(state.step)
+
+    # ---- Tell what will run. ----
+    write_config(workdir, config)
+    writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
+    _introduce(config, workdir, mesh, state, train_documents, eval_documents, rows.rows_per_epoch)
+
+    # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
+    batch_layout = batch_sharding(mesh)
+    shape = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32, sharding=batch_layout)
+    abstract_batch = dict.fromkeys(("inputs", "targets", "segment_ids"), shape)
+    train_step = jax.jit(
+        make_train_step(task, optimizer, schedule, config.accumulation_steps),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    begin = time.perf_counter()
+    with jax.set_mesh(mesh):
+        compiled_step = train_step.lower(abstract, abstract_batch).compile()
+    compile_seconds = time.perf_counter() - begin
+    print(f"compiled the training step in {compile_seconds:.1f} s", flush=True)
+    writer.write(first_step, {"compile_seconds": compile_seconds})
+
+    # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
+    evaluator = Evaluator(task, tokenizer, config.evaluation, mesh)
+    batches = _batches(config, rows, rows_read, batch_layout)
+    progress = Progress(config.model, config.num_steps, first_step)
+    pending: StepMetrics | None = None
+    result = None
+
+    def read_pending(step: int) -> None:
+        if pending is None:
+            return
+        scalars = {name: float(value) for name, value in jax.device_get(pending)._asdict().items()}
+        progress.count(scalars["tokens"])
+        if scalars["skipped_in_a_row"] >= config.max_skipped_steps:
+            raise UserError(
+                f"the loss or gradient was not finite in {config.max_skipped_steps} steps in a row, up to step {step}: "
+                "lower config.optimizer.learning_rate or look at the data; checkpoints are kept."
+            )
+        if step % config.log_every == 0 or step == config.num_steps:
+            scalars |= progress.rates(step)
+            writer.write(step, scalars)
+            print(progress.line(step, scalars), flush=True)
+
+    def evaluate(step: int) -> EvaluationResult:
+        with progress.pause():
+            result = evaluator(state.params, eval_documents)
+            writer.write(step, {f"eval/{name}": value for name, value in result._asdict().items()})
+            print(
+                f"step {step} | held out: {result.bits_per_byte:.4f} bits/byte | perplexity {result.perplexity:.3f} | "
+                f"{result.documents} documents, {result.bytes:,} bytes | {duration(result.seconds)}",
+                flush=True,
+            )
+        return result
+
+    def save(step: int) -> None:
+        with progress.pause():
+            checkpoints.save(state, rows=rows_read)
+
+    try:
+        with StopSignal() as stop, jax.set_mesh(mesh):
+            for step in range(first_step + 1, config.num_steps + 1):
+                if step == config.profile_at:
+                    jax.profiler.start_trace(str(workdir / "tensorboard"))
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = compiled_step(state, next(batches))
+                rows_read += config.batch_size
+                read_pending(step - 1)
+                pending = metrics
+                if step == config.profile_at + config.profile_steps - 1 and config.profile_at:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                if config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps:
+                    evaluate(step)
+                if stop or step % config.checkpoint_every == 0 or step == config.num_steps:
+                    save(step)
+                if stop:
+                    break
+            read_pending(int(state.step))
+            if stop and int(state.step) < config.num_steps:
+                print(
+                    f"stopped by {stop.name} after step {int(state.step)}; run the same command to resume", flush=True
+                )
+            else:
+                result = evaluate(int(state.step))
+    finally:
+        checkpoints.close()
+        writer.close()
+    return result
+
+
+def _check(config: Config, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"tokenizer {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, the model config.model.vocab_size="
+            f"{config.model.vocab_size}: set it to {tokenizer.vocab_size} or more."
+        )
+    for name, size in (
+        ("config.batch_size / config.accumulation_steps", config.batch_size // config.accumulation_steps),
+        ("config.evaluation.batch_size", config.evaluation.batch_size),
+    ):
+        if size % jax.device_count():
+            raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices.")
+
+
+def _batches(config: Config, rows: PackedRows, rows_read: int, layout: jax.sharding.Sharding) -> Iterator[Batch]:
+    local = train_batches(
+        rows,
+        batch_size=config.batch_size,
+        first_row=rows_read,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in local:
+        yield {name: jax.make_array_from_process_local_data(layout, array) for name, array in batch.items()}
+
+
+def _introduce(
+    config: Config,
+    workdir: Path,
+    mesh: Mesh,
+    state: TrainState,
+    train_documents: TokenizedDocuments,
+    eval_documents: TokenizedDocuments,
+    rows_per_epoch: int,
+) -> None:
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]
+    }
+    width = max(map(len, sizes))
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
+    )
+    for name, x in sizes.items():
+        print(f"  {name:{width}}  {x.dtype}{list(x.shape)}  {x.size:,}")
+    total = sum(int(np.prod(x.shape)) for x in sizes.values())
+    print(f"{total:,} parameters; {dataclasses.asdict(config.model)}")
+    steps = rows_per_epoch / config.batch_size
+    print(
+        f"{len(train_documents):,} documents and {train_documents.num_tokens:,} tokens to train on "
+        f"({steps:,.1f} steps an epoch), {len(eval_documents):,} held out with {eval_documents.num_tokens:,}",
+        flush=True,
+    )

@@ -1,0 +1,82 @@
+"""One training step: gradients of summed losses, divided once, and an update that is skipped if not finite."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from transnormer_jax.tasks import CausalLM, Sums
+from transnormer_jax.tasks.causal_lm import Batch, Params
+
+
+class TrainState(NamedTuple):
+    """All that a run changes."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """What one step reports, scalars."""
+
+    loss: Float[Array, ""]  # nats per token
+    accuracy: Float[Array, ""]
+    tokens: Float[Array, ""]  # predicted, padding not counted
+    grad_norm: Float[Array, ""]  # before clipping
+    learning_rate: Float[Array, ""]
+    skipped_steps: Int[Array, ""]  # since the beginning of the run
+    skipped_in_a_row: Int[Array, ""]
+
+
+def make_train_step(
+    task: CausalLM, optimizer: optax.GradientTransformation, schedule: optax.Schedule, accumulation_steps: int
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """Returns the function to jit. It takes a batch of arrays [B, N]."""
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        gradients, sums = accumulate_gradients(task, state.params, batch, accumulation_steps)
+        loss = sums.loss / sums.tokens
+        # A loss that overflows is a bad step, whatever its gradient.
+        gradients = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = StepMetrics(
+            loss=loss,
+            accuracy=sums.correct / sums.tokens,
+            tokens=sums.tokens,
+            grad_norm=optax.global_norm(gradients),
+            learning_rate=schedule(state.step - state.opt_state.total_notfinite),
+            skipped_steps=opt_state.total_notfinite,
+            skipped_in_a_row=opt_state.notfinite_count,
+        )
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return train_step
+
+
+def accumulate_gradients(task: CausalLM, params: Params, batch: Batch, steps: int) -> tuple[Params, Sums]:
+    """Gradient of the mean loss over all tokens of the batch, by `steps` micro-batches.
+
+    Micro-batches with more padding weigh less: losses are summed and divided by all tokens once.
+    """
+
+    def summed_loss(params: Params, batch: Batch) -> tuple[Array, Sums]:
+        sums, _ = task.sums(params, batch)
+        return sums.loss, sums
+
+    gradient = jax.grad(summed_loss, has_aux=True)
+    if steps == 1:
+        gradients, sums = gradient(params, batch)
+    else:
+        # Row i goes to micro-batch i % steps: each then lies on all devices, as the whole batch does.
+        micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, steps, *x.shape[1:]), 0, 1), dict(batch))
+
+        def add(total: Any, batch: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, batch)), None
+
+        zero = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(())] * 3))
+        (gradients, sums), _ = jax.lax.scan(add, zero, micro)
+    return jax.tree.map(lambda g: g / sums.tokens, gradients), sums

@@ -1,0 +1,68 @@
+"""A run's directory: config.json, checkpoints/, metrics.jsonl, and what reads a finished or running run."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from transnormer_jax.data import Tokenizer, load_tokenizer
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.training.checkpoints import restore_params
+from transnormer_jax.training.config import Config
+
+
+class Run(NamedTuple):
+    """A trained model and all that is needed to use it."""
+
+    config: Config
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+
+    @property
+    def model_config(self) -> TransNormerLLMConfig:
+        """The architecture."""
+        return self.config.model
+
+
+def load_workdir(workdir: Path | str) -> Run:
+    """Reads a run's newest checkpoint: parameters only, onto one device.
+
+    Raises:
+      UserError: the directory holds no run, or no checkpoint yet.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    task = CausalLM(TransNormerLLM(config.model))
+    step, params = restore_params(workdir, jax.eval_shape(task.init, jax.random.key(0)))
+    return Run(config, params, tokenizer, step)
+
+
+def read_config(workdir: Path) -> Config:
+    """The resolved configuration that a run began with.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{str(workdir)!r} holds no run: give the --workdir of a run of train.py.")
+    return Config.from_dict(json.loads(path.read_text()))
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Writes config.json."""
+    write_json(workdir / "config.json", dataclasses.asdict(config))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file that appears at once and whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    scratch.replace(path)
