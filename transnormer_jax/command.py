@@ -10,7 +10,6 @@ from ml_collections import ConfigDict, config_flags
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
 from transnormer_jax.training.config import Config, default_config
 
-
 # Flags defined here belong to the command that asks for them, and its --help shows them.
 flags.disclaim_key_flags()
 

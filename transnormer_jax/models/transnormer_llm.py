@@ -1,6 +1,7 @@
 """TransNormerLLM (arXiv 2307.14995), as the released checkpoints have it."""
 
 import itertools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -110,7 +111,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"] | None]:
         """Returns the tokens and, if a state was given, the state after them."""
         config = self.config
-        shared = {
+        shared: dict[str, Any] = {
             "use_bias": config.use_bias,
             "init_std": config.init_std,
             "dtype": jnp.dtype(config.dtype),

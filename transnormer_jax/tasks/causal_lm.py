@@ -36,19 +36,28 @@ class CausalLM:
         """Parameters at initialisation."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def sums(self, params: Params, batch: Batch, cache: Cache | None = None) -> tuple[Sums, Cache | None]:
-        """Sums over the batch; with a cache, the rows go on from it, and the new cache is returned."""
+    def sums(self, params: Params, batch: Batch) -> Sums:
+        """Sums over the batch, each row read from nothing."""
+        return self._sums(params, batch, None)[0]
+
+    def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
+        """Sums over the batch, each row going on from the cache, and the cache after it."""
+        return self._sums(params, batch, cache)
+
+    def _sums(self, params: Params, batch: Batch, cache: Cache | None) -> tuple[Sums, Any]:
         variables = {"params": params}
-        hidden, cache = self.model.apply(
+        hidden: Any
+        after: Any
+        hidden, after = self.model.apply(
             variables, batch["inputs"], segment_ids=batch["segment_ids"], cache=cache, method="hidden"
         )
 
-        def unembed(hidden: Array) -> Array:
+        def unembed(hidden: Array) -> Any:
             return self.model.apply(variables, hidden, method="unembed")
 
         weights = (batch["segment_ids"] != 0).astype(jnp.float32)
         vocab_size = self.model.config.vocab_size
-        return cross_entropy_sums(unembed, hidden, batch["targets"], weights, vocab_size), cache
+        return cross_entropy_sums(unembed, hidden, batch["targets"], weights, vocab_size), after
 
 
 def cross_entropy_sums(

@@ -124,7 +124,7 @@ def default_config(**model: Any) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(Config(model=TransNormerLLMConfig(**model))))
 
 
-def _build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
     fields = typing.get_type_hints(cls)
     built = {}
     for name, value in values.items():

@@ -83,7 +83,7 @@ class Evaluator:
             jnp.where(keep, cache.position, 0),
             tuple(jnp.where(keep[None, :, None, None, None], state, 0) for state in cache.states),
         )
-        sums, cache = self._task.sums(params, batch, cache)
+        sums, cache = self._task.sums_from(params, batch, cache)
         return cache, sums
 
 

@@ -47,7 +47,7 @@ def make_train_step(
             loss=loss,
             accuracy=sums.correct / sums.tokens,
             tokens=sums.tokens,
-            grad_norm=optax.global_norm(gradients),
+            grad_norm=optax.tree.norm(gradients),
             learning_rate=schedule(state.step - state.opt_state.total_notfinite),
             skipped_steps=opt_state.total_notfinite,
             skipped_in_a_row=opt_state.notfinite_count,
@@ -64,7 +64,7 @@ def accumulate_gradients(task: CausalLM, params: Params, batch: Batch, steps: in
     """
 
     def summed_loss(params: Params, batch: Batch) -> tuple[Array, Sums]:
-        sums, _ = task.sums(params, batch)
+        sums = task.sums(params, batch)
         return sums.loss, sums
 
     gradient = jax.grad(summed_loss, has_aux=True)

@@ -1,0 +1,49 @@
+"""Schedules and the optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transnormer_jax.errors import UserError
+from transnormer_jax.training.config import OptimizerConfig
+from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+
+
+def test_cosine_schedule():
+    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1), 110)
+    np.testing.assert_allclose([schedule(0), schedule(4), schedule(9), schedule(10)], [0.1, 0.5, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose([schedule(60), schedule(110)], [0.55, 0.1], rtol=1e-5)
+
+
+def test_warmup_stable_decay_schedule():
+    config = OptimizerConfig(learning_rate=1.0, schedule="wsd", warmup_steps=10, decay_fraction=0.2, final_fraction=0.0)
+    schedule = make_schedule(config, 100)
+    np.testing.assert_allclose([schedule(0), schedule(9), schedule(50), schedule(80)], [0.1, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose([schedule(90), schedule(100)], [0.5, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "linear", "warmup_steps": 1}, "choose 'cosine' or 'wsd'"),
+        ({"warmup_steps": 100}, "must be less than num_steps"),
+        ({"schedule": "wsd", "warmup_steps": 50, "decay_fraction": 0.6}, "no room"),
+    ],
+)
+def test_mistakes_are_told(fields, message):
+    with pytest.raises(UserError, match=message):
+        make_schedule(OptimizerConfig(**fields), 100)
+
+
+def test_only_matrices_decay():
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(config, lambda step: 0.1)
+    attention = {"qkvu": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "theta": jnp.ones(2)}
+    params = {"embedding": jnp.ones(2), "attention": attention}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["embedding"], -0.05)
+    np.testing.assert_allclose(updates["attention"]["qkvu"]["kernel"], -0.05)
+    assert not updates["attention"]["qkvu"]["bias"].any()
+    assert not updates["attention"]["theta"].any()

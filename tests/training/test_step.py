@@ -1,0 +1,112 @@
+"""One training step: accumulation, bad steps, and many devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transnormer_jax.distributed import MeshConfig, batch_sharding, make_mesh, state_shardings
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.training.config import OptimizerConfig
+from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.step import TrainState, accumulate_gradients, make_train_step
+
+TASK = CausalLM(TransNormerLLM(TransNormerLLMConfig.preset("tiny", init_std=0.1)))
+
+
+def make_batch(seed: int = 0):
+    """Rows with very different amounts of padding."""
+    inputs, targets = jax.random.randint(jax.random.key(seed), (2, 16, 32), 3, 259)
+    lengths = np.random.default_rng(seed).integers(1, 33, 16)
+    segment_ids = jnp.asarray(np.arange(32)[None] < lengths[:, None], jnp.int32)
+    return {"inputs": inputs, "targets": targets, "segment_ids": segment_ids}
+
+
+def make_state_and_step(accumulation_steps: int = 1):
+    config = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
+    schedule = make_schedule(config, 100)
+    optimizer = make_optimizer(config, schedule)
+    params = TASK.init(jax.random.key(0))
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return state, make_train_step(TASK, optimizer, schedule, accumulation_steps)
+
+
+def assert_trees_close(actual, expected, tolerance: float):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(np.abs(b).max(), 1e-6))
+
+
+@pytest.mark.parametrize("steps", [2, 16])
+def test_accumulation_weighs_tokens_not_batches(steps):
+    params, batch = TASK.init(jax.random.key(0)), make_batch()
+    accumulate = jax.jit(accumulate_gradients, static_argnums=(0, 3))
+    whole, sums = accumulate(TASK, params, batch, 1)
+    parts, part_sums = accumulate(TASK, params, batch, steps)
+    assert sums.tokens == part_sums.tokens == (batch["segment_ids"] != 0).sum()
+    assert_trees_close(parts, whole, 1e-4)
+
+
+def test_loss_goes_down():
+    state, step = make_state_and_step()
+    step, batch = jax.jit(step), make_batch()
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics.loss))
+    assert losses[0] == pytest.approx(np.log(259), rel=0.2)
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(state.step) == 20
+
+
+@pytest.mark.parametrize("poison", ["gradient", "loss"])
+def test_a_bad_step_changes_nothing_and_is_counted(poison):
+    state, step = make_state_and_step()
+    step = jax.jit(step)
+    state, _ = step(state, make_batch())
+    good_embedding = state.params["embedding"]
+    # An infinite embedding row makes the loss infinite; a batch without tokens divides by zero.
+    bad_batch, bad_state = make_batch(1), state
+    if poison == "loss":
+        bad_state = state._replace(params={**state.params, "embedding": good_embedding.at[5].set(jnp.inf)})
+    else:
+        bad_batch = {**bad_batch, "segment_ids": jnp.zeros((16, 32), jnp.int32)}
+    after, metrics = step(bad_state, bad_batch)
+    assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (1, 1)
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(bad_state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    after, metrics = step(after, bad_batch) if poison == "gradient" else step(after, make_batch(2))
+    assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (2, 2)
+    # A good step is taken as if the bad ones had not been, and ends the row of them.
+    after = after._replace(params=state.params)
+    recovered, metrics = step(after, make_batch(3))
+    assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (2, 0)
+    expected, _ = step(state, make_batch(3))
+    for a, b in zip(jax.tree.leaves(recovered.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=-1, fsdp=2)])
+def test_eight_devices_equal_one(mesh_config):
+    state, step = make_state_and_step(accumulation_steps=2)
+    batch = make_batch()
+    expected_state, expected = jax.jit(step)(state, batch)
+    mesh = make_mesh(mesh_config)
+    shardings = state_shardings(state, mesh)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(state, shardings)
+        sharded_step = jax.jit(step, out_shardings=(shardings, None))
+        actual_state, actual = sharded_step(placed, jax.device_put(batch, batch_sharding(mesh)))
+    np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-5)
+    np.testing.assert_allclose(actual.grad_norm, expected.grad_norm, rtol=1e-4)
+    # Adam divides by the gradient's own size, so a tiny gradient's rounding shows: compare the moments instead.
+    assert_trees_close(actual_state.opt_state.inner_state[1][0].mu, expected_state.opt_state.inner_state[1][0].mu, 1e-4)
+    kernel = actual_state.params["layers_1"]["glu"]["out"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // mesh.shape["fsdp"]
+
+
+def test_a_mesh_that_does_not_fit_is_told():
+    for config in (MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=-1, fsdp=-1)):
+        with pytest.raises(UserError, match="does not fit 8 devices"):
+            make_mesh(config)
