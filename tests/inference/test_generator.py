@@ -34,7 +34,7 @@ class Letters:
 def params():
     params = MODEL.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     # As after training: an embedding of padding that would be noticed, and bound to a device.
-    params["embedding"] = params["embedding"].at[Letters.pad_id].set(3.0)
+    params["embedding"] = params["embedding"].at[Letters.pad_id].set(params["embedding"][5])
     return jax.device_put(params, jax.devices()[0])
 
 
