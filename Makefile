@@ -1,0 +1,35 @@
+# Two commands do all set-up: `make quickstart` and `make test`.
+.PHONY: quickstart test lint
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+WORKDIR := runs/quickstart
+
+# Install, train for a few minutes on two CPU cores, evaluate on held-out files, and write some Python.
+quickstart: $(VENV)/installed
+	$(PYTHON) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(PYTHON) eval.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+	$(PYTHON) -m transnormer_jax.generate --workdir=$(WORKDIR) --prompt="def " --max_new_tokens=300
+
+# Install, check style, types and the direction of imports, and run every test.
+test: $(VENV)/installed-dev lint
+	$(VENV)/bin/pytest -n 2
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+$(VENV)/bin/python:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
+	  { echo "error: python3 is older than 3.12: install Python 3.12 or newer, or activate it first."; exit 2; }
+	python3 -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed
