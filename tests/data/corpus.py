@@ -18,6 +18,11 @@ class ListDocuments:
         self.documents = [np.array(document, np.uint16) for document in documents]
         self.lengths = np.array([len(document) for document in self.documents], np.int64)
 
+        self.num_bytes = self.lengths
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
     def __getitem__(self, index: int) -> np.ndarray:
         return self.documents[index]
 

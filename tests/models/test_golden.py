@@ -32,13 +32,12 @@ def variables(golden):
 
     def block(layer):
         qkvu, out = weight(layer, "token_mixer.qkvu_proj"), weight(layer, "token_mixer.out_proj")
-        gate, value = weight(layer, "channel_mixer.l1"), weight(layer, "channel_mixer.l2")
         attention = {"qkvu": {"kernel": qkvu.reshape(32, 4, 4, 8)}, "out": {"kernel": out.reshape(4, 8, 32)}}
         if layer == 0:
             attention["theta"] = golden["param/model.layers.0.token_mixer.lrpe.theta"][:, 0]
         glu = {
-            "gate_and_value": {"kernel": np.stack([gate, value], axis=1)},
-            "out": {"kernel": weight(layer, "channel_mixer.l3")},
+            name: {"kernel": weight(layer, f"channel_mixer.{theirs}")}
+            for name, theirs in {"gate": "l1", "value": "l2", "out": "l3"}.items()
         }
         return {"attention": attention, "glu": glu}
 

@@ -95,6 +95,10 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(config, finished, tmp_
     for file in (workdir / "checkpoints" / "40" / "params").rglob("*"):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[:50])
+    status, out, err = run("eval.py", f"--workdir={workdir}")
+    assert status == 0, err
+    assert "checkpoint 40 is broken" in err
+    assert json.loads(out.splitlines()[-1])["step"] == 35
     status, out, err = run("train.py", f"--config={config}", f"--workdir={workdir}")
     assert status == 0, err
     assert "checkpoint 40 is broken" in out

@@ -1,7 +1,8 @@
-"""Training rows: the documents of an epoch in random order, end to end, cut into rows of one length."""
+"""Training rows: documents in random order, end to end, cut into rows of one length, which are shuffled again."""
 
 import sys
 import threading
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,8 @@ class PackedRows:
     """An endless random-access source of rows, a pure function of `(seed, row index)`.
 
     Row r belongs to epoch r // `rows_per_epoch`. Each epoch has its own order of the documents and holds every token
-    once; what is left of its last row is padding. A document longer than the rest of a row goes on in the next row.
+    once; what is left at the end of the line is padding. A document longer than the rest of a row goes on in the next
+    row of the line. The rows then come in random order: neighbours in a batch would otherwise be parts of one document.
 
     Attributes:
       rows_per_epoch: rows that hold all documents once.
@@ -34,7 +36,7 @@ class PackedRows:
         self._sequence_length = sequence_length
         self._special = {"bos_id": bos_id, "eos_id": eos_id, "pad_id": pad_id}
         self._seed = seed
-        self._lines: dict[int, Concatenation] = {}
+        self._epochs: dict[int, _Epoch] = {}
         self._lock = threading.Lock()
         self.rows_per_epoch = -(-int((documents.lengths + 1).sum()) // sequence_length)
 
@@ -46,24 +48,37 @@ class PackedRows:
 
         Segments are numbered 1, 2, ... from the start of the row; 0 is padding.
         """
-        epoch, row_in_epoch = divmod(row, self.rows_per_epoch)
-        start = row_in_epoch * self._sequence_length
-        inputs, targets, places = self._line(epoch).window(start, self._sequence_length)
+        number, row_in_epoch = divmod(row, self.rows_per_epoch)
+        epoch = self._epoch(number)
+        start = int(epoch.row_order[row_in_epoch]) * self._sequence_length
+        inputs, targets, places = epoch.line.window(start, self._sequence_length)
         segment_ids = np.where(places > 0, places - places[0] + 1, 0)
         return {"inputs": inputs, "targets": targets, "segment_ids": segment_ids}
 
-    def _line(self, epoch: int) -> Concatenation:
+    def row_order(self, epoch: int) -> Int64s:
+        """Returns where each row of an epoch lies in the line of its documents, int64 [rows_per_epoch]."""
+        return self._epoch(epoch).row_order
+
+    def _epoch(self, number: int) -> "_Epoch":
         with self._lock:  # Threads that enter an epoch together sort it once.
-            if epoch not in self._lines:
-                order = _permutation(len(self._documents.lengths), self._seed, epoch)
-                line = Concatenation(self._documents, order, **self._special)
+            if number not in self._epochs:
+                documents = _permutation(len(self._documents.lengths), self._seed, number, 0)
+                epoch = _Epoch(
+                    Concatenation(self._documents, documents, **self._special),
+                    _permutation(self.rows_per_epoch, self._seed, number, 1),
+                )
                 # Threads that read ahead are on both sides of the border between two epochs.
-                before = {epoch - 1: self._lines[epoch - 1]} if epoch - 1 in self._lines else {}
-                self._lines = {**before, epoch: line}
-            return self._lines[epoch]
+                before = {number - 1: self._epochs[number - 1]} if number - 1 in self._epochs else {}
+                self._epochs = {**before, number: epoch}
+            return self._epochs[number]
 
 
-def _permutation(size: int, seed: int, epoch: int) -> Int64s:
+class _Epoch(NamedTuple):
+    line: Concatenation
+    row_order: Int64s
+
+
+def _permutation(size: int, *seed: int) -> Int64s:
     # NumPy keeps the raw stream of a bit generator the same for ever, but not `Generator.permutation`.
-    keys = np.random.PCG64([seed, epoch]).random_raw(size)
+    keys = np.random.PCG64(seed).random_raw(size)
     return np.argsort(keys, kind="stable")

@@ -61,7 +61,8 @@ class GatedLinearAttention(nn.Module):
 
         with jax.named_scope("qkvu"):
             qkvu = dense("qkvu", (4, self.num_heads, self.head_dim), -1)(x)
-            q, k, v, u = (qkvu[:, :, i] for i in range(4))  # [B, N, H, K]
+            # Not by indexing: the gradient of a split is one concatenation, that of four slices is four padded copies.
+            q, k, v, u = (jnp.squeeze(x, 2) for x in jnp.split(qkvu, 4, axis=2))  # [B, N, H, K]
             act = activation(self.activation)
             q, k = act(q), act(k)
         if self.use_lrpe:

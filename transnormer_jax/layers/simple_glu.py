@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 
 class SimpleGLU(nn.Module):
-    """y = W_3 ((W_1 x) * (W_2 x)), a gated linear unit without activation (arXiv 2307.14995, section 3.3).
+    """y = W_out ((W_gate x) * (W_value x)), a gated linear unit without activation (arXiv 2307.14995, section 3.3).
 
     Attributes:
       glu_dim: F, the inner width.
@@ -26,8 +26,8 @@ class SimpleGLU(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Mixes the channels of each token."""
 
-        def dense(name: str, features: tuple[int, ...] | int) -> nn.DenseGeneral:
-            return nn.DenseGeneral(
+        def dense(name: str, features: int) -> nn.Dense:
+            return nn.Dense(
                 features,
                 use_bias=self.use_bias,
                 dtype=self.dtype,
@@ -36,5 +36,4 @@ class SimpleGLU(nn.Module):
                 name=name,
             )
 
-        gate_and_value = dense("gate_and_value", (2, self.glu_dim))(x)  # [B, N, 2, F]
-        return dense("out", x.shape[-1])(gate_and_value[:, :, 0] * gate_and_value[:, :, 1])
+        return dense("out", x.shape[-1])(dense("gate", self.glu_dim)(x) * dense("value", self.glu_dim)(x))

@@ -5,6 +5,7 @@ A checkpoint's metadata holds the architecture, to refuse another model's, and t
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,12 @@ class Checkpoints:
             except Exception as error:
                 # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
                 aside = self._set_aside(step)
-                reason = str(error).splitlines()[0][:200]
-                print(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}.", flush=True)
+                print(f"warning: checkpoint {step} is broken ({_first_line(error)}); it is now in {aside}.", flush=True)
             else:
                 print(f"resumed from checkpoint {step}", flush=True)
                 return restored
         if steps:
-            raise UserError(f"none of the {len(steps)} checkpoints in {str(self._directory)!r} can be read.")
+            raise _none_readable(self._directory, len(steps))
         return None
 
     def wait(self) -> None:
@@ -102,19 +102,27 @@ class Checkpoints:
 
 
 def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
-    """Returns the newest step and its parameters alone, for evaluation and generation.
+    """Returns the newest step that can be read, and its parameters alone, on one device: for evaluation and generation.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or none that can be read.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     if not steps:
         raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     with ocp.StandardCheckpointer() as checkpointer:
-        return steps[-1], checkpointer.restore(directory / str(steps[-1]) / "params", target)
+        for step in steps:
+            try:
+                return step, checkpointer.restore(directory / str(step) / "params", target)
+            except Exception as error:  # as in Checkpoints.restore
+                print(
+                    f"warning: checkpoint {step} is broken ({_first_line(error)}); trying the one before.",
+                    file=sys.stderr,
+                )
+    raise _none_readable(directory, len(steps))
 
 
 def _check_model(saved: dict[str, Any], ours: TransNormerLLMConfig) -> None:
@@ -130,3 +138,11 @@ def _check_model(saved: dict[str, Any], ours: TransNormerLLMConfig) -> None:
 def _as_tree(opt_state: Any) -> list[Any]:
     # As a list of arrays: optax's own state types may change between versions, the order of their leaves seldom does.
     return jax.tree.leaves(opt_state)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def _none_readable(directory: Path, count: int) -> UserError:
+    return UserError(f"none of the {count} checkpoints in {str(directory)!r} can be read: train in a new --workdir.")

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows, load_split
-from transnormer_jax.distributed import batch_sharding, make_mesh
+from transnormer_jax.distributed import batch_sharding, make_mesh, state_shardings
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import Cache, TransNormerLLM
 from transnormer_jax.tasks import CausalLM, Sums
@@ -38,17 +38,19 @@ class Evaluator:
 
     def __init__(self, task: CausalLM, tokenizer: Tokenizer, config: EvaluationConfig, mesh: Mesh):
         """Reads nothing yet."""
-        self._task, self._tokenizer, self._config, self._mesh = task, tokenizer, config, mesh
-        self._step = jax.jit(self._window_sums, donate_argnums=1)
+        self._task, self._tokenizer, self._config = task, tokenizer, config
+        rows = batch_sharding(mesh)
+        layers_then_rows = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
+        self._rows, self._cache_sharding = rows, Cache(rows, layers_then_rows)
+        self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_sharding, None))
 
     def __call__(self, params: Params, documents: TokenizedDocuments) -> EvaluationResult:
         """Returns the totals over `documents`."""
         begin = time.perf_counter()
-        cache = self._task.model.init_cache(self._config.batch_size)
-        sharding = batch_sharding(self._mesh)
+        cache = jax.device_put(self._task.model.init_cache(self._config.batch_size), self._cache_sharding)
         total, previous = np.zeros(3), None
         for window in self._windows(documents):
-            batch = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), window)
+            batch = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, self._rows, x.__getitem__), window)
             cache, sums = self._step(params, cache, batch)
             # One window late, so that the device never waits; in float64, since float32 stops counting at 2^24 tokens.
             total += 0.0 if previous is None else np.array(jax.device_get(previous), np.float64)
@@ -112,8 +114,9 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     split = split or config.data.eval_split
     documents = load_split(config.data, run.tokenizer, split)
     evaluator = Evaluator(CausalLM(TransNormerLLM(run.config.model)), run.tokenizer, config.evaluation, mesh)
+    params = jax.device_put(run.params, state_shardings(run.params, mesh))
     with jax.set_mesh(mesh):
-        result = evaluator(run.params, documents)
+        result = evaluator(params, documents)
     report = {"step": run.step, "split": split, **result._asdict()}
     if jax.process_index() == 0:
         write_json(workdir / "eval.json", report)

@@ -1,0 +1,46 @@
+"""Evaluation of whole documents equals scoring each document alone, on one device and on eight."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.data.corpus import ListDocuments
+from transnormer_jax.data import ByteTokenizer
+from transnormer_jax.distributed import MeshConfig, make_mesh, state_shardings
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.training.config import EvaluationConfig
+from transnormer_jax.training.evaluation import Evaluator
+
+TASK = CausalLM(TransNormerLLM(TransNormerLLMConfig.preset("tiny", init_std=0.2, lrpe_layers=(0, 1))))
+
+
+@pytest.fixture(scope="module")
+def documents():
+    rng = np.random.default_rng(0)
+    return ListDocuments(rng.integers(3, 259, length) for length in (1, 5, 150, 64, 63, 65, 20, 90, 7, 128, 31))
+
+
+@pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(data=2, fsdp=4)])
+def test_windows_equal_documents_alone(documents, mesh_config):
+    params = TASK.init(jax.random.key(0))
+    score = jax.jit(TASK.sums)
+    loss = 0.0
+    for tokens in documents.documents:
+        inputs = np.concatenate([[1], tokens]).astype(np.int32)[None]
+        targets = np.concatenate([tokens, [2]]).astype(np.int32)[None]
+        loss += float(score(params, {"inputs": inputs, "targets": targets, "segment_ids": np.ones_like(inputs)}).loss)
+
+    mesh = make_mesh(mesh_config)
+    evaluator = Evaluator(TASK, ByteTokenizer(), EvaluationConfig(batch_size=8, window=32), mesh)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, state_shardings(params, mesh))
+        result = evaluator(placed, documents)
+        again = evaluator(placed, documents)
+    assert result._replace(seconds=0) == again._replace(seconds=0)
+    assert evaluator._step._cache_size() == 1  # one compilation, for all windows of both calls
+    tokens = int(documents.lengths.sum()) + len(documents)
+    assert (result.tokens, result.documents, result.bytes) == (tokens, 11, tokens - 11)
+    assert result.loss * tokens == pytest.approx(loss, rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(loss / np.log(2) / result.bytes, rel=1e-5)
+    assert result.perplexity == pytest.approx(np.exp(loss / tokens), rel=1e-4)
