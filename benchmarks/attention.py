@@ -16,20 +16,21 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from benchmarks.attention_report import FOOTNOTE, HEADER, Row, panels, summarize
 from benchmarks.environment import describe_environment, hardware
 from benchmarks.measure import Measurement, measure, one_line
 from benchmarks.plot import save_panels
-from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error, fail
+from transnormer_jax import command
+from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.ops.decay import released_log_decay
 from transnormer_jax.ops.linear_attention import BACKENDS, linear_attention
 
@@ -78,13 +79,13 @@ class Settings:
                 raise UserError(f"{name} is {getattr(self, name)}: give positive numbers only.")
 
 
-def run(settings: Settings, output: Path, command: str) -> dict[str, Any]:
+def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     """Measures, prints the table as it goes, writes `output` and the plot beside it.
 
     Args:
       settings: what to measure.
       output: the JSON file to write; the plot takes the same name with `.png`.
-      command: the command line, for the record.
+      command_line: for the record.
 
     Returns:
       The summary.
@@ -110,7 +111,7 @@ def run(settings: Settings, output: Path, command: str) -> dict[str, Any]:
 
     summary = summarize(rows)
     record = {
-        "command": command,
+        "command": command_line,
         "environment": environment,
         "settings": dataclasses.asdict(settings),
         "log_decay": _log_decay(settings).tolist(),
@@ -230,16 +231,6 @@ def _define_flags() -> None:
     flags.DEFINE_string("output", None, "JSON file to write. Default: benchmarks/results/<platform>/attention.json.")
 
 
-def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        fail(f"{str(error).rstrip('.')}: see --help.")
-    if rest[1:]:
-        fail(f"unexpected argument {rest[1]!r}: see --help.")
-    return rest
-
-
 def _main() -> None:
     values = flags.FLAGS
     try:
@@ -263,4 +254,4 @@ def _main() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(lambda argv: exit_on_user_error(_main), flags_parser=_parse_flags)
+    command.run(_main)

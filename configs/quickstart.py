@@ -1,6 +1,6 @@
 """2 million parameters on the source of the Python standard library, by bytes (two CPU cores, a few minutes).
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 from transnormer_jax.training.config import default_config

@@ -1,5 +1,6 @@
 """How every command starts and fails: a mistake is one sentence and exit status 2, never a traceback."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ def run(main: Callable[[], None]) -> None:
         try:
             left_over = flags.FLAGS(sys.argv)[1:]
         except flags.Error as error:
-            raise UserError(f"{str(error).rstrip('.')}; --help lists the flags.") from error
+            missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
+            message = f"--{missing[1]}=... is missing" if missing else str(error).rstrip(".")
+            raise UserError(f"{message}; --help lists the flags.") from error
         if left_over:
             raise UserError(f"unexpected argument {left_over[0]!r}: flags have the form --name=value; see --help.")
         main()

@@ -178,7 +178,7 @@ def test_an_empty_corpus_is_told(config, tmp_path):
 
 def test_missing_things_are_told(config, tmp_path):
     assert_fails(run("train.py", "--config=configs/none.py", f"--workdir={tmp_path}"), "configs/none.py")
-    assert_fails(run("train.py", f"--config={config}"), "workdir")
+    assert_fails(run("train.py", f"--config={config}"), "--workdir=... is missing")
     assert_fails(run("eval.py", f"--workdir={tmp_path}"), "holds no run")
 
 

@@ -1,6 +1,5 @@
 """The training program, from a configuration to a finished run. Run again, it resumes."""
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -210,7 +209,7 @@ def _introduce(
     for name, x in sizes.items():
         print(f"  {name:{width}}  {x.dtype}{list(x.shape)}  {x.size:,}")
     total = sum(int(np.prod(x.shape)) for x in sizes.values())
-    print(f"{total:,} parameters; {dataclasses.asdict(config.model)}")
+    print(f"{total:,} parameters; {config.model}")
     steps = rows_per_epoch / config.batch_size
     print(
         f"{len(train_documents):,} documents and {train_documents.num_tokens:,} tokens to train on "
