@@ -1,14 +1,11 @@
 """Documents made up for the tests, and their recovery from what the pipeline makes of them."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 BOS, EOS, PAD = 1, 2, 0
 SPECIAL = {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD}
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 class ListDocuments:
@@ -54,11 +51,3 @@ def recover(rows: Iterable[dict[str, np.ndarray]]) -> list[tuple[int, ...]]:
         assert inputs == [BOS, *targets[:-1]]
         assert targets[-1] == EOS
     return [tuple(targets[:-1]) for _, targets in pieces]
-
-
-def shared_file(name: str) -> Path:
-    """A file of real data beside the checkout; the test is skipped where it is absent."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"needs {name}, real data that lies beside the checkout")
-    return path

@@ -5,7 +5,7 @@ import os
 import pytest
 import tensorflow_datasets as tfds
 
-from tests.data.corpus import shared_file
+from tests.shared import shared_file
 from transnormer_jax.data.plain_text import PlainText, plain_text_config
 from transnormer_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def test_a_bad_fraction_is_the_users_error(tmp_path, held_out):
 
 
 def test_wikipedia_extract(tmp_path):
-    with lzma.open(shared_file("enwiki2015_first100M.txt.xz")) as archive:
+    with lzma.open(shared_file("data/enwiki2015_first100M.txt.xz")) as archive:
         prefix = archive.read(1_000_000)
     (tmp_path / "wiki.txt").write_bytes(prefix)
     splits = build(tmp_path, tmp_path / "wiki.txt", documents="marked")

@@ -5,7 +5,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from tests.data.corpus import shared_file
+from tests.shared import shared_file
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.errors import UserError
 
@@ -122,7 +122,7 @@ def test_fingerprints_tell_tokenizers_apart(tmp_path):
 
 
 def test_gpt2_vocabulary(tmp_path):
-    with tarfile.open(shared_file("tokenizers_gpt2.tar.xz")) as archive:
+    with tarfile.open(shared_file("data/tokenizers_gpt2.tar.xz")) as archive:
         archive.extractall(tmp_path, filter="data")
     (vocabulary,) = tmp_path.rglob("encoder.json")
     tokenizer = load_tokenizer(str(vocabulary.parent))

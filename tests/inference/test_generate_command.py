@@ -25,7 +25,7 @@ def workdir(tmp_path_factory):
     model = TransNormerLLMConfig.preset("tiny")
     params = TransNormerLLM(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     write_config(workdir, Config(model=model))
-    checkpoints = Checkpoints(workdir, keep=1, model=model)
+    checkpoints = Checkpoints(workdir, keep=1, model=model, tokenizer="")
     checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
     checkpoints.wait()
     checkpoints.close()

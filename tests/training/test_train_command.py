@@ -188,3 +188,12 @@ def test_profile_window(config, tmp_path):
     status, _, err = run("train.py", f"--config={config}", f"--workdir={workdir}", *options)
     assert status == 0, err
     assert list((workdir / "tensorboard").rglob("*.xplane.pb"))
+
+
+def test_another_tokenizer_is_refused(config, finished, tmp_path):
+    vocabulary = {"</s>": 0, "l": 1, "i": 2}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "</s>"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    result = run("train.py", f"--config={config}", f"--workdir={finished}", f"--config.data.tokenizer={path}")
+    assert_fails(result, "another tokenizer")

@@ -1,6 +1,7 @@
 """Checkpoints: Orbax, asynchronous and atomic, with parameters, optimizer state and metadata as separate items.
 
-A checkpoint's metadata holds the architecture, to refuse another model's, and the position in the data.
+A checkpoint's metadata holds the architecture and the tokenizer's fingerprint, to refuse another model's, and the
+position in the data.
 """
 
 import dataclasses
@@ -24,16 +25,16 @@ _FREE_FIELDS = ("remat", "backend", "dtype")
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/`."""
 
-    def __init__(self, workdir: Path, *, keep: int, model: TransNormerLLMConfig):
-        """Opens the directory, and makes it if need be."""
+    def __init__(self, workdir: Path, *, keep: int, model: TransNormerLLMConfig, tokenizer: str):
+        """Opens the directory, and makes it if need be; `tokenizer` is a fingerprint."""
         self._directory = workdir.absolute() / "checkpoints"
-        self._model = model
+        self._model, self._tokenizer = model, tokenizer
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, state: TrainState, *, rows: int) -> None:
         """Begins to save `state`, which may be donated at once, and the number of rows of data consumed."""
-        metadata = {"model": dataclasses.asdict(self._model), "rows": rows}
+        metadata = {"model": dataclasses.asdict(self._model), "tokenizer": self._tokenizer, "rows": rows}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(_as_tree(state.opt_state)),
@@ -80,6 +81,10 @@ class Checkpoints:
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
         metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
         _check_model(metadata["model"], self._model)
+        if metadata["tokenizer"] != self._tokenizer:
+            raise UserError(
+                "the workdir's model was trained with another tokenizer: use another --workdir, or that tokenizer."
+            )
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(

@@ -66,7 +66,9 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
     abstract = jax.eval_shape(init, key)
     shardings = state_shardings(abstract, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, model=config.model)
+    checkpoints = Checkpoints(
+        workdir, keep=config.keep_checkpoints, model=config.model, tokenizer=tokenizer.fingerprint
+    )
     restored = checkpoints.restore(abstract)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(key), 0)

@@ -56,8 +56,9 @@ def read_config(workdir: Path) -> Config:
 
 
 def write_config(workdir: Path, config: Config) -> None:
-    """Writes config.json."""
-    write_json(workdir / "config.json", dataclasses.asdict(config))
+    """Writes config.json, from the first process."""
+    if jax.process_index() == 0:
+        write_json(workdir / "config.json", dataclasses.asdict(config))
 
 
 def write_json(path: Path, content: Any) -> None:
