@@ -74,9 +74,9 @@ def _backward(options: Options, operands: Any, cotangents: Any) -> tuple[Array |
 def _log_decay_gradient(options: Options, operands: Any, cotangents: Any) -> Float[Array, " H"]:
     """The gradient of the decay, in float32.
 
-    sum_t t (q_t . dq_t - k_t . dk_t) + N <S_N, dS_N> is the textbook form, which differences large sums and loses all
-    digits at long N. Differentiating the chunked form instead weighs each decay weight by its own distance: no
-    differences. Where the decay is a constant, as in TransNormerLLM, jit drops this computation.
+    sum_t t (q_t . dq_t - k_t . dk_t) + N <S_N, dS_N> is the textbook form. It multiplies small differences by large t,
+    and loses digits where the decay is strong and N is long. Differentiating the chunked form instead weighs each decay
+    weight by its own distance. Where the decay is a constant, as in TransNormerLLM, jit drops this computation.
     """
     q, k, v, log_decay, state, segments = operands
     q, k, v, d_out = (x.astype(jnp.float32) for x in (q, k, v, cotangents[0]))
