@@ -41,7 +41,7 @@ class Evaluator:
         self._task, self._tokenizer, self._config = task, tokenizer, config
         rows = batch_sharding(mesh)
         layers_then_rows = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
-        self._rows, self._cache_sharding = rows, Cache(rows, layers_then_rows)
+        self._rows, self._cache_sharding = rows, Cache._make([rows, layers_then_rows])
         self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_sharding, None))
 
     def __call__(self, params: Params, documents: TokenizedDocuments) -> EvaluationResult:
