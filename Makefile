@@ -9,7 +9,8 @@ WORKDIR := runs/quickstart
 quickstart: $(VENV)/installed
 	$(PYTHON) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(PYTHON) eval.py --config=configs/quickstart.py --workdir=$(WORKDIR)
-	$(PYTHON) -m transnormer_jax.generate --workdir=$(WORKDIR) --prompt="def " --max_new_tokens=300
+	$(PYTHON) -m transnormer_jax.generate --workdir=$(WORKDIR) --prompt="    def __init__(self, " \
+	  --temperature=0.5 --max_new_tokens=400
 
 # Install, check style, types and the direction of imports, and run every test.
 test: $(VENV)/installed-dev lint

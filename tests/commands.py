@@ -23,8 +23,8 @@ def get_config():
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 3
     config.num_steps = 40
-    config.batch_size = 4
-    config.sequence_length = 32
+    config.batch_size = 16
+    config.sequence_length = 128
     config.log_every = 1
     config.checkpoint_every = 5
     config.evaluation.batch_size = 2

@@ -27,7 +27,6 @@ def workdir(tmp_path_factory):
     write_config(workdir, Config(model=model))
     checkpoints = Checkpoints(workdir, keep=1, model=model, tokenizer="")
     checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
-    checkpoints.wait()
     checkpoints.close()
     return workdir
 

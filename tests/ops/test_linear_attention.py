@@ -119,6 +119,14 @@ def test_cut_anywhere():
     np.testing.assert_allclose(state, final, rtol=1e-4, atol=1e-4)
 
 
+def test_no_tokens_leave_the_state_as_it_is():
+    q = k = v = jnp.zeros((1, 0, 2, 4))
+    state = jax.random.normal(jax.random.key(0), (1, 2, 4, 4))
+    out, after = linear_attention(q, k, v, initial_state=state)
+    assert out.shape == (1, 0, 2, 4)
+    np.testing.assert_array_equal(after, state)
+
+
 def test_gradient_of_gradient():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 3))
     log_decay = jnp.array([-0.3, -1e-3])

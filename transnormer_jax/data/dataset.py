@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,8 @@ def _prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
     if "://" in config.data_dir:
         raise UserError(f"data_dir {config.data_dir!r} is remote: choose a local one, since tokens are memory-mapped.")
     builder = _builder(config)
+    if not sys.stderr.isatty():  # In a log file each stroke of a progress bar is a line.
+        tfds.disable_progress_bar()
     # By default TFDS asks Google's bucket first, which many a cluster cannot reach.
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     try:

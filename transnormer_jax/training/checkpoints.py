@@ -54,25 +54,24 @@ class Checkpoints:
           UserError: the checkpoints are another model's, or none of them can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
+        broken: dict[int, Exception] = {}
         for step in steps:
             try:
                 restored = self._restore_step(step, abstract)
-            except UserError:
-                raise
+            except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+                raise  # not the checkpoint's fault
             except Exception as error:
                 # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
-                aside = self._set_aside(step)
-                print(f"warning: checkpoint {step} is broken ({_first_line(error)}); it is now in {aside}.", flush=True)
-            else:
-                print(f"resumed from checkpoint {step}", flush=True)
-                return restored
+                broken[step] = error
+                continue
+            for newer, reason in broken.items():
+                aside = self._set_aside(newer)
+                print(f"warning: checkpoint {newer} is broken ({_first_line(reason)}); it is now in {aside}.")
+            print(f"resumed from checkpoint {step}", flush=True)
+            return restored
         if steps:
             raise _none_readable(self._directory, len(steps))
         return None
-
-    def wait(self) -> None:
-        """Returns when the newest checkpoint is on disk."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finishes what is under way."""

@@ -146,6 +146,8 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
                 if config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps:
+                    read_pending(step)
+                    pending = None
                     evaluate(step)
                 if stop or step % config.checkpoint_every == 0 or step == config.num_steps:
                     save(step)

@@ -67,6 +67,8 @@ def linear_attention(
     if initial_state is None:
         initial_state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
     initial_state = initial_state.astype(jnp.float32)
+    if q.shape[1] == 0:
+        return v, initial_state
     if scale != 1.0:
         q = q * jnp.asarray(scale, q.dtype)
     segments = None
