@@ -156,7 +156,7 @@ def test_eval_command(config, finished):
     assert status == 0, err
     report = json.loads(out.splitlines()[-1])
     assert report == json.loads((finished / "eval.json").read_text())
-    assert report["step"] == 40
+    assert (report["step"], report["dataset"], report["split"]) == (40, "plain_text", "validation")
     during_training = metrics_of(finished)[-1]
     for name in ("loss", "bits_per_byte", "tokens", "bytes", "documents"):
         assert report[name] == pytest.approx(during_training[f"eval/{name}"], rel=1e-6)

@@ -98,7 +98,7 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
       split: of the dataset; "" is `config.data.eval_split`.
 
     Returns:
-      The fields of `EvaluationResult`, with `step` and `split`.
+      The fields of `EvaluationResult`, with `step`, `dataset` and `split`.
 
     Raises:
       UserError: there is no such run or split, or the config's tokenizer is not the run's.
@@ -117,7 +117,7 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     params = jax.device_put(run.params, state_shardings(run.params, mesh))
     with jax.set_mesh(mesh):
         result = evaluator(params, documents)
-    report = {"step": run.step, "split": split, **result._asdict()}
+    report = {"step": run.step, "dataset": config.data.dataset, "split": split, **result._asdict()}
     if jax.process_index() == 0:
         write_json(workdir / "eval.json", report)
     return report

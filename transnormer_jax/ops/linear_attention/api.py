@@ -1,6 +1,7 @@
 """The operator: linear attention with a decay per head."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
@@ -15,7 +16,7 @@ def linear_attention(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"] | None = None,
+    log_decay: Float[Array | np.ndarray, " H"] | None = None,
     *,
     initial_state: Float[Array, "B H K V"] | None = None,
     segment_ids: Int[Array, "B N"] | None = None,
@@ -96,7 +97,7 @@ def _check(
     q: Array,
     k: Array,
     v: Array,
-    log_decay: Array | None,
+    log_decay: Array | np.ndarray | None,
     initial_state: Array | None,
     segment_ids: Array | None,
     causal: bool,
