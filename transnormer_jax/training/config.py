@@ -12,6 +12,17 @@ from transnormer_jax.distributed import MeshConfig
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.models import TransNormerLLMConfig
 
+_POSITIVE = (
+    "num_steps",
+    "batch_size",
+    "sequence_length",
+    "accumulation_steps",
+    "max_skipped_steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -104,9 +115,11 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
-        for name in ("num_steps", "batch_size", "sequence_length", "accumulation_steps", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.{name}={getattr(self, name)} must be at least 1.")
+        positive = {name: getattr(self, name) for name in _POSITIVE}
+        positive |= {f"evaluation.{name}": getattr(self.evaluation, name) for name in ("batch_size", "window")}
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"config.{name}={value} must be at least 1.")
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"config.batch_size={self.batch_size} must be a multiple of "
