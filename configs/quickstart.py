@@ -1,6 +1,10 @@
 """2 million parameters on the source of the Python standard library, by bytes (two CPU cores, a few minutes).
 
-python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+1.88 bits/byte on 27 held-out files after 1800 steps of 1,024 tokens: 4 minutes of training and 15 s for each of three
+evaluations, on two x86-64 cores with jax 0.12.0.1 and the library of Python 3.12.1, 2026-11-22.
+
 The settings were chosen by the score on these same files (3 full and 14 shorter runs, one seed each), so the figure
 flatters them; there is no third split.
 """
