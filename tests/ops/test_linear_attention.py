@@ -8,9 +8,10 @@ import pytest
 from tests.ops.definition import CASES, Case, Inputs, define, define_gradients, make_inputs, relative_rms
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention, normalized_linear_attention, resolve_backend, token_positions
-from transnormer_jax.ops.linear_attention import BACKENDS
+from transnormer_jax.ops.linear_attention import Problem
 
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
+ANYWHERE = ["recurrent", "quadratic", "associative_scan", "chunked", "chunked_associative_scan"]
+each_backend = pytest.mark.parametrize("backend", ANYWHERE)
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -96,7 +97,7 @@ def test_long_rows_stay_finite(backend: str, log_decay: float):
 
 def test_causality_by_gradient():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 100, 1, 4))
-    for backend in BACKENDS:
+    for backend in ANYWHERE:
 
         def output_at_60(k, v, backend=backend):
             return linear_attention(q, k, v, -0.1 * jnp.ones(1), backend=backend)[0][0, 60].sum()
@@ -182,7 +183,7 @@ def test_padding_on_either_side_is_invisible():
             target[:, left : left + 40] = source[:, :40]
         ids = np.zeros((2, 90), np.int32)
         ids[:, left : left + 40] = 3
-        for backend in BACKENDS:
+        for backend in ANYWHERE:
             out, state = apply(Inputs(*padded, *inputs[3:5], ids, None, None), backend)
             np.testing.assert_allclose(out[:, left : left + 40], alone[0][0], rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(state, alone[0][1], rtol=1e-5, atol=1e-5)
@@ -218,10 +219,10 @@ def test_token_positions():
 
 
 def test_auto_takes_one_matrix_for_a_short_row():
-    assert resolve_backend("auto", num_tokens=1, head_dim=64) == ("quadratic", 64)
-    assert resolve_backend("auto", num_tokens=65, head_dim=64) == ("chunked", 64)
-    assert resolve_backend("auto", num_tokens=65, head_dim=128) == ("quadratic", 128)
-    assert resolve_backend("auto", num_tokens=65, head_dim=128, chunk_size=32) == ("chunked", 32)
+    assert resolve_backend("auto", Problem(2, 1, 4, 64, 64)) == "quadratic"
+    assert resolve_backend("auto", Problem(2, 65, 4, 64, 64)) == "chunked"
+    assert resolve_backend("auto", Problem(2, 65, 4, 128, 64)) == "quadratic"
+    assert resolve_backend("auto", Problem(2, 65, 4, 128, 64), chunk_size=32) == "chunked"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,16 @@
 """Linear attention with decay: one function, many backends, one gradient."""
 
 from transnormer_jax.ops.linear_attention.api import linear_attention
-from transnormer_jax.ops.linear_attention.backends import BACKENDS, resolve_backend
+from transnormer_jax.ops.linear_attention.backends import BACKENDS, Backend, Problem, resolve_backend
 from transnormer_jax.ops.linear_attention.normalized import normalized_linear_attention
 from transnormer_jax.ops.linear_attention.segments import token_positions
 
-__all__ = ["BACKENDS", "linear_attention", "normalized_linear_attention", "resolve_backend", "token_positions"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Problem",
+    "linear_attention",
+    "normalized_linear_attention",
+    "resolve_backend",
+    "token_positions",
+]

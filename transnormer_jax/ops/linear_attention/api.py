@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops.linear_attention.backends import resolve_backend
+from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
 from transnormer_jax.ops.linear_attention.primitive import Options, primitive
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
 
@@ -60,9 +60,8 @@ def linear_attention(
       UserError: shapes or dtypes do not fit, the backend is unknown, or a decay is given with causal=False.
     """
     _check(q, k, v, log_decay, initial_state, segment_ids, causal)
-    head_dim = max(q.shape[3], v.shape[3])
-    name, chunk_size = resolve_backend(backend, num_tokens=q.shape[1], head_dim=head_dim, chunk_size=chunk_size)
-    options = Options(name, chunk_size)
+    problem = Problem.of(q, v)
+    options = Options(resolve_backend(backend, problem, chunk_size=chunk_size), chunk_size)
 
     log_decay = jnp.zeros(q.shape[2]) if log_decay is None else jnp.asarray(log_decay, jnp.float32)
     if initial_state is None:

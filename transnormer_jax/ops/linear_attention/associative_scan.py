@@ -22,7 +22,7 @@ def associative_scan(
     segments: Segments | None,
     *,
     reverse: bool,
-    chunk_size: int,
+    chunk_size: int | None,
 ) -> tuple[Float[Array, "B N H V"], _State]:
     """Every state S_t at once; see `primitive.py` for the contract of a backend."""
     del chunk_size

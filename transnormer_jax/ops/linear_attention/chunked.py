@@ -16,6 +16,11 @@ from transnormer_jax.ops.linear_attention.weights import block_weights
 _State = Float[Array, "B H K V"]
 
 
+def default_chunk_size(key_dim: int, value_dim: int) -> int:
+    """About as many tokens as a head has features, so that the work inside chunks and the states weigh the same."""
+    return 64 if max(key_dim, value_dim) <= 64 else 128
+
+
 def chunked(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N H K"],
@@ -25,12 +30,12 @@ def chunked(
     segments: Segments | None,
     *,
     reverse: bool,
-    chunk_size: int,
+    chunk_size: int | None,
     parallel_carry: bool = False,
 ) -> tuple[Float[Array, "B N H V"], _State]:
     """Linear attention by chunks of `chunk_size` tokens; see `primitive.py` for the contract of a backend."""
     num_tokens = q.shape[1]
-    chunk_size = min(chunk_size, num_tokens)
+    chunk_size = min(chunk_size or default_chunk_size(q.shape[3], v.shape[3]), num_tokens)
     num_chunks = -(-num_tokens // chunk_size)
     padding = num_chunks * chunk_size - num_tokens
     dot = _dot(q.dtype)
@@ -64,7 +69,7 @@ def quadratic(
     segments: Segments | None,
     *,
     reverse: bool,
-    chunk_size: int,
+    chunk_size: int | None,
 ) -> tuple[Float[Array, "B N H V"], _State]:
     """The masked N x N matrix (q k^T * decay) v: one chunk that covers the row."""
     del chunk_size

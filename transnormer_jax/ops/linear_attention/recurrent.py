@@ -19,7 +19,7 @@ def recurrent(
     segments: Segments | None,
     *,
     reverse: bool,
-    chunk_size: int,
+    chunk_size: int | None,
 ) -> tuple[Float[Array, "B N H V"], _State]:
     """S_t = S_{t-1} + fade_t S_{t-1} + k_t v_t^T, out_t = q_t S_t; see `primitive.py` for the contract of a backend."""
     del chunk_size

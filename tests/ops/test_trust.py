@@ -1,0 +1,74 @@
+""" "auto" takes a kernel only where it was measured, and only after a check on the machine at hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from transnormer_jax.ops import linear_attention, resolve_backend
+from transnormer_jax.ops.hardware import Hardware
+from transnormer_jax.ops.linear_attention import BACKENDS, Backend, Problem, backends
+from transnormer_jax.ops.linear_attention.trust import is_right_here
+
+LONG = Problem(1, 300, 2, 8, 8, jnp.dtype("float32"))
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Registers a backend as the measured kernel of this machine."""
+    is_right_here.cache_clear()
+    jax.clear_caches()  # the same name stands for another function in each test
+
+    def register(backend: Backend) -> None:
+        monkeypatch.setitem(BACKENDS, "kernel", backend)
+        monkeypatch.setitem(backends._AUTO, "cpu", "kernel")
+
+    yield register
+    is_right_here.cache_clear()
+
+
+def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
+    calls = []
+
+    def attend(*operands, **options):
+        calls.append(operands[0].shape[1])
+        return BACKENDS["chunked"].attend(*operands, **options)
+
+    kernel(Backend(attend))
+    q = jnp.ones((1, 300, 2, 8))
+    with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+        jax.jit(lambda q: linear_attention(q, q, q)[0])(q)
+    assert 300 in calls
+    assert resolve_backend("auto", LONG) == "kernel"
+    assert resolve_backend("auto", LONG._replace(num_tokens=8)) == "quadratic"
+
+
+def test_a_wrong_gradient_is_found(kernel):
+    def gradients(q, k, v, log_decay, state, segments, saved, d_out, d_state, **options):
+        return q, k, v, state
+
+    def attend_and_save(*operands, **options):
+        return *BACKENDS["chunked"].attend(*operands, **options), jnp.zeros(1)
+
+    kernel(Backend(BACKENDS["chunked"].attend, attend_and_save=attend_and_save, gradients=gradients))
+    with pytest.warns(UserWarning, match="backend 'kernel' fails its check on cpu for K = 8, V = 8, float32"):
+        assert resolve_backend("auto", LONG) == "chunked"
+
+
+def test_a_failing_kernel_is_not_taken(kernel):
+    def attend(*operands, **options):
+        raise NotImplementedError("no such instruction")
+
+    kernel(Backend(attend))
+    with pytest.warns(UserWarning, match="NotImplementedError: no such instruction"):
+        assert resolve_backend("auto", LONG) == "chunked"
+
+
+def test_what_a_kernel_refuses_it_does_not_get(kernel):
+    kernel(Backend(BACKENDS["chunked"].attend, refusal=lambda problem, hardware: "it is Sunday"))
+    assert resolve_backend("auto", LONG) == "chunked"
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_what_is_compiled_for_another_machine_cannot_be_checked(platform: str, monkeypatch):
+    monkeypatch.setattr(backends, "target_hardware", lambda: Hardware(platform, platform))
+    assert resolve_backend("auto", LONG) == {"tpu": "pallas_tpu", "gpu": "chunked"}[platform]
