@@ -77,6 +77,7 @@ BACKENDS: dict[str, Backend] = {
     "chunked": Backend(chunked),
     "chunked_associative_scan": Backend(functools.partial(chunked, parallel_carry=True)),
     "pallas_tpu": _kernel("pallas_tpu", "attend_and_save", "gradients"),
+    "pallas_gpu": _kernel("pallas_gpu", "gradients"),
 }
 
 
