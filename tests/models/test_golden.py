@@ -32,7 +32,8 @@ def variables(golden):
 
     def block(layer):
         qkvu, out = weight(layer, "token_mixer.qkvu_proj"), weight(layer, "token_mixer.out_proj")
-        attention = {"qkvu": {"kernel": qkvu.reshape(32, 4, 4, 8)}, "out": {"kernel": out.reshape(4, 8, 32)}}
+        attention = {name: {"kernel": kernel} for name, kernel in zip("qkvu", np.split(qkvu, 4, axis=1), strict=True)}
+        attention["out"] = {"kernel": out}
         if layer == 0:
             attention["theta"] = golden["param/model.layers.0.token_mixer.lrpe.theta"][:, 0]
         glu = {

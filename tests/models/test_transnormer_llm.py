@@ -132,8 +132,8 @@ def test_initialisation():
     _, variables, _ = make(use_bias=True)
     params = variables["params"]
     assert not params["embedding"][0].any()
-    np.testing.assert_allclose(params["layers_1"]["attention"]["qkvu"]["kernel"].std(), 0.2, rtol=0.05)
-    assert not params["layers_1"]["attention"]["qkvu"]["bias"].any()
+    np.testing.assert_allclose(params["layers_1"]["attention"]["q"]["kernel"].std(), 0.2, rtol=0.05)
+    assert not params["layers_1"]["attention"]["q"]["bias"].any()
     # The stacked layers are drawn independently.
     kernel = params["layers_1"]["glu"]["out"]["kernel"]
     assert abs(np.corrcoef(kernel[0].ravel(), kernel[1].ravel())[0, 1]) < 0.05

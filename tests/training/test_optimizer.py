@@ -39,11 +39,11 @@ def test_mistakes_are_told(fields, message):
 def test_only_matrices_decay():
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
     optimizer = make_optimizer(config, lambda step: 0.1)
-    attention = {"qkvu": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "theta": jnp.ones(2)}
+    attention = {"q": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}, "theta": jnp.ones(2)}
     params = {"embedding": jnp.ones(2), "attention": attention}
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     np.testing.assert_allclose(updates["embedding"], -0.05)
-    np.testing.assert_allclose(updates["attention"]["qkvu"]["kernel"], -0.05)
-    assert not updates["attention"]["qkvu"]["bias"].any()
+    np.testing.assert_allclose(updates["attention"]["q"]["kernel"], -0.05)
+    assert not updates["attention"]["q"]["bias"].any()
     assert not updates["attention"]["theta"].any()

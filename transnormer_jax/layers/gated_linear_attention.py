@@ -48,10 +48,9 @@ class GatedLinearAttention(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"]]:
         """Returns the mixed tokens [B, N, D] and the state after the last, [B, H, K or 2K, V] float32."""
 
-        def dense(name: str, features: tuple[int, ...] | int, axis: tuple[int, ...] | int) -> nn.DenseGeneral:
-            return nn.DenseGeneral(
+        def dense(name: str, features: int) -> nn.Dense:
+            return nn.Dense(
                 features,
-                axis,
                 use_bias=self.use_bias,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
@@ -59,12 +58,15 @@ class GatedLinearAttention(nn.Module):
                 name=name,
             )
 
+        def heads(x: Float[Array, "B N H*K"]) -> Float[Array, "B N H K"]:
+            return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
+
+        # Tokens stay [B, N, H * K] from projection to projection, the form in which kernels read and write them. On a
+        # TPU, a projection to [B, N, H, K], or one to all of q, k, v and u, costs transposed copies in HBM.
         with jax.named_scope("qkvu"):
-            qkvu = dense("qkvu", (4, self.num_heads, self.head_dim), -1)(x)
-            # Not by indexing: the gradient of a split is one concatenation, that of four slices is four padded copies.
-            q, k, v, u = (jnp.squeeze(x, 2) for x in jnp.split(qkvu, 4, axis=2))  # [B, N, H, K]
+            q, k, v, u = (dense(name, self.num_heads * self.head_dim)(x) for name in "qkvu")
             act = activation(self.activation)
-            q, k = act(q), act(k)
+            q, k, v = heads(act(q)), heads(act(k)), heads(v)
         if self.use_lrpe:
             with jax.named_scope("lrpe"):
                 theta = self.param(
@@ -76,6 +78,5 @@ class GatedLinearAttention(nn.Module):
                 q, k, v, log_decay, initial_state=state, segment_ids=segment_ids, backend=self.backend
             )
         with jax.named_scope("gate"):
-            flat = simple_rms_norm(out.reshape(*out.shape[:2], -1), self.norm_eps)
-            gated = u * flat.reshape(out.shape)
-        return dense("out", x.shape[-1], (-2, -1))(gated), state
+            gated = u * simple_rms_norm(out.reshape(u.shape), self.norm_eps)
+        return dense("out", x.shape[-1])(gated), state
