@@ -1,0 +1,274 @@
+"""Compiles programs for TPUs with libtpu, on a machine without any, and reads what the compiler says about them.
+
+libtpu takes its options from the environment when it is loaded, so every list of programs is compiled in a process of
+its own: `python -m benchmarks.tpu_compiler DIRECTORY`, with the list in DIRECTORY/jobs.json. It prints one line of JSON
+per program.
+"""
+
+import dataclasses
+import functools
+import glob
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+
+from benchmarks.measure import one_line
+from benchmarks.tpu_bundles import Replay, replay
+from benchmarks.tpu_hlo import copied_bytes
+from transnormer_jax.errors import UserError
+
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask for the kind of the machine
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+}
+_DUMPS = r"packed-bundles-post-ra|pre-delay.*|pre-finalize.*"
+_KERNEL = "tpu_custom_call"
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """One generation of TPU, as far as a schedule needs it.
+
+    Attributes:
+      topology: libtpu's name of one chip.
+      chip: jax's name of the chip.
+      cores: cores of a chip that share the grid of one kernel.
+      rows_per_cycle: rows of bfloat16 that a matrix unit takes per cycle. So dense matrix products come out
+        (`tests/benchmarks/test_tpu_schedule.py`).
+      delay_slots: bundles after a branch that come in any case.
+      granule_bytes: unit of copies.
+      options: further arguments of the topology.
+    """
+
+    topology: str
+    chip: str
+    cores: int = 1
+    rows_per_cycle: int = 1
+    delay_slots: int = 4
+    granule_bytes: int = 32
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def info(self) -> pltpu.TpuInfo:
+        """Sizes and rates of one core, as jax knows them."""
+        return pltpu.get_tpu_info_for_chip(pltpu.ChipVersion(self.chip), self.cores)
+
+    @property
+    def flops_per_cycle(self) -> int:
+        """Bfloat16 FLOPs that the matrix units of one core can do in a cycle."""
+        return 2 * self.info.num_mxus * self.info.mxu_column_size**2 * self.rows_per_cycle
+
+    @property
+    def clock_hertz(self) -> float:
+        """Cycles per second, from the peak that is published."""
+        return self.info.bf16_ops_per_second / self.flops_per_cycle
+
+
+GENERATIONS = {
+    "v4": Generation(
+        "v4:1x1x1", "v4", cores=2, delay_slots=1, granule_bytes=512, options={"chip_config_name": "megacore"}
+    ),
+    "v5e": Generation("v5e:1x1", "v5e"),
+    "v5p": Generation("v5p:1x1x1", "v5p", cores=2),
+    "v6e": Generation("v6e:1x1", "v6e", rows_per_cycle=2),
+    "tpu7x": Generation("tpu7x:1x1x1", "7x", rows_per_cycle=2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A program to compile.
+
+    Attributes:
+      generation: a name in `GENERATIONS`.
+      function: "module:function", which returns a function and its operands as `jax.ShapeDtypeStruct`s.
+      arguments: its keyword arguments, as JSON knows them.
+    """
+
+    generation: str
+    function: str
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One Pallas kernel of a program.
+
+    Attributes:
+      name: its name in the compiled program.
+      vmem_bytes: what it allocates in a core's vector memory: blocks, twice for the pipeline, and scratch.
+      cores: what each core does; the first has at least as much to do as the others.
+    """
+
+    name: str
+    vmem_bytes: int
+    cores: tuple[Replay, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler makes of a program; `failed` says why the rest is missing.
+
+    Attributes:
+      kernels: its Pallas kernels, in the order of compilation.
+      copied_bytes: results of operations outside of kernels that only move data from HBM to HBM.
+      temp_bytes: HBM for what is neither operand nor result.
+      seconds: time of tracing and compiling.
+      failed: the reason, in one line.
+    """
+
+    kernels: tuple[Kernel, ...] = ()
+    copied_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    temp_bytes: int = 0
+    seconds: float = 0.0
+    failed: str | None = None
+
+
+def find_libtpu() -> Path:
+    """The compiler's library: $TPU_LIBRARY_PATH, the package libtpu, or <sys.prefix>/libtpu/libtpu/libtpu.so.
+
+    Raises:
+      UserError: there is none.
+    """
+    places = [Path(sys.prefix, "libtpu", "libtpu", "libtpu.so")]
+    package = importlib.util.find_spec("libtpu")
+    if package is not None and package.origin is not None:
+        places.insert(0, Path(package.origin).with_name("libtpu.so"))
+    if named := os.environ.get("TPU_LIBRARY_PATH"):
+        places = [Path(named)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(
+        f"there is no TPU compiler at {' or '.join(map(str, places))}: run "
+        f"`pip install --no-deps --target={Path(sys.prefix, 'libtpu')} libtpu`, or name the file in TPU_LIBRARY_PATH."
+    )
+
+
+def libtpu_version() -> str:
+    """The version of what `find_libtpu` finds, or "unknown"."""
+    records = find_libtpu().parents[1].glob("libtpu-*.dist-info")
+    return next((record.name.split("-")[1].removesuffix(".dist") for record in records), "unknown")
+
+
+def compile_programs(jobs: Sequence[Job]) -> Iterator[Compiled]:
+    """Compiles programs one after the other, and yields each as soon as it is there.
+
+    Raises:
+      UserError: libtpu is missing.
+    """
+    environment = os.environ | _ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
+    while jobs:
+        done = 0
+        with tempfile.TemporaryDirectory() as directory:
+            Path(directory, "jobs.json").write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
+            flags = f"--xla_jf_dump_to={directory} --xla_jf_dump_llo_text=true"
+            environment["LIBTPU_INIT_ARGS"] = f"{flags} --xla_jf_dump_llo_pass_label_regex={_DUMPS}"
+            with (
+                Path(directory, "stderr").open("w") as stderr,
+                subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.tpu_compiler", directory],
+                    cwd=Path(__file__).parents[1],
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                ) as process,
+            ):
+                assert process.stdout is not None
+                try:
+                    for line in process.stdout:
+                        yield _from_json(json.loads(line))
+                        done += 1
+                finally:  # Where nobody wants the rest, it need not go on.
+                    process.kill()
+            if done < len(jobs):  # The compiler ends the process where it finds itself in the wrong.
+                last = Path(directory, "stderr").read_text().strip().splitlines()[-1:]
+                yield Compiled(failed=f"the compiler died: {' '.join(last)}")
+                done += 1
+        jobs = jobs[done:]
+
+
+def _from_json(record: dict[str, Any]) -> Compiled:
+    kernels = list[Kernel]()
+    for kernel in record.pop("kernels"):
+        cores = tuple(Replay(grid=tuple(core.pop("grid")), **core) for core in kernel.pop("cores"))
+        kernels.append(Kernel(**kernel, cores=cores))
+    return Compiled(kernels=tuple(kernels), **record)
+
+
+def _compile(job: Job, directory: Path) -> Compiled:
+    """Compiles one program in this process, whose libtpu dumps into `directory`."""
+    generation = GENERATIONS[job.generation]
+    module, name = job.function.split(":")
+    topology = topologies.get_topology_desc(generation.topology, platform="tpu", **generation.options)
+    mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), "x", axis_types=(jax.sharding.AxisType.Auto,))
+    everything = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    try:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            function, operands = getattr(importlib.import_module(module), name)(**job.arguments)
+            start = time.perf_counter()
+            compiled = jax.jit(function, in_shardings=everything).lower(*operands).compile()
+        seconds = time.perf_counter() - start
+        kernels = tuple(_kernels(generation, directory))
+    except Exception as error:  # A kernel can fail to compile in many ways; the others must still be seen.
+        return Compiled(failed=one_line(error))
+    hlo, memory = compiled.as_text(), compiled.memory_analysis()
+    assert hlo is not None
+    assert memory is not None
+    return Compiled(kernels, copied_bytes(hlo), memory.temp_size_in_bytes, seconds)
+
+
+def _kernels(generation: Generation, directory: Path) -> Iterator[Kernel]:
+    """Reads the dumps of the kernels of one program."""
+    for analysis in sorted(directory.glob("*schedule-analysis_packed-bundles-post-ra.txt")):
+        stem, _, _ = analysis.name.rpartition("-schedule-analysis")
+        name = re.sub(r"^\d+-|-\d+$", "", stem)
+        if name.startswith("TLP") or _KERNEL not in analysis.read_text():
+            continue
+        start = glob.escape(stem.rpartition("-")[0])
+
+        def read(ending: str, start: str = start) -> str:
+            return next(directory.glob(f"{start}-[0-9]*-{ending}.txt")).read_text()
+
+        bundles = read("packed-bundles-post-ra")
+        utilization = read("pre-delay_hlo-static-per-bundle-utilization")
+        hardware = {"delay_slots": generation.delay_slots, "granule_bytes": generation.granule_bytes}
+        yield Kernel(
+            name=name,
+            vmem_bytes=_vmem_bytes(read("pre-finalize-registers-and-allocations")),
+            cores=tuple(replay(bundles, utilization, core=core, **hardware) for core in range(generation.cores)),
+        )
+
+
+def _vmem_bytes(allocations: str) -> int:
+    return sum(int(size, 16) for size in re.findall(r"space=vmem, size = (0x[0-9a-f]+), scoped", allocations))
+
+
+def _main() -> None:
+    directory = Path(sys.argv[1])
+    for job in json.loads((directory / "jobs.json").read_text()):
+        for dump in directory.glob("[0-9]*"):
+            dump.unlink()
+        print(json.dumps(dataclasses.asdict(_compile(Job(**job), directory))), flush=True)
+
+
+if __name__ == "__main__":
+    _main()

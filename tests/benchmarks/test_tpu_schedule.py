@@ -1,0 +1,397 @@
+"""The schedules of TPU kernels: that they are counted right, and that the kernels keep within their bounds.
+
+A dense matrix product is the measure: its FLOPs are known, so they say how long the matrix units must be busy.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from benchmarks.tpu_bundles import Replay, replay
+from benchmarks.tpu_compiler import GENERATIONS, Compiled, Job, Kernel, compile_programs, find_libtpu, libtpu_version
+from benchmarks.tpu_hlo import copied_bytes
+from benchmarks.tpu_programs import PROGRAMS, Program, program_job
+from benchmarks.tpu_report import Row, rows_of, summarize
+from benchmarks.tpu_schedule import Settings, run
+from transnormer_jax.errors import UserError
+
+_TOKENS, _FEATURES = 1 << 17, 512
+
+
+@pytest.fixture(scope="module")
+def libtpu() -> None:
+    try:
+        find_libtpu()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+# The processes of the compiler import these by name.
+
+
+def build_product(generation: str = "", rows: int = 512) -> Any:
+    """x [2^17, 512] @ w [512, 512] in bfloat16, `rows` rows per step of the grid."""
+    del generation
+
+    def kernel(x_ref, w_ref, out_ref):
+        out_ref[...] = jnp.dot(x_ref[...], w_ref[...], preferred_element_type=jnp.float32).astype(jnp.bfloat16)
+
+    square = pl.BlockSpec((_FEATURES, _FEATURES), lambda i: (0, 0))
+    tokens = pl.BlockSpec((rows, _FEATURES), lambda i: (i, 0))
+    x, w = (jax.ShapeDtypeStruct((n, _FEATURES), jnp.bfloat16) for n in (_TOKENS, _FEATURES))
+    call = pl.pallas_call(
+        kernel,
+        grid=(_TOKENS // rows,),
+        in_specs=[tokens, square],
+        out_specs=tokens,
+        out_shape=x,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        name="product",
+    )
+    return call, (x, w)
+
+
+def build_powers() -> Any:
+    """x_n w^3 for blocks x_n [128, 128], and x_n w^4 for every fourth of them: a loop, and a condition."""
+
+    def kernel(x_ref, w_ref, out_ref):
+        def times_w(_: Any, x: jax.Array) -> jax.Array:
+            return jnp.dot(x.astype(jnp.bfloat16), w_ref[...], preferred_element_type=jnp.float32)
+
+        out_ref[...] = jax.lax.fori_loop(0, 3, times_w, x_ref[...])
+
+        @pl.when(pl.program_id(1) == 3)
+        def _():
+            out_ref[...] = times_w(0, out_ref[...])
+
+    x = jax.ShapeDtypeStruct((8 * 4 * 128, 128), jnp.float32)
+    w = jax.ShapeDtypeStruct((128, 128), jnp.bfloat16)
+    block = pl.BlockSpec((128, 128), lambda b, n: (4 * b + n, 0))
+    call = pl.pallas_call(
+        kernel,
+        grid=(8, 4),
+        in_specs=[block, pl.BlockSpec((128, 128), lambda b, n: (0, 0))],
+        out_specs=block,
+        out_shape=x,
+        name="powers",
+    )
+    return call, (x, w)
+
+
+def build_between_copies(transposed: bool) -> Any:
+    """A kernel on [8, 4, 16384, 128] or on [8, 16384, 4 * 128], of what lies in HBM as the latter, 268 MB."""
+
+    def kernel(x_ref, out_ref):
+        out_ref[...] = 2 * x_ref[...]
+
+    def function(x: jax.Array) -> jax.Array:
+        if transposed:
+            x = jnp.swapaxes(x.reshape(8, 16384, 4, 128), 1, 2).reshape(32, 16384, 128)
+        block = pl.BlockSpec((1, 512, x.shape[2]), lambda b, n: (b, n, 0))
+        return pl.pallas_call(kernel, grid=(x.shape[0], 32), in_specs=[block], out_specs=block, out_shape=x)(x)
+
+    return function, (jax.ShapeDtypeStruct((8, 16384, 512), jnp.float32),)
+
+
+def build_too_large() -> Any:
+    """A kernel with more scratch memory than any chip has."""
+
+    def kernel(x_ref, out_ref, scratch_ref):
+        scratch_ref[:8] = x_ref[...]
+        out_ref[...] = scratch_ref[:8]
+
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+    return pl.pallas_call(kernel, out_shape=x, scratch_shapes=[pltpu.VMEM((1 << 20, 128), jnp.float32)]), (x,)
+
+
+def build_deadly() -> Any:
+    os.abort()
+
+
+def _compile(*jobs: tuple[str, Callable[..., Any], dict[str, Any]]) -> list[Compiled]:
+    return [*compile_programs([Job(name, f"{__name__}:{build.__name__}", keywords) for name, build, keywords in jobs])]
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_the_matrix_units_are_busy_for_as_long_as_the_flops_of_a_product_need():
+    products = _compile(*((name, build_product, {}) for name in GENERATIONS))
+    flops, x_bytes, w_bytes = 2 * _TOKENS * _FEATURES**2, 2 * _TOKENS * _FEATURES, 2 * _FEATURES**2
+    for generation, product in zip(GENERATIONS.values(), products, strict=True):
+        assert product.failed is None
+        assert product.copied_bytes == {}
+        (kernel,) = product.kernels
+        assert len(kernel.cores) == generation.cores
+        assert kernel.vmem_bytes < generation.info.vmem_capacity_bytes
+        for core in kernel.cores:
+            assert core.grid == (_TOKENS // 512 // generation.cores,)
+            share = flops / generation.cores / core.cycles / generation.flops_per_cycle
+            assert core.utilization["MATMUL"] == pytest.approx(share, rel=1e-9)
+            assert 0.5 < share < 1
+            assert core.written_bytes == x_bytes / generation.cores
+            # Where there is room, XLA keeps w in the memory on the chip.
+            assert core.read_bytes - core.written_bytes in (0, w_bytes)
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_empty_bundles_take_time():
+    """Without them a product would be faster than the published peak."""
+    for product in _compile(*((name, build_product, {"rows": 1024}) for name in ("v4", "v5e", "v5p"))):
+        (kernel,) = product.kernels
+        core = kernel.cores[0]
+        assert core.utilization["MATMUL"] < 1
+        assert core.utilization["MATMUL"] * core.cycles / core.issued > 1
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_loops_and_conditions_run_as_often_as_they_should():
+    """32 steps of 3 products, and 8 more: as before, they are seen in the matrix units."""
+    names = ("v4", "v5e", "v5p")
+    for name, powers in zip(names, _compile(*((name, build_powers, {}) for name in names)), strict=True):
+        (kernel,) = powers.kernels
+        first, *others = kernel.cores
+        flops = 2 * 128**3 * (32 * 3 + 8)
+        share = flops / first.cycles / GENERATIONS[name].flops_per_cycle
+        assert first.utilization["MATMUL"] == pytest.approx(share, rel=1e-9)
+        assert first.grid == (8, 4)
+        assert first.written_bytes == 4 * 8 * 4 * 128 * 128
+        assert first.unknown_branches == 0
+        # One product in four steps is not part of the loop.
+        assert 0.9 < first.loop_cycles * 32 / first.cycles < 1
+        # This grid is not parallel.
+        assert all(core.written_bytes == 0 and core.cycles < 100 for core in others)
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_copies_around_a_kernel_are_found():
+    with_copy, without = _compile(
+        ("v5e", build_between_copies, {"transposed": True}), ("v5e", build_between_copies, {"transposed": False})
+    )
+    assert without.failed is None
+    assert without.copied_bytes == {}
+    # How often it is copied, and how much of it within the memory on the chip, is for XLA to say.
+    assert sum(with_copy.copied_bytes.values()) >= 4 * 8 * 16384 * 512
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_what_does_not_compile_says_why_and_the_next_is_compiled():
+    too_large, deadly, product = _compile(*(("v5e", f, {}) for f in (build_too_large, build_deadly, build_product)))
+    assert "vmem" in (too_large.failed or "")
+    assert "the compiler died" in (deadly.failed or "")
+    assert product.failed is None
+    (row,) = rows_of("v5e", GENERATIONS["v5e"], "large", None, too_large)
+    assert "failed: " in str(row)
+    assert row.as_json()["failed"] == too_large.failed
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_a_run_writes_what_it_prints(tmp_path, capsys):
+    output = tmp_path / "results" / "schedule.json"
+    build = f"{__name__}:build_product"
+    summary = run(Settings(("v5e", "v5p"), build=build), output, "the command")
+    record = json.loads(output.read_text())
+    assert record["command"] == "the command"
+    assert record["environment"].keys() >= {"jax", "jaxlib", "libtpu", "date_utc"}
+    assert record["generations"]["v5p"]["cores"] == 2
+    assert record["generations"]["v5e"]["clock_hertz"] == pytest.approx(1.5e9, rel=0.01)
+    e, p = record["rows"]
+    assert (e["generation"], e["pass"], p["generation"]) == ("v5e", "forward", "v5p")
+    assert e["bytes"] == 2 * 2 * _TOKENS * _FEATURES + 2 * _FEATURES**2
+    assert e["hbm_ms"] == pytest.approx(1e3 * e["bytes"] / 820e9)
+    assert e["schedule_ms"] == pytest.approx(1e3 * e["cycles"] / record["generations"]["v5e"]["clock_hertz"])
+    assert e["kernels"][0]["name"].startswith("product")
+    ratios = {row["generation"]: round(row["schedule_over_hbm"], 3) for row in record["rows"]}
+    assert summary == {"output": str(output), f"{build} forward": ratios}
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in table[1:]] == [[name, build, "forward"] for name in ("v5e", "v5p")]
+
+
+# Program, pass, generation, the largest ratio of schedule to HBM, and of bytes to the least that must move.
+_BOUNDS = (
+    ("forward", "forward", "v5e", 0.75, 1.05),
+    ("forward", "forward", "v5p", 0.9, 1.05),
+    ("forward", "forward", "v6e", 1.0, 1.05),
+    ("forward_64", "forward", "v5e", 1.1, 1.05),
+    ("training", "backward", "v5e", 1.1, 1.25),
+)
+
+
+def _compile_program(program: Program, generation: str) -> list[Row]:
+    (compiled,) = compile_programs([program_job(generation, program)])
+    assert compiled.failed is None
+    limit = GENERATIONS[generation].info.vmem_capacity_bytes
+    assert all(kernel.vmem_bytes < limit for kernel in compiled.kernels)
+    return [*rows_of(generation, GENERATIONS[generation], "", program, compiled)]
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize(("program", "role", "generation", "ratio", "over_least"), _BOUNDS)
+def test_the_schedule_stays_within_its_bounds(program, role, generation, ratio, over_least):
+    rows = _compile_program(PROGRAMS[program], generation)
+    (row,) = [row for row in rows if row.role == role]
+    assert row.ratio <= ratio
+    assert 1 <= row.over_least <= over_least
+
+
+@pytest.mark.usefixtures("libtpu")
+def test_nothing_is_copied_between_the_projections_and_the_kernels():
+    rows = _compile_program(Program("projections", training=True, heads=8), "v5e")
+    assert [row.role for row in rows] == ["forward", "backward"]
+    assert rows[0].compiled.copied_bytes == {}
+
+
+@pytest.mark.usefixtures("libtpu")
+@pytest.mark.parametrize(("program", "generation"), [("long_64_bfloat16", "v4"), ("long_192_bfloat16", "tpu7x")])
+def test_other_sizes_compile_for_other_generations(program, generation):
+    rows = _compile_program(PROGRAMS[program], generation)
+    assert [row.role for row in rows] == ["forward", "backward"]
+
+
+_SCHEDULE = """
+   0   :  { %s9_s0 = smov.u32 0 /* copy */  ;;  %s1_s1 = inlined_call_operand.hbm [shape: f32[8], index: 0] }
+ 0x1 LB: > { %s2_s0 = sphi %s9_s0, %s3_s0 /* iteration */  ;;  %v1_v0 = vld [vmem:[%s1_s1] sm:$0xff] }
+ 0x2   : > { %s3_s0 = sadd.s32 1, %s2_s0  ;;  %p4_p0 = scmp.eq.s32.totalorder %s2_s0, 0 }
+ 0x3   : > { %p5_p1 = scmp.ge.s32.totalorder %s3_s0, 6  ;;  %7 = sst [smem:[#allocation3_spill]] %s3_s0 }
+ 0x4   : > { %8 = dma.hbm_to_vmem [thread:$0]  (%p4_p0), /*hbm=*/%s1_s1, /*size_in_granules=*/5, /*vmem=*/%s1_s1 /*
+iteration_bounds: (2, 3) */ }
+ 0x5   : > { %10 = sbr.rel (!%p4_p0) target bundleno = 9 (0x9) }
+ 0x6   : > {}
+ 0x7   : > { %11 = dma.vmem_to_hbm [thread:$0]  /*vmem=*/%s1_s1, /*size_in_granules=*/%s6_s2, /*hbm=*/%s1_s1 }
+ 0x8   : > { %v2_v0 = vmov 0.0 }
+ 0x9 PF: > { %s12_s3 = sld [smem:[#allocation3_spill]]  ;;  %13 = sbr.rel (!%p5_p1) target bundleno = 1 (0x1) }
+ 0xa   : > {}
+ 0xb   :  { %s6_s2 = smov.u32 7 }
+"""
+
+
+def _replay(schedule: str = _SCHEDULE) -> Replay:
+    rows = "\n".join("1 0 1 0" if i == 1 else "0 0 0 0" for i in range(12))
+    utilization = f"== CAPACITY:\nMATMUL, XLU, VLOAD:FILL, VSTORE:SPILL\n4 3 1 1\n== UTILIZATION:\n{rows}\n"
+    return replay(schedule, utilization, core=0, delay_slots=1, granule_bytes=32)
+
+
+def test_a_schedule_is_replayed_bundle_by_bundle():
+    """Six turns; bundles 7 and 8 in the first only; a delay slot behind each branch."""
+    known_size = _SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")
+    result = _replay(known_size)
+    assert result.bundles == 12
+    assert result.grid == (2, 3)
+    assert result.cycles == 1 + 6 * 8 + 2 + 1
+    assert result.issued == result.cycles - 12
+    assert result.loop_cycles == 8
+    assert result.utilization["MATMUL"] == 6 / (4 * result.cycles)
+    assert result.spills == 1
+    assert (result.read_bytes, result.written_bytes) == (5 * 32, 7 * 32)
+    assert result.unknown_branches == 0
+
+
+def test_what_depends_on_data_is_not_guessed():
+    with pytest.raises(ValueError, match="size of a copy"):
+        _replay()
+    known_size = _SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")
+    with pytest.raises(ValueError, match="how often an inner loop turns"):
+        _replay(known_size.replace("%s3_s0, 6", "%s3_s0, %s1_s1"))
+    # A branch forward on data: what it skips is taken to run.
+    result = _replay(known_size.replace("%s2_s0, 0 }", "%s2_s0, %s1_s1 }"))
+    assert result.unknown_branches == 6
+    assert result.loop_cycles == 10
+
+
+_HLO = """
+%only_moves (p.1: bf16[8,128]) -> bf16[128,8] {
+  %p.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %transpose.1 = bf16[128,8]{1,0} transpose(%p.1), dimensions={1,0}
+}
+
+%computes (p.2: bf16[8,128]) -> bf16[8,128] {
+  %p.2 = bf16[8,128]{1,0} parameter(0)
+  %copy.9 = bf16[8,128]{0,1} copy(%p.2)
+  ROOT %add.1 = bf16[8,128]{0,1} add(%copy.9, %copy.9)
+}
+
+ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %moved = bf16[128,8]{1,0} fusion(%x), kind=kLoop, calls=%only_moves
+  %parts = (bf16[8,64]{1,0:T(8,128)S(1)}, bf16[8,64]{1,0}) fusion(%x), kind=kLoop, calls=%only_moves
+  %computed = bf16[8,128]{0,1} fusion(%x), kind=kLoop, calls=%computes
+  %prefetch = (bf16[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
+  %elsewhere = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%y)
+  %free = bf16[1024]{0} bitcast(%x)
+  ROOT %copy.1 = bf16[8,128]{1,0} copy(%computed)
+}
+"""
+
+
+def test_only_moves_within_hbm_are_copies():
+    assert copied_bytes(_HLO) == {"moved": 2048, "parts": 1024, "elsewhere": 4096, "copy.1": 2048}
+
+
+def test_transposed_calls_of_the_forward_kernel_belong_to_the_backward_pass():
+    core = dataclasses.replace(_replay(_SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")), written_bytes=0)
+    names = ("linear_attention.1", "transpose_jvp_linear_attention__.1", "linear_attention_backward.1")
+    compiled = Compiled(tuple(Kernel(name, 1 << 20, (core,)) for name in names))
+    forward, backward = rows_of("v5e", GENERATIONS["v5e"], "training", PROGRAMS["training"], compiled)
+    assert [kernel.name for kernel in forward.kernels] == [names[0]]
+    assert [kernel.name for kernel in backward.kernels] == [*names[1:]]
+    assert backward.cycles == 2 * forward.cycles
+    assert backward.ratio == pytest.approx(forward.ratio)
+    assert summarize([forward, backward]).keys() == {"training forward", "training backward"}
+    (none,) = rows_of("v5e", GENERATIONS["v5e"], "nothing", None, Compiled())
+    assert none.failed == "it has no Pallas kernel"
+    assert summarize([none]) == {"nothing": {"v5e": None}}
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/nowhere/libtpu.so")
+    with pytest.raises(UserError, match=r"no TPU compiler at /nowhere/libtpu\.so: run `pip install .* libtpu`"):
+        next(compile_programs([Job("v5e", f"{__name__}:build_product")]))
+
+
+def test_the_compiler_is_found_beside_the_interpreter(monkeypatch, tmp_path):
+    library = tmp_path / "libtpu" / "libtpu" / "libtpu.so"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    (tmp_path / "libtpu" / "libtpu-1.2.3.dist-info").mkdir()
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert find_libtpu() == library
+    assert libtpu_version() == "1.2.3"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"generations": ("v5",)}, "unknown generation 'v5'"),
+        ({"programs": ("trainin",)}, "unknown program 'trainin': did you mean 'training'"),
+        ({"programs": ()}, "at least one program"),
+        ({"build": "module.function"}, "give module:function"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**settings)
+
+
+def test_a_bad_command_line_ends_in_one_sentence():
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tpu_schedule", "--generations=v1"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.stderr
