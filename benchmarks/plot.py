@@ -1,4 +1,4 @@
-"""Log-log panels side by side, under one title and over one legend."""
+"""Panels one beside or below another, under one title and over one legend: log-log lines, or bars."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,23 @@ def save_panels(panels: Sequence[Panel], *, title: str, xlabel: str, path: Path)
         _draw(ax, panel)
         ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def save_bars(panels: Sequence[Panel], groups: Sequence[str], *, title: str, path: Path) -> None:
+    """Writes bars from 0 to 1 as a PNG file; the x of a point is the index of its group."""
+    figure = Figure(figsize=(4 + 1.2 * len(groups), 4 * len(panels)), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, panel in zip(axes, panels, strict=True):
+        width = 0.8 / max(len(panel.lines), 1)
+        for i, (name, points) in enumerate(panel.lines.items()):
+            left = [x - 0.4 + i * width for x, _ in points]
+            ax.bar(left, [y for _, y in points], width, align="edge", color=f"C{i}", label=name)
+        ax.set(title=panel.title, ylabel=panel.ylabel, ylim=(0, 1), xlim=(-0.5, len(groups) - 0.5))
+        ax.set_xticks(range(len(groups)), groups)
+        ax.grid(axis="y", alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=120)
 
 

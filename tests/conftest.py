@@ -4,7 +4,8 @@ import os
 import sys
 
 # Before the first import of jax. A test that starts a process of its own decides for itself (tests/commands.py).
-os.environ["JAX_PLATFORMS"] = "cpu"
+# TRANSNORMER_TEST_PLATFORM=cuda is for tests/gpu, which keep the CPU for the definition in float64.
+os.environ["JAX_PLATFORMS"] = "cuda,cpu" if os.environ.get("TRANSNORMER_TEST_PLATFORM") == "cuda" else "cpu"
 
 import jax
 from absl import flags

@@ -1,0 +1,348 @@
+"""The GPU benchmark on a CPU, at sizes too small to time: its truth, its programs, its processes, what it writes."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import gpu
+from benchmarks.attention import definition
+from benchmarks.gpu import CONTENDERS, Settings, run
+from benchmarks.gpu_backends import chain
+from benchmarks.gpu_peers import PEERS
+from benchmarks.gpu_report import TARGETS, Row, by_length, compare, comparison_lines, fractions, judge
+from benchmarks.gpu_shapes import COMPUTATIONS, MEASURED, SHAPES, Shape, attend, relative_rms, truth
+from benchmarks.gpu_worker import Skip, plan, serve, verify
+from transnormer_jax.errors import UserError
+from transnormer_jax.ops import linear_attention
+from transnormer_jax.ops.linear_attention import BACKENDS as REGISTRY
+
+ROOT = Path(__file__).parents[2]
+_TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-5}
+
+
+def test_the_truth_is_the_definition_document_by_document():
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 400, 6))
+    v = rng.normal(size=(400, 5))
+    for log_decay, lengths in itertools.product((0.0, -0.01, -5.0), ([400], [130, 1, 269])):
+        pieces = [
+            definition(*(x[None, end - n : end, None] for x in (q, k, v)), np.array([log_decay]))[0, :, 0]
+            for n, end in zip(lengths, np.cumsum(lengths), strict=True)
+        ]
+        out = attend(q, k, v, log_decay, lengths)
+        np.testing.assert_allclose(out, np.concatenate(pieces), rtol=1e-10, atol=1e-10)
+
+
+def test_the_true_gradients_are_those_of_the_output():
+    rng = np.random.default_rng(0)
+    q, k, v, d_out = (rng.normal(size=(300, size)) for size in (6, 6, 5, 5))
+    lengths = [170, 130]
+
+    def weighted_sum(**changed):
+        return np.sum(attend(*({"q": q, "k": k, "v": v} | changed).values(), -0.02, lengths) * d_out)
+
+    true = truth(q, k, v, d_out, -0.02, lengths)
+    for name, operand in {"q": q, "k": k, "v": v}.items():
+        # The output is linear in each of its three operands, so that a difference is exact.
+        direction = rng.normal(size=operand.shape)
+        difference = (weighted_sum(**{name: operand + direction}) - weighted_sum(**{name: operand - direction})) / 2
+        np.testing.assert_allclose(np.sum(true[f"d{name}"] * direction), difference, rtol=1e-9)
+
+
+def test_the_shapes_are_what_they_say():
+    # A token-head of d features in bfloat16 takes 8 d bytes forward and 14 d backward.
+    tokens = 8 * 32 * 8192
+    assert SHAPES["wide"].least_bytes("forward") == tokens * 8 * 128
+    assert SHAPES["wide"].least_bytes("forward_backward") == tokens * 22 * 128
+    assert SHAPES["row_8k_float32"].least_bytes("forward") == 2 * SHAPES["row_8k"].least_bytes("forward")
+    assert SHAPES["lrpe"].least_bytes("forward") == tokens * (2 * 128 + 2 * 64) * 2
+    for name in ("packed", "tiny"):
+        shape = SHAPES[name]
+        assert sum(shape.lengths) == shape.num_tokens
+        assert len(set(shape.lengths)) == shape.documents
+        assert all(length % 64 for length in shape.lengths)
+        assert np.bincount(shape.segment_ids[-1])[1:].tolist() == shape.lengths
+    assert all(shape.log_decay[0] == 0 and (np.diff(shape.log_decay) < 0).all() for shape in SHAPES.values())
+
+
+def _operands(shape: Shape, count: int, sets: int) -> list[list[jax.Array]]:
+    rng = np.random.default_rng(0)
+    size = (shape.batch, shape.num_tokens, shape.heads, shape.key_dim)
+    return [[jnp.asarray(rng.normal(size=size), shape.dtype) for _ in range(count)] for _ in range(sets)]
+
+
+@pytest.mark.parametrize("computation", COMPUTATIONS)
+def test_a_timed_program_is_one_call_after_another(computation):
+    shape = Shape("small", 2, 2, 40, 8, 8, "float32")
+    sets = _operands(shape, 3 if computation == "forward" else 4, sets=2)
+    state, log_decay = jnp.zeros((2, 2, 8, 8)), jnp.asarray(shape.log_decay)
+    results, last = jax.jit(chain("chunked", computation, 3))(sets, state, log_decay, None)
+    assert len(results) == 3
+    for operands, result in zip([sets[0], sets[1], sets[0]], results, strict=True):
+
+        def forward(q, k, v, state):
+            return linear_attention(q, k, v, log_decay, initial_state=state)
+
+        (out, end), pull_back = jax.vjp(forward, *operands[:3], state)
+        np.testing.assert_allclose(result["out"], out, rtol=1e-4, atol=1e-4)
+        if computation == "forward":
+            state = end
+        else:
+            *gradients, state = pull_back((operands[3], jnp.zeros_like(end)))
+            for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
+                np.testing.assert_allclose(result[name], gradient, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(last, state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("speed", [3e9, 3e12])
+@pytest.mark.parametrize("computation", COMPUTATIONS)
+def test_operands_are_forgotten_before_their_next_use(computation, speed):
+    for name in MEASURED:
+        shape = SHAPES[name]
+        calls, sets = plan({"copy_bytes_per_second": speed}, shape, computation, max_calls=32)
+        assert 1 <= sets <= calls <= 32
+        if speed == 3e12:
+            read = 3 if computation == "forward" else 4
+            operands = sets * read * shape.batch * shape.num_tokens * shape.heads * min(shape.key_dim, shape.value_dim)
+            assert operands * 2 > 100e6, name
+
+
+def _verify(shape: Shape, operands, results):
+    return verify(
+        {"tolerance": _TOLERANCE},
+        shape,
+        operands,
+        results,
+        one_head=lambda x, row, head: np.asarray(x[row, :, head]),
+        finite=lambda x: bool(jnp.isfinite(x).all()),
+    )
+
+
+def test_wrong_results_are_not_timed():
+    shape = Shape("small", 2, 3, 40, 8, 8, "float32")
+    (operands,) = _operands(shape, 3, sets=1)
+    out, _ = linear_attention(*operands, shape.log_decay)
+    assert _verify(shape, operands, {"out": out})["out"] < 1e-6
+    with pytest.raises(Skip, match=r"wrong, by relative RMS errors of .* in out"):
+        _verify(shape, operands, {"out": 1.001 * out})
+    with pytest.raises(Skip, match="wrong, by relative RMS errors of nan in out"):
+        _verify(shape, operands, {"out": out.at[1, 7, 2].set(jnp.nan)})
+    with pytest.raises(Skip, match="wrong, out is not finite everywhere"):
+        _verify(shape, operands, {"out": out.at[0, 7, 1].set(jnp.inf)})
+
+
+def test_a_worker_ends_at_a_failure_and_goes_on_after_a_skip(monkeypatch, capsys):
+    rows = [["triton", name, "forward"] for name in ("tiny", "wide", "lrpe", "packed")]
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps({"rows": rows})])
+
+    def measure_row(task, contender, shape, computation):
+        if shape.name == "tiny":
+            raise Skip("it is too small")
+        if shape.name == "lrpe":
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS\nand much detail")
+        return {"median_ms": 1.0}
+
+    with pytest.raises(SystemExit) as end:
+        serve(measure_row)
+    assert end.value.code == 1
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [
+        {"skipped": "it is too small"},
+        {"median_ms": 1.0},
+        {"skipped": "RuntimeError: CUDA_ERROR_ILLEGAL_ADDRESS"},
+    ]
+
+
+def test_rows_left_by_a_process_go_to_another(monkeypatch):
+    started = []
+
+    class Process:
+        stopped, last_words = False, "Segmentation fault"
+
+        def __init__(self, rows, task, end):
+            self.rows = [row.shape for row in rows]
+            started.append(self.rows)
+
+        def results(self):
+            for shape in self.rows:
+                if shape == "lrpe":  # dies without a word
+                    return
+                if shape == "row_2k":
+                    self.stopped = True
+                    return
+                yield {"median_ms": 1.0}
+
+    monkeypatch.setattr(gpu, "_Process", Process)
+    names = ["wide", "lrpe", "packed", "row_2k", "row_8k"]
+    rows = [Row("triton", False, name, "forward", 1.0, {}) for name in names]
+    measured = {row.shape: row.result for row in gpu._measure(rows, {}, 0.0)}
+    assert measured == {
+        "wide": {"median_ms": 1.0},
+        "lrpe": {"skipped": "its process ended: Segmentation fault"},
+        "packed": {"median_ms": 1.0},
+        "row_2k": {"skipped": "the time ran out"},
+        "row_8k": {"skipped": "the time ran out"},
+    }
+    assert started == [names, names[1:], names[2:]]
+
+
+def test_a_process_is_stopped_in_time():
+    start = time.monotonic()
+    process = gpu._Process([Row("chunked", False, "wide", "forward", 1.0, {})], {}, start + 0.2)
+    assert list(process.results()) == []
+    assert process.stopped
+
+
+def test_the_whole_on_a_cpu(tmp_path, capsys):
+    contenders, shapes = ("pallas_gpu", "fla_simple_gla", "chunked", "auto"), ("wide", "tiny")
+    output = tmp_path / "results" / "gpu.json"
+    summary = run(Settings(contenders, shapes, seconds=0.01), output, "the command")
+    record = json.loads(output.read_text())
+    assert record["command"] == "the command"
+    assert record["copy_gigabytes_per_second"] > 0
+    assert {"platform", "device_kind", "jax", "date_utc"} <= record["environment"].keys()
+    rows = {(row["contender"], row["shape"], row["computation"]): row for row in record["rows"]}
+    assert rows.keys() == set(itertools.product(contenders, shapes, COMPUTATIONS))
+    for (contender, shape, computation), row in rows.items():
+        if shape == "wide":
+            assert row["skipped"] == "jax finds no GPU, it runs on cpu"
+        elif contender == "chunked":
+            assert row["median_ms"] >= row["min_ms"]
+            assert row["floor_ms"] > 0
+            assert 1 <= row["sets"] <= row["calls"]
+            names = ["out"] if computation == "forward" else ["dk", "dq", "dv", "out"]
+            assert sorted(row["relative_rms_error"]) == names
+            assert max(row["relative_rms_error"].values()) <= 5e-3
+        elif contender == "auto":
+            assert row["skipped"] == "it takes chunked"
+        else:
+            assert row["skipped"]
+    assert (summary["measured"], summary["skipped"]) == (2, 14)
+    assert len(summary["targets"]) == len(TARGETS)
+    for name in ("gpu.png", "gpu_by_length.png"):
+        assert (output.parent / name).read_bytes().startswith(b"\x89PNG")
+    assert "skipped: jax finds no GPU" in capsys.readouterr().out
+
+
+def test_nothing_to_plot_is_no_error(tmp_path):
+    summary = run(Settings(("pallas_gpu",), ("wide", "row_8k")), tmp_path / "gpu.json", "")
+    assert (summary["measured"], summary["skipped"]) == (0, 4)
+    assert (tmp_path / "gpu.png").exists()
+
+
+def _row(contender, shape, computation, median_ms, *, peer=False):
+    result = {"skipped": "no"} if median_ms is None else {"median_ms": median_ms, "relative_rms_error": {"out": 0.0}}
+    return Row(contender, peer, shape, computation, 0.5, result)
+
+
+def test_targets_are_judged_on_their_device_against_the_fastest_peer():
+    rows = [
+        _row("pallas_gpu", "wide", "forward", 0.7),
+        _row("triton", "wide", "forward", 0.8),
+        _row("fla", "wide", "forward", 2.1, peer=True),
+        _row("pallas_gpu", "wide", "forward_backward", 2.5),
+        _row("fla", "wide", "forward_backward", 2.4, peer=True),
+        _row("triton", "row_8k", "forward", 0.08),
+        _row("fla", "row_8k", "forward", None, peer=True),
+    ]
+    comparison = compare(rows)
+    verdicts = judge(comparison, "NVIDIA H200")
+    assert "passed, pallas_gpu takes 0.7000 ms; 3.00 times as fast as fla" in verdicts[0]
+    assert "FAILED, pallas_gpu takes 2.5000 ms; 0.96 times as fast as fla" in verdicts[1]
+    assert "FAILED, triton takes 0.0800 ms; no peer was measured" in verdicts[2]
+    assert all("not judged" in verdict for verdict in judge(comparison, "NVIDIA H100 80GB HBM3"))
+    assert all("FAILED, no backend was measured" in verdict for verdict in judge(compare([]), "NVIDIA H200"))
+    table = comparison_lines(comparison)
+    assert len(table) == 1 + 3
+    assert re.search(r"wide +forward +0\.5000 +pallas_gpu +0\.7000 +fla +2\.1000", table[1])
+
+
+def test_the_plots_show_the_share_of_the_floor_and_the_growth_with_length():
+    times = {"row_8k": 1.0, "row_2k": 0.5}
+    rows = [_row("triton", shape, "forward", ms) for shape, ms in times.items()] + [
+        _row("auto", "wide", "forward", None)
+    ]
+    (forward, backward) = fractions(rows, ("row_2k", "row_8k"))
+    assert sorted(forward.lines["triton"]) == [(0, 1.0), (1, 0.5)]
+    assert backward.lines == {"triton": []}
+    (forward, _) = by_length(rows)
+    assert forward.lines == {"memory floor": [(2048, 0.5), (8192, 0.5)], "triton": [(2048, 0.5), (8192, 1.0)]}
+
+
+def test_the_contenders_are_known_to_the_library():
+    assert set(CONTENDERS) - PEERS.keys() - {"auto"} <= REGISTRY.keys()
+    assert PEERS.keys() <= set(CONTENDERS)
+    assert relative_rms(np.full(4, 1.1), np.ones(4)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contenders": ("trition",)}, "unknown contender 'trition': did you mean 'triton'"),
+        ({"shapes": ("wild",)}, "unknown shape 'wild': did you mean 'wide'"),
+        ({"shapes": ()}, "at least one shape"),
+        ({"peers": ("/nowhere",)}, "no directory '/nowhere'"),
+        ({"seconds": 0.0}, "seconds is 0.0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        Settings(**settings)
+
+
+def test_an_output_that_cannot_be_written_is_refused():
+    with pytest.raises(UserError, match=r"ends in \.json"):
+        run(Settings(), Path("gpu.png"), "")
+
+
+_PYTHON = """#!/bin/bash
+# A stand-in for Python that says what it was asked, and fails at the tests.
+case "$*" in
+  *describe_environment*) echo ' "platform": "PLATFORM",' ;;
+  "-m pytest"*) echo "on $TRANSNORMER_TEST_PLATFORM, preallocate=$XLA_PYTHON_CLIENT_PREALLOCATE"; exit 1 ;;
+  *) echo "asked for $*" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_the_script_goes_on_after_a_failure_and_tells(tmp_path, platform):
+    python = tmp_path / "python"
+    python.write_text(_PYTHON.replace("PLATFORM", platform, 1))
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["bash", "benchmarks/gpu_all.sh", str(tmp_path / "out")],
+        cwd=ROOT,
+        env=os.environ | {"PYTHON": str(python), "PEERS": "the peers"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    environment, tests, benchmark, attention = result.stdout.splitlines()[-4:]
+    assert environment.startswith("environment: finished")
+    assert re.fullmatch(r"tests: FAILED after \d+ s \(status 1\)", tests)
+    assert benchmark.startswith("gpu: finished")
+    assert "-m benchmarks.gpu" in (tmp_path / "out" / "gpu.log").read_text()
+    if platform == "gpu":
+        assert (tmp_path / "out" / "tests.log").read_text() == "on cuda, preallocate=false\n"
+        assert "--peers=the peers" in (tmp_path / "out" / "gpu.log").read_text()
+        assert attention.startswith("attention: finished")
+    else:
+        assert attention == "attention: skipped, its sizes are for a GPU, and jax runs on cpu"
+
+
+def test_the_script_stays_under_ten_minutes():
+    script = (ROOT / "benchmarks" / "gpu_all.sh").read_text()
+    limits = dict(re.findall(r"part (\w+) (\d+) ", script))
+    assert limits.keys() == {"environment", "tests", "gpu", "attention"}
+    assert sum(map(int, limits.values())) < 600
