@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed
 	  --temperature=0.5 --max_new_tokens=400
 
 # Install, check style, types and the direction of imports, and run every test.
-test: $(VENV)/installed-dev lint
+test: $(VENV)/installed-dev $(VENV)/libtpu lint
 	$(VENV)/bin/pytest -n 2
 
 lint: $(VENV)/installed-dev
@@ -26,6 +26,12 @@ $(VENV)/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
 	  { echo "error: python3 is older than 3.12: install Python 3.12 or newer, or activate it first."; exit 2; }
 	python3 -m venv $(VENV)
+
+# The TPU compiler, for the tests that hold the schedules of the TPU kernels. It stays out of Python's path: where jax
+# finds it, jax looks for a TPU. The version is the one whose schedules benchmarks/tpu_bundles.py reads.
+$(VENV)/libtpu: | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --no-deps --target=$@ 'libtpu==0.0.52' || \
+	  echo "libtpu cannot be installed here: the tests of TPU schedules will be skipped"
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/pip install --quiet --editable .

@@ -1,1 +1,1 @@
-"""Benchmarks, run as modules (`python -m benchmarks.NAME`): each writes one JSON file and one plot."""
+"""Benchmarks, run as modules (`python -m benchmarks.NAME`): each writes a JSON file, and most a plot."""

@@ -78,6 +78,7 @@ BACKENDS: dict[str, Backend] = {
     "chunked_associative_scan": Backend(functools.partial(chunked, parallel_carry=True)),
     "pallas_tpu": _kernel("pallas_tpu", "attend_and_save", "gradients"),
     "pallas_gpu": _kernel("pallas_gpu", "gradients"),
+    "triton": _kernel("triton", "gradients"),
 }
 
 

@@ -1,0 +1,290 @@
+"""The Triton kernel: interpreted on the CPU it equals the definition, and it compiles for GPUs without spilling."""
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.ops.definition import CASES, Case, define, define_gradients, make_inputs, relative_rms
+from tests.ops.test_linear_attention import apply, gradients
+from transnormer_jax.errors import UserError
+from transnormer_jax.ops import linear_attention
+from transnormer_jax.ops.hardware import Hardware, interpret_kernels
+from transnormer_jax.ops.linear_attention import Problem
+from transnormer_jax.ops.linear_attention.chunked import chunked
+from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
+from transnormer_jax.ops.linear_attention.triton import attend, refusal
+from transnormer_jax.ops.linear_attention.triton import gradients as fused_gradients
+from transnormer_jax.ops.linear_attention.triton.blocks import Blocks, choose_blocks, choose_gradient_blocks
+from transnormer_jax.ops.linear_attention.triton.launch import launch, what_is_missing
+from transnormer_jax.ops.linear_attention.triton.parts import cut
+
+TRITON = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "0"
+needs_triton = pytest.mark.skipif(TRITON == "0", reason="needs the package triton: pip install triton")
+needs_interpreter = pytest.mark.skipif(
+    tuple(map(int, TRITON.split(".")[:2])) < (3, 8),
+    reason="needs triton 3.8 or newer: the interpreter of older ones fails with NumPy 2.4",
+)
+
+WIDE_CASES = [
+    Case("two_value_blocks", (1, 70, 1, 128, 80), [-0.02], segments=True, initial_state=True),
+    Case("two_parts", (1, 1050, 1, 16, 16), [-1e-3], initial_state=True),
+    Case("two_parts_of_documents", (2, 1050, 1, 16, 16), [-1e-3], segments=True, initial_state=True),
+]
+
+
+@pytest.fixture(autouse=True)
+def _one_policy_of_fused_multiply_add(monkeypatch):
+    # Triton 3.9 warns that its default will change.
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+
+
+@needs_interpreter
+@pytest.mark.parametrize("case", [*CASES, *WIDE_CASES[1:]], ids=lambda case: case.name)
+def test_float32_equals_definition(case: Case):
+    assert_equals_definition(case, jnp.float32, 2e-6)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("case", [CASES[2], CASES[-1], *WIDE_CASES], ids=lambda case: case.name)
+def test_half_precision_equals_definition(case: Case, dtype):
+    assert_equals_definition(case, dtype, 5e-3)
+
+
+def assert_equals_definition(case: Case, dtype, bound: float):
+    inputs = make_inputs(case, dtype)
+    with interpret_kernels():
+        out, state = apply(inputs, "triton")
+        actual = gradients(inputs, "triton")
+    expected_out, expected_state = define(inputs)
+    assert out.dtype == dtype
+    assert state.dtype == jnp.float32
+    assert relative_rms(out, expected_out) <= bound
+    assert relative_rms(state, expected_state) <= bound
+    for name, expected in define_gradients(inputs).items():
+        assert relative_rms(actual[name], expected) <= bound, name
+
+
+@needs_interpreter
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    "case",
+    [
+        CASES[-1],
+        CASES[2]._replace(initial_state=True),
+        Case("not_fused", (1, 40, 1, 80, 16), [-0.1], segments=True, initial_state=True),
+    ],
+    ids=lambda case: case.name,
+)
+def test_gradients_are_those_of_the_chunked_form(case: Case, reverse: bool):
+    inputs = jax.tree.map(jnp.asarray, make_inputs(case, jnp.bfloat16))
+    segments = None if inputs.segment_ids is None else find_segments(inputs.segment_ids)
+    real = 1 if segments is None else (inputs.segment_ids != 0)[..., None, None]
+    q, k = inputs.q * real, inputs.k * real
+
+    def output(q, k, v, state):
+        return chunked(q, k, v, inputs.log_decay, state, segments, reverse=reverse, chunk_size=32)
+
+    operands = [x.astype(jnp.float32) for x in (q, k, inputs.v, inputs.initial_state)]
+    expected = jax.vjp(output, *operands)[1]((inputs.d_out.astype(jnp.float32), inputs.d_state))
+    with interpret_kernels():
+        actual = fused_gradients(
+            *(q, k, inputs.v, inputs.log_decay, inputs.initial_state, segments, None, inputs.d_out, inputs.d_state),
+            reverse=reverse,
+            chunk_size=None,
+        )
+    assert [x.dtype for x in actual] == [jnp.bfloat16] * 3 + [jnp.float32]
+    for name, a, b in zip(("q", "k", "v", "state"), actual, expected, strict=True):
+        # What padding's q and k receive is dropped by the operator.
+        a, b = (x * real if name in "qk" else x for x in (a, b))
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-3, name
+
+
+@pytest.mark.parametrize("num_tokens", [1, 511, 8192, 8200, 131072, 3_000_000])
+@pytest.mark.parametrize("programs", [1, 32, 132, 133, 512])
+def test_parts_cover_the_row_and_fill_the_gpu(num_tokens: int, programs: int):
+    cuts = cut(num_tokens, 64, programs, 4096)
+    assert (cuts.parts - 1) * cuts.tokens < num_tokens <= cuts.parts * cuts.tokens
+    assert cuts.tokens % 64 == 0
+    # The offset of the last token of the last chunk, in 32 bits.
+    assert (cuts.tokens + 64) * 4096 <= 2**31
+    if num_tokens <= 500_000:
+        assert cuts.parts == 1 or cuts.parts * programs <= 264
+        assert cuts.parts == 1 or cuts.tokens >= 512
+    if num_tokens == 131072:
+        assert cuts.parts * programs > 132 or cuts.tokens < 1024
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (128, 128), (128, 64), (64, 128)])
+@pytest.mark.parametrize("compute_capability", [80, 90])
+def test_registers_do_not_spill(tmp_path, compute_capability: int, key_dim: int, value_dim: int, documents: bool):
+    from transnormer_jax.ops.linear_attention.triton.kernel import sweep
+
+    # Forward and reverse: with K and V exchanged, these are the three calls of the gradient.
+    blocks = choose_blocks(key_dim, value_dim, jnp.bfloat16, compute_capability)
+    for reverse in (False, True):
+        for output in (False, True):
+            constants = {"K": key_dim, "V": value_dim, "REVERSE": reverse, "DOCUMENTS": documents, "OUTPUT": output}
+            (tmp_path / "cubin").write_bytes(machine_code(sweep, compute_capability, blocks, constants))
+            usage = resource_usage(tmp_path / "cubin")
+            assert usage["STACK"] == 0, (constants, usage)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("compute_capability", [80, 90])
+def test_registers_of_the_gradient_do_not_spill(tmp_path, compute_capability: int, documents: bool):
+    from transnormer_jax.ops.linear_attention.triton.gradient_kernel import sweep_gradients
+
+    blocks = choose_gradient_blocks(64, 64, jnp.bfloat16, compute_capability)
+    constants = {"K": 64, "V": 64, "REVERSE": True, "DOCUMENTS": documents}
+    (tmp_path / "cubin").write_bytes(machine_code(sweep_gradients, compute_capability, blocks, constants))
+    assert resource_usage(tmp_path / "cubin")["STACK"] == 0
+
+
+def machine_code(kernel, compute_capability: int, blocks: Blocks, constants: dict[str, int]) -> bytes:
+    """Machine code of the kernel for bfloat16 arrays of 32 heads."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = constants | {"HEADS": 32, "BLOCK_K": blocks.key, "BLOCK_V": blocks.value, "CHUNK": blocks.chunk}
+
+    def type_of(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if not name.endswith("_ptr"):
+            return "i32"
+        if name in ("position_ptr", "run_ptr"):
+            return "*i32"
+        return "*fp32" if "state" in name or "decay" in name or "fade" in name else "*bf16"
+
+    signature = {p.name: type_of(p.name) for p in kernel.params}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=GPUTarget("cuda", compute_capability, 32),
+        options={"num_warps": blocks.num_warps, "num_stages": blocks.num_stages},
+    )
+    # In bytes, what two programs may have on a multiprocessor of an H100, and one on any GPU from Ampere on.
+    assert compiled.metadata.shared <= (227 * 1024 // 2 if compute_capability == 90 else 99 * 1024)
+    return compiled.asm["cubin"]
+
+
+def resource_usage(cubin: pathlib.Path) -> dict[str, int]:
+    """What a program takes: registers (REG), bytes of stack, where spilled registers go (STACK), and more."""
+    from triton.backends import nvidia
+
+    cuobjdump = pathlib.Path(*nvidia.__path__, "bin", "cuobjdump")
+    listing = subprocess.run([cuobjdump, "-res-usage", cubin], capture_output=True, check=True, text=True).stdout
+    return {name: int(count) for name, count in re.findall(r"(\w+):(\d+)", listing)}
+
+
+@pytest.mark.parametrize(("old", "keyword"), [(True, "out_shape"), (False, "out_type")])
+def test_launch_speaks_to_either_version_of_jax_triton(monkeypatch, old: bool, keyword: str):
+    calls = []
+
+    # The signatures of jax-triton 0.3.1 and 0.4.1.
+    def triton_call_0_3(*args, kernel, out_shape, grid, num_warps=None, num_stages=None, **metaparams):
+        calls.append(("out_shape", args, out_shape, grid, metaparams))
+        return list(args[:1])
+
+    def triton_call_0_4(*args, kernel, out_type=None, grid, num_warps=None, num_stages=None, **kwargs):
+        calls.append(("out_type", args, out_type, grid, kwargs))
+        return list(args[:1])
+
+    module = types.ModuleType("jax_triton")
+    module.triton_call = triton_call_0_3 if old else triton_call_0_4
+    monkeypatch.setitem(sys.modules, "jax_triton", module)
+    x, out = jnp.zeros(3), jax.ShapeDtypeStruct((2,), jnp.float32)
+    settings = {"programs": 7, "num_warps": 4, "num_stages": 2, "compute_capability": 90, "constants": {"K": 64}}
+    [result] = launch(None, [x, 5], [out], **settings)
+    assert result is x
+    assert calls == [(keyword, (x, 5), [out], (7,), {"K": 64, "compute_capability": 90})]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_triton") is None or importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs the packages jax-triton and jax-cuda13-plugin: pip install 'transnormer_jax[cuda]'",
+)
+@pytest.mark.parametrize(("batch", "kernels"), [(8, 1), (1, 2)])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_lowers_for_a_gpu(monkeypatch, batch: int, kernels: int, reverse: bool):
+    attend_module = importlib.import_module("transnormer_jax.ops.linear_attention.triton.attend")
+    monkeypatch.setattr(attend_module, "compute_capability", lambda hardware: 90)
+    tokens = jax.ShapeDtypeStruct((batch, 2048, 16, 128), jnp.bfloat16)
+    log_decay = jax.ShapeDtypeStruct((16,), jnp.float32)
+    state = jax.ShapeDtypeStruct((batch, 16, 128, 128), jnp.float32)
+    places = Segments(*[jax.ShapeDtypeStruct((batch, 2048), jnp.int32)] * 2)
+    function = jax.jit(functools.partial(attend, reverse=reverse, chunk_size=None))
+    lowered = function.trace(tokens, tokens, tokens, log_decay, state, places).lower(lowering_platforms=("cuda",))
+    assert len(re.findall(r"custom_call @triton_kernel_call", lowered.as_text())) == kernels
+
+
+def test_refusals_say_why():
+    problem = Problem(1, 64, 2, 64, 64, jnp.bfloat16)
+    here = Hardware("cpu", "cpu")
+    assert "compute capability 8.0 or more, and this is a cpu" in refusal(problem, here)
+    assert "compiles for the GPU at hand, and this is a cpu, not a NVIDIA H200" in refusal(
+        problem, Hardware("gpu", "NVIDIA H200")
+    )
+    x = jnp.zeros((1, 4, 2, 8))
+    with pytest.raises(UserError, match="backend 'triton' cannot be used here: it needs an NVIDIA GPU"):
+        linear_attention(x, x, x, backend="triton")
+
+
+@needs_triton
+def test_refuses_heads_that_are_too_wide():
+    with interpret_kernels():
+        assert refusal(Problem(1, 64, 2, 256, 64), Hardware("cpu", "cpu")) is None
+        assert "K and V up to 256, and they are 64 and 272" in refusal(
+            Problem(1, 64, 2, 64, 272), Hardware("cpu", "cpu")
+        )
+
+
+def test_says_which_package_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with interpret_kernels():
+        assert "it needs the package triton: pip install" in refusal(Problem(1, 1, 1, 8, 8), Hardware("cpu", "cpu"))
+
+
+def test_says_which_version_works(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.4.1")
+    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
+    assert "pip install jax-triton==0.3.1" in what_is_missing(Hardware("gpu", "NVIDIA H200"))
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+    assert what_is_missing(Hardware("gpu", "NVIDIA H200")) is None
+
+
+@needs_interpreter
+def test_rubbish_in_padding_is_invisible():
+    # Weights of what lies outside the row are zero, not infinite: a strong decay would show it.
+    inputs = make_inputs(Case("padding", (1, 40, 1, 16, 16), [-80.0]), jnp.bfloat16)
+    ids = np.zeros((1, 40), np.int32)
+    ids[:, 15:30] = 1
+    inputs = inputs._replace(segment_ids=ids)
+    with interpret_kernels():
+        out, state = apply(inputs, "triton")
+        grads = gradients(inputs, "triton")
+    assert np.isfinite(np.asarray(out, np.float32)).all()
+    assert not np.asarray(out)[ids == 0].any()
+    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads.values())
+    expected_out, expected_state = define(inputs)
+    assert relative_rms(out, expected_out) <= 5e-3
+    assert relative_rms(state, expected_state) <= 5e-3
