@@ -7,6 +7,7 @@ same time, and a first pass over k and v finds the states between them. The grad
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.ops.hardware import Hardware, interpret_mode
 from transnormer_jax.ops.linear_attention.backends import Problem
 from transnormer_jax.ops.linear_attention.pallas_gpu.places import chunk_places, part_fades
-from transnormer_jax.ops.linear_attention.pallas_gpu.plan import Plan, make_plan
+from transnormer_jax.ops.linear_attention.pallas_gpu.plan import COLUMNS, Plan, make_plan
 from transnormer_jax.ops.linear_attention.pallas_gpu.sweep import Operands, sweep, sweep_states
 from transnormer_jax.ops.linear_attention.segments import Segments
 
-_ROW_TILE = 8  # Mosaic's copies of tiled arrays want a multiple of this many rows; other lengths cost a copy
+_ROW_TILE = 8  # Mosaic's copies of tiled arrays want a multiple of this many rows
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
@@ -32,8 +33,8 @@ def refusal(problem: Problem, hardware: Hardware) -> str | None:
     if problem.dtype == jnp.float32:
         return "it multiplies in 16 bits, and the arrays are float32"
     dims = problem.key_dim, problem.value_dim  # the gradient exchanges them
-    if any(dim % 64 or dim > 256 for dim in dims):
-        return f"it needs K and V that are multiples of 64 up to 256, and they are {dims[0]} and {dims[1]}"
+    if max(dims) > 256:
+        return f"it takes K and V up to 256, and they are {dims[0]} and {dims[1]}"
     return None
 
 
@@ -50,16 +51,19 @@ def attend(
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
     """Linear attention of bfloat16 or float16 arrays; see `primitive.py` for the contract of a backend.
 
-    Accumulates in float32. `chunk_size` is not used: a chunk is 64 tokens, the height of a wgmma tile.
+    Accumulates in float32. `chunk_size` is not used: a chunk is 64 tokens, the height of a wgmma tile. Rows of a
+    multiple of 8 tokens with K and V of a multiple of 64 are read where they lie; others are padded first.
     """
     del chunk_size
-    plan = make_plan(k.shape, v.shape[3])
-    q, k, v, places = _fit(plan, segments, q, k, v)
+    num_tokens, key_dim, value_dim = k.shape[1], k.shape[3], v.shape[3]
+    q, k, v, state = _pad_tokens(q), _pad_tokens(k), _pad_tokens(v), _pad(state, (1, 1, COLUMNS, COLUMNS))
+    plan = make_plan(k.shape, v.shape[3], num_tokens)
+    places = None if segments is None else chunk_places(segments, plan)
     states = _states_of_parts(k, v, log_decay, state, segments, places, plan, reverse=reverse)
     (out,), left = sweep(
         [Operands(q, k, v, states)], log_decay, places, plan, reverse=reverse, interpret=_interpreter()
     )
-    return out[:, : plan.num_tokens], left[:, :, 0]
+    return out[:, :num_tokens, :, :value_dim], left[:, :, 0, :key_dim, :value_dim]
 
 
 def gradients(
@@ -88,12 +92,16 @@ def gradients(
         dv, d_initial = attend_to(k, q, d_out, log_decay, d_state, segments, reverse=not reverse)
         return dq, dk, dv, d_initial
 
-    plan = make_plan(k.shape, v.shape[3], problems=2)
-    q, k, v, d_out, places = _fit(plan, segments, q, k, v, d_out)
+    num_tokens, head_dim = k.shape[1], k.shape[3]
+    q, k, v, d_out = _pad_tokens(q), _pad_tokens(k), _pad_tokens(v), _pad_tokens(d_out)
+    d_state = _pad(d_state, (1, 1, COLUMNS, COLUMNS))
+    plan = make_plan(k.shape, v.shape[3], num_tokens, problems=2)
+    places = None if segments is None else chunk_places(segments, plan)
     states = _states_of_parts(q, d_out, log_decay, d_state, segments, places, plan, reverse=not reverse)
     sweeps = [Operands(v, d_out, q, _transpose(states)), Operands(k, q, d_out, states)]
     (dk, dv), left = sweep(sweeps, log_decay, places, plan, reverse=not reverse, interpret=_interpreter())
-    return dq, dk[:, : plan.num_tokens], dv[:, : plan.num_tokens], left[:, :, 0]
+    dk, dv = (x[:, :num_tokens, :, :head_dim] for x in (dk, dv))
+    return dq, dk, dv, left[:, :, 0, :head_dim, :head_dim]
 
 
 def _transpose(states: Float[Array, "*B K V"]) -> Float[Array, "*B V K"]:
@@ -105,12 +113,14 @@ def _interpreter() -> Any:
     return plgpu.InterpretGPUParams() if mode and not isinstance(mode, plgpu.InterpretGPUParams) else mode
 
 
-def _fit(plan: Plan, segments: Segments | None, *arrays: Array) -> list[Any]:
-    """The arrays with rows of a length that Mosaic can copy, and the places of the tokens."""
-    padding = -plan.num_tokens % _ROW_TILE
-    if padding:
-        arrays = tuple(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in arrays)
-    return [*arrays, None if segments is None else chunk_places(segments, plan)]
+def _pad_tokens(x: Float[Array, "B N H K"]) -> Float[Array, "B _ H _"]:
+    return _pad(x, (1, _ROW_TILE, 1, COLUMNS))
+
+
+def _pad(x: Array, multiples: Sequence[int]) -> Array:
+    """Zeros at the end of each axis, up to a multiple."""
+    padding = [(0, -size % multiple) for size, multiple in zip(x.shape, multiples, strict=True)]
+    return jnp.pad(x, padding) if any(end for _, end in padding) else x
 
 
 def _states_of_parts(

@@ -36,9 +36,9 @@ class Plan(NamedTuple):
         return COLUMNS * self.warpgroups // self.heads
 
 
-def make_plan(key_shape: Sequence[int], value_dim: int, *, problems: int = 1) -> Plan:
-    """The plan of a launch of `problems` calls with k [B, N, H, K]; K and V are multiples of 64 and K at most 256."""
-    batch, num_tokens, num_heads, key_dim = key_shape
+def make_plan(key_shape: Sequence[int], value_dim: int, num_tokens: int, *, problems: int = 1) -> Plan:
+    """The plan of a launch of `problems` calls with k [B, _, H, K], K and V multiples of 64, and rows of N tokens."""
+    batch, _, num_heads, key_dim = key_shape
     if value_dim % (2 * COLUMNS) == 0 and key_dim <= 192:
         warpgroups, heads = 2, 1
     elif value_dim == COLUMNS and num_heads % 2 == 0 and key_dim <= 128:
