@@ -31,7 +31,7 @@ from benchmarks.tpu_bundles import Replay, replay
 from benchmarks.tpu_hlo import copied_bytes
 from transnormer_jax.errors import UserError
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask for the kind of the machine
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -129,6 +129,7 @@ class Compiled:
     Attributes:
       kernels: its Pallas kernels, in the order of compilation.
       copied_bytes: results of operations outside of kernels that only move data from HBM to HBM.
+      accessed_bytes: what all its operations read and write by XLA's count, which sees nothing of kernels.
       temp_bytes: HBM for what is neither operand nor result.
       seconds: time of tracing and compiling.
       failed: the reason, in one line.
@@ -136,6 +137,7 @@ class Compiled:
 
     kernels: tuple[Kernel, ...] = ()
     copied_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    accessed_bytes: float = 0.0
     temp_bytes: int = 0
     seconds: float = 0.0
     failed: str | None = None
@@ -174,7 +176,7 @@ def compile_programs(jobs: Sequence[Job]) -> Iterator[Compiled]:
     Raises:
       UserError: libtpu is missing.
     """
-    environment = os.environ | _ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
+    environment = os.environ | ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
     while jobs:
         done = 0
         with tempfile.TemporaryDirectory() as directory:
@@ -233,7 +235,8 @@ def _compile(job: Job, directory: Path) -> Compiled:
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     assert hlo is not None
     assert memory is not None
-    return Compiled(kernels, copied_bytes(hlo), memory.temp_size_in_bytes, seconds)
+    accessed = compiled.cost_analysis()["bytes accessed"]
+    return Compiled(kernels, copied_bytes(hlo), accessed, memory.temp_size_in_bytes, seconds)
 
 
 def _kernels(generation: Generation, directory: Path) -> Iterator[Kernel]:

@@ -45,7 +45,7 @@ def specs(batch: int, num_heads: int) -> Specs:
 def per_device(function: Callable[..., Any], in_specs: Sequence[P], out_specs: Any) -> Callable[..., Any]:
     """The function on each device's shards; the function itself where no mesh of several devices is set."""
     axes = _free_axes()
-    if not axes:
+    if math.prod(axes.values()) == 1:
         return function
     return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, axis_names=set(axes), check_vma=False)
 
@@ -54,7 +54,7 @@ def _free_axes() -> dict[str, int]:
     """The axes, and their sizes, that XLA would divide its own operations over."""
     mesh = jax.sharding.get_abstract_mesh()
     sizes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in sizes if size > 1 and kind == AxisType.Auto}
+    return {name: size for name, size, kind in sizes if kind == AxisType.Auto}
 
 
 def _that_divide(number: int, names: Sequence[str], axes: dict[str, int]) -> tuple[str, ...] | None:

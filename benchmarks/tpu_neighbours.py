@@ -1,0 +1,113 @@
+"""What XLA makes of the operator's neighbours on TPU: whether a kernel of our own could save memory traffic.
+
+A decoding step, and the norm and gate before the output projection, are bound by memory. For each generation of TPU the
+compiled program's reads and writes are set against the least: operands and results once. No TPU is needed, but libtpu
+(see `tpu_schedule.py`).
+
+    python -m benchmarks.tpu_neighbours
+
+Writes a JSON file. The last line on stdout is a summary in JSON.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax import Array
+
+from benchmarks.environment import describe_environment
+from benchmarks.tpu_compiler import GENERATIONS, Job, compile_programs, libtpu_version
+from transnormer_jax import command
+from transnormer_jax.ops import linear_attention, simple_rms_norm
+
+_OUTPUT = "benchmarks/results/tpu/neighbours.json"
+_HEADS, _HEAD_DIM, _MODEL_DIM = 32, 128, 4096
+
+
+def decode_step() -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
+    """One token of 64 rows: q, k and v [64, 1, 32 * 128] bfloat16, and the float32 states."""
+    rows = 64
+
+    def step(q: Array, k: Array, v: Array, log_decay: Array, state: Array) -> tuple[Array, Array]:
+        q, k, v = (x.reshape(rows, 1, _HEADS, _HEAD_DIM) for x in (q, k, v))
+        out, state = linear_attention(q, k, v, log_decay, initial_state=state)
+        return out.reshape(rows, 1, -1), state
+
+    token = jax.ShapeDtypeStruct((rows, 1, _HEADS * _HEAD_DIM), jnp.bfloat16)
+    state = jax.ShapeDtypeStruct((rows, _HEADS, _HEAD_DIM, _HEAD_DIM), jnp.float32)
+    return step, (token, token, token, jax.ShapeDtypeStruct((_HEADS,), jnp.float32), state)
+
+
+def norm_gate_projection() -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
+    """(u * SimpleRMSNorm(out)) W for 8 rows of 8192 tokens in bfloat16.
+
+    XLA reads `out` twice, for the norm and for the product. A kernel for norm and gate would write its result instead,
+    and the product would read that: as many bytes.
+    """
+
+    def mix(out: Array, u: Array, weight: Array) -> Array:
+        return (u * simple_rms_norm(out, 1e-6)) @ weight
+
+    tokens = jax.ShapeDtypeStruct((8, 8192, _HEADS * _HEAD_DIM), jnp.bfloat16)
+    return mix, (tokens, tokens, jax.ShapeDtypeStruct((_HEADS * _HEAD_DIM, _MODEL_DIM), jnp.bfloat16))
+
+
+_NEIGHBOURS = (decode_step, norm_gate_projection)
+
+
+def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
+    """Compiles each neighbour for each generation and writes `output`.
+
+    Returns:
+      Bytes over the least, by neighbour and generation.
+
+    Raises:
+      UserError: libtpu is missing.
+    """
+    plan = [(neighbour, chip) for neighbour in _NEIGHBOURS for chip in generations]
+    jobs = [Job(chip, f"benchmarks.tpu_neighbours:{neighbour.__name__}") for neighbour, chip in plan]
+    rows = []
+    summary = dict[str, dict[str, float | None]]()
+    print(f"{'neighbour':<22} {'chip':<6} {'least GB':>9} {'XLA / least':>12}")
+    for (neighbour, chip), compiled in zip(plan, compile_programs(jobs), strict=True):
+        function, operands = neighbour()
+        least = _bytes(operands) + _bytes(jax.eval_shape(function, *operands))
+        ratio = None if compiled.failed else compiled.accessed_bytes / least
+        rows.append(
+            {
+                "neighbour": neighbour.__name__,
+                "generation": chip,
+                "least_bytes": least,
+                "accessed_bytes": compiled.accessed_bytes,
+                "temp_bytes": compiled.temp_bytes,
+                "failed": compiled.failed,
+            }
+        )
+        summary.setdefault(neighbour.__name__, {})[chip] = ratio and round(ratio, 2)
+        print(f"{neighbour.__name__:<22} {chip:<6} {least / 1e9:9.3f} {compiled.failed or format(ratio, '12.2f')}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "command": "python -m benchmarks.tpu_neighbours",
+        "environment": describe_environment() | {"libtpu": libtpu_version()},
+        "rows": rows,
+    }
+    output.write_text(json.dumps(record, indent=1) + "\n")
+    return {"output": str(output), **summary}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _main() -> None:
+    print(json.dumps(run(GENERATIONS, Path(flags.FLAGS.output))))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output", _OUTPUT, "JSON file to write.")
+    command.run(_main)

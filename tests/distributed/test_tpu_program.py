@@ -1,0 +1,71 @@
+"""The training step, compiled for a slice of TPUs without having one: kernels are found and divided."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tpu_compiler import ENVIRONMENT, find_libtpu
+from transnormer_jax.errors import UserError
+
+_COMPILE = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from transnormer_jax.distributed import state_shardings
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.training.config import OptimizerConfig
+from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.step import TrainState, make_train_step
+
+config = TransNormerLLMConfig(vocab_size=512, num_layers=3, model_dim=256, num_heads=2, glu_dim=512, remat="dots")
+task = CausalLM(TransNormerLLM(config))
+schedule = make_schedule(OptimizerConfig(), 1000)
+optimizer = make_optimizer(OptimizerConfig(), schedule)
+
+
+def init(key):
+    params = task.init(key)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+mesh = Mesh(np.array(devices).reshape(1, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+batch = {name: jax.ShapeDtypeStruct((8, 1024), jnp.int32) for name in ("inputs", "targets", "segment_ids")}
+with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    state = jax.eval_shape(init, jax.random.key(0))
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    step = jax.jit(
+        make_train_step(task, optimizer, schedule, 1), in_shardings=(state_shardings(state, mesh), rows)
+    )
+    print(step.lower(state, batch).compile().as_text())
+"""
+
+
+@pytest.mark.slow
+def test_the_training_step_takes_the_kernels_on_each_chips_rows():
+    try:
+        environment = os.environ | ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
+    except UserError as error:
+        pytest.skip(str(error))
+    environment.pop("XLA_FLAGS", None)
+    program = subprocess.run(
+        [sys.executable, "-c", _COMPILE],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert program.returncode == 0, program.stderr[-2000:]
+    calls = [line for line in program.stdout.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    # Layers with and without LRPE, each forward, again forward where the backward pass recomputes it, and backward.
+    assert sum("linear_attention_backward" in call.split("=")[0] for call in calls) == 2
+    assert len(calls) == 6
+    assert all("bf16[2,1024,256]" in call for call in calls)  # two of the eight rows, both heads
