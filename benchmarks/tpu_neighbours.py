@@ -1,8 +1,8 @@
-"""What XLA makes of the operator's neighbours on TPU: whether a kernel of our own could save memory traffic.
+"""What XLA makes of the operator and its neighbours on TPU: whether a kernel of our own could save memory traffic.
 
-A decoding step, and the norm and gate before the output projection, are bound by memory. For each generation of TPU the
-compiled program's reads and writes are set against the least: operands and results once. No TPU is needed, but libtpu
-(see `tpu_schedule.py`).
+The operator by chunks, a decoding step, and the norm and gate before the output projection are bound by memory. For
+each generation of TPU the compiled program's reads and writes are set against the least: operands and results once. No
+TPU is needed, but libtpu (see `tpu_schedule.py`).
 
     python -m benchmarks.tpu_neighbours
 
@@ -57,30 +57,54 @@ def norm_gate_projection() -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStru
     return mix, (tokens, tokens, jax.ShapeDtypeStruct((_HEADS * _HEAD_DIM, _MODEL_DIM), jnp.bfloat16))
 
 
-_NEIGHBOURS = (decode_step, norm_gate_projection)
+def chunked_training(head_dim: int) -> tuple[Callable[..., Any], tuple[jax.ShapeDtypeStruct, ...]]:
+    """Output and gradients of the operator as XLA compiles it, for 8 rows of 8192 tokens in bfloat16."""
+
+    def training(q: Array, k: Array, v: Array, log_decay: Array, d_out: Array) -> Any:
+        def attend(*flat: Array) -> Array:
+            q, k, v = (x.reshape(*x.shape[:2], _HEADS, head_dim) for x in flat)
+            out, _ = linear_attention(q, k, v, log_decay, backend="chunked")
+            return out.reshape(*out.shape[:2], -1)
+
+        out, pull_back = jax.vjp(attend, q, k, v)
+        return out, pull_back(d_out)
+
+    tokens = jax.ShapeDtypeStruct((8, 8192, _HEADS * head_dim), jnp.bfloat16)
+    return training, (tokens, tokens, tokens, jax.ShapeDtypeStruct((_HEADS,), jnp.float32), tokens)
+
+
+_PROGRAMS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+    "decode_step": (decode_step, {}),
+    "norm_gate_projection": (norm_gate_projection, {}),
+    **{f"chunked_training_{size}": (chunked_training, {"head_dim": size}) for size in (32, 64, 96, 128, 192)},
+}
 
 
 def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
-    """Compiles each neighbour for each generation and writes `output`.
+    """Compiles each program for each generation and writes `output`.
 
     Returns:
-      Bytes over the least, by neighbour and generation.
+      Bytes over the least, by program and generation.
 
     Raises:
       UserError: libtpu is missing.
     """
-    plan = [(neighbour, chip) for neighbour in _NEIGHBOURS for chip in generations]
-    jobs = [Job(chip, f"benchmarks.tpu_neighbours:{neighbour.__name__}") for neighbour, chip in plan]
+    plan = [(name, chip) for name in _PROGRAMS for chip in generations]
+    jobs = []
+    for name, chip in plan:
+        build, arguments = _PROGRAMS[name]
+        jobs.append(Job(chip, f"benchmarks.tpu_neighbours:{build.__name__}", arguments))
     rows = []
     summary = dict[str, dict[str, float | None]]()
-    print(f"{'neighbour':<22} {'chip':<6} {'least GB':>9} {'XLA / least':>12}")
-    for (neighbour, chip), compiled in zip(plan, compile_programs(jobs), strict=True):
-        function, operands = neighbour()
+    print(f"{'program':<22} {'chip':<6} {'least GB':>9} {'XLA / least':>12}")
+    for (name, chip), compiled in zip(plan, compile_programs(jobs), strict=True):
+        build, arguments = _PROGRAMS[name]
+        function, operands = build(**arguments)
         least = _bytes(operands) + _bytes(jax.eval_shape(function, *operands))
         ratio = None if compiled.failed else compiled.accessed_bytes / least
         rows.append(
             {
-                "neighbour": neighbour.__name__,
+                "program": name,
                 "generation": chip,
                 "least_bytes": least,
                 "accessed_bytes": compiled.accessed_bytes,
@@ -88,8 +112,8 @@ def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
                 "failed": compiled.failed,
             }
         )
-        summary.setdefault(neighbour.__name__, {})[chip] = ratio and round(ratio, 2)
-        print(f"{neighbour.__name__:<22} {chip:<6} {least / 1e9:9.3f} {compiled.failed or format(ratio, '12.2f')}")
+        summary.setdefault(name, {})[chip] = ratio and round(ratio, 2)
+        print(f"{name:<22} {chip:<6} {least / 1e9:9.3f} {compiled.failed or format(ratio, '12.2f')}")
     output.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "command": "python -m benchmarks.tpu_neighbours",

@@ -1,4 +1,4 @@
-"""What XLA makes of the operator's neighbours: little enough traffic that a kernel of ours would not pay."""
+"""What XLA makes of the operator and its neighbours: where a kernel of ours pays, and where it would not."""
 
 import json
 
@@ -9,7 +9,7 @@ from benchmarks.tpu_neighbours import run
 from transnormer_jax.errors import UserError
 
 
-def test_neighbours_need_no_kernel(tmp_path):
+def test_the_operator_needs_a_kernel_and_its_neighbours_do_not(tmp_path):
     try:
         find_libtpu()
     except UserError as error:
@@ -18,5 +18,6 @@ def test_neighbours_need_no_kernel(tmp_path):
     summary = run(["v5e"], output)
     assert 1 <= summary["decode_step"]["v5e"] < 1.2  # the states are read and written once
     assert 1 <= summary["norm_gate_projection"]["v5e"] < 1.5  # one array twice
-    rows = json.loads(output.read_text())["rows"]
-    assert [row["neighbour"] for row in rows] == ["decode_step", "norm_gate_projection"]
+    # The operator itself is another matter: kernels move 1.1 times the least.
+    assert summary["chunked_training_128"]["v5e"] > 2
+    assert {row["program"] for row in json.loads(output.read_text())["rows"]} == summary.keys()

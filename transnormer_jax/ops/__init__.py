@@ -6,6 +6,7 @@ D model width, F feed-forward width, L layers. Arrays of tokens are [B, N, H, K]
 
 from transnormer_jax.ops.activation import activation
 from transnormer_jax.ops.decay import alibi_slopes, paper_log_decay, released_log_decay
+from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.ops.linear_attention import (
     linear_attention,
     normalized_linear_attention,
@@ -18,6 +19,7 @@ from transnormer_jax.ops.position import lrpe, lrpe_frequencies
 __all__ = [
     "activation",
     "alibi_slopes",
+    "interpret_kernels",
     "linear_attention",
     "lrpe",
     "lrpe_frequencies",
