@@ -235,7 +235,7 @@ def _compile(job: Job, directory: Path) -> Compiled:
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     assert hlo is not None
     assert memory is not None
-    accessed = compiled.cost_analysis()["bytes accessed"]
+    accessed = compiled.cost_analysis().get("bytes accessed", 0.0)
     return Compiled(kernels, copied_bytes(hlo), accessed, memory.temp_size_in_bytes, seconds)
 
 

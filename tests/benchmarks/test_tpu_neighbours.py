@@ -20,4 +20,4 @@ def test_the_operator_needs_a_kernel_and_its_neighbours_do_not(tmp_path):
     assert 1 <= summary["norm_gate_projection"]["v5e"] < 1.5  # one array twice
     # The operator itself is another matter: kernels move 1.1 times the least.
     assert summary["chunked_training_128"]["v5e"] > 2
-    assert {row["program"] for row in json.loads(output.read_text())["rows"]} == summary.keys()
+    assert {row["program"] for row in json.loads(output.read_text())["rows"]} == summary.keys() - {"output"}
