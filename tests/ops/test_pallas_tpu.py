@@ -145,6 +145,13 @@ def test_blocks_fill_registers_and_fit(kind: str, head_dim: int):
         assert arrays + states < layout.vmem_bytes
 
 
+def test_chunks_fill_registers():
+    problem = Problem(1, 8192, 4, 64, 64, jnp.bfloat16)
+    with pytest.raises(UserError, match="chunk_size is 100: on a TPU give a multiple of 128"):
+        choose_layout(problem, Hardware("tpu", "TPU v4"), reverse=False, chunk_size=100)
+    assert choose_layout(problem, Hardware("tpu", "TPU v4"), reverse=False, chunk_size=256).chunk == 256
+
+
 def test_refusals():
     half = Problem(1, 8, 1, 8, 8, jnp.float16)
     assert "float16" in refusal(half, Hardware("tpu", "TPU v4"))

@@ -49,7 +49,8 @@ def linear_attention(
       causal: False lets every token see all of its document, without decay: out = scale q (S_0 + K^T V).
       scale: factor on the output.
       backend: a name in `BACKENDS`, or "auto" (see `resolve_backend`).
-      chunk_size: tokens per chunk, for the chunked backends. None is the default of the backend.
+      chunk_size: tokens per chunk, for the chunked backends and "pallas_tpu"; the GPU kernels have their own. None is
+        the default of the backend.
 
     Returns:
       out [B, N, H, V] in v's dtype, and the state after the last token, [B, H, K, V] float32.

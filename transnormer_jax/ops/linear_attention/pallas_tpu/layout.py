@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from transnormer_jax.errors import UserError
 from transnormer_jax.ops.hardware import Hardware
 from transnormer_jax.ops.linear_attention.backends import Problem
 
@@ -109,7 +110,13 @@ class Layout:
 
 
 def choose_layout(problem: Problem, hardware: Hardware, *, reverse: bool, chunk_size: int | None) -> Layout:
-    """The layout for a call, by the generation of the TPU and the size of the heads."""
+    """The layout for a call, by the generation of the TPU and the size of the heads.
+
+    Raises:
+      UserError: on a TPU, chunks are not a multiple of the 128 lanes of a register.
+    """
+    if chunk_size and chunk_size % LANES and hardware.platform == "tpu":
+        raise UserError(f"chunk_size is {chunk_size}: on a TPU give a multiple of {LANES}, or None for the default.")
     generation = next((g for g in _GENERATIONS if g.name in hardware.kind), _GENERATIONS[1])
     chunk = chunk_size or generation.chunk
     group = LANES // problem.value_dim if LANES % problem.value_dim == 0 else 1
