@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from tests.ops.definition import CASES, Case, define, define_gradients, make_inputs, relative_rms
-from tests.ops.test_linear_attention import apply, gradients
+from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
+from tests.ops.emulation import assert_equals_definition
+from tests.ops.test_linear_attention import apply
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
@@ -27,7 +28,7 @@ LARGE_CASES = [
 
 @pytest.mark.parametrize("case", [*CASES, *LARGE_CASES], ids=lambda case: case.name)
 def test_equals_definition(case: Case):
-    _check(case)
+    assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
 
 
 @pytest.mark.parametrize("segments", [False, True])
@@ -35,22 +36,7 @@ def test_parts_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
     case = Case("", (1, 310, 1, 64, 64), [-1e-3], segments=segments, initial_state=True)
     monkeypatch.setattr(plan, "_MIN_CHUNKS_PER_PART", 1)
     assert plan.make_plan(case.shape[:4], 64, 310)[-2:] == (4, 2)  # parts and chunks; the last three chunks are empty
-    _check(case)
-
-
-def _check(case: Case):
-    inputs = make_inputs(case, jnp.bfloat16)
-    with interpret_kernels():
-        out, state = apply(inputs, "pallas_gpu")
-        actual = gradients(inputs, "pallas_gpu")
-    expected_out, expected_state = define(inputs)
-    expected = define_gradients(inputs)
-    assert out.dtype == jnp.bfloat16
-    assert state.dtype == jnp.float32
-    assert relative_rms(out, expected_out) <= 5e-3
-    assert relative_rms(state, expected_state) <= 5e-3
-    for name in expected:
-        assert relative_rms(actual[name], expected[name]) <= 5e-3, name
+    assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
 
 
 def test_float16_equals_definition():

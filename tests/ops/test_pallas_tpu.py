@@ -7,7 +7,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from tests.ops.definition import CASES, Case, define, define_gradients, make_inputs, relative_rms
+from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
+from tests.ops.emulation import assert_equals_definition
 from tests.ops.test_linear_attention import apply, gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
@@ -30,34 +31,20 @@ HEAD_CASES = [
 ]
 
 
-def assert_equals_definition(case: Case, dtype, bound: float, mode=True):
-    inputs = make_inputs(case, dtype)
-    with interpret_kernels(mode):
-        out, state = apply(inputs, "pallas_tpu")
-        actual = gradients(inputs, "pallas_tpu")
-    expected_out, expected_state = define(inputs)
-    assert out.dtype == dtype
-    assert state.dtype == jnp.float32
-    assert relative_rms(out, expected_out) <= bound
-    assert relative_rms(state, expected_state) <= bound
-    for name, expected in define_gradients(inputs).items():
-        assert relative_rms(actual[name], expected) <= bound, name
-
-
 @pytest.mark.parametrize("case", [*CASES, *HEAD_CASES], ids=lambda case: case.name)
 def test_float32_equals_definition(case: Case):
-    assert_equals_definition(case, jnp.float32, 5e-6)
+    assert_equals_definition("pallas_tpu", case, jnp.float32, 5e-6)
 
 
 @pytest.mark.parametrize("case", [CASES[2], CASES[-1], *HEAD_CASES[:3]], ids=lambda case: case.name)
 def test_bfloat16_equals_definition(case: Case):
-    assert_equals_definition(case, jnp.bfloat16, 5e-3)
+    assert_equals_definition("pallas_tpu", case, jnp.bfloat16, 5e-3)
 
 
 @pytest.mark.parametrize("case", [*CASES, *HEAD_CASES[:3]], ids=lambda case: case.name)
 def test_nothing_unwritten_is_read(case: Case):
     # This emulator fills memory with NaN, rows beyond the end of an array included, and moves blocks as a TPU does.
-    assert_equals_definition(case, jnp.float32, 5e-6, pltpu.InterpretParams())
+    assert_equals_definition("pallas_tpu", case, jnp.float32, 5e-6, pltpu.InterpretParams())
 
 
 @pytest.mark.parametrize("segments", [False, True])

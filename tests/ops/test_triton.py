@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.ops.definition import CASES, Case, define, define_gradients, make_inputs, relative_rms
+from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
+from tests.ops.emulation import assert_equals_definition
 from tests.ops.test_linear_attention import apply, gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
@@ -52,28 +53,14 @@ def _one_policy_of_fused_multiply_add(monkeypatch):
 @needs_interpreter
 @pytest.mark.parametrize("case", [*CASES, *WIDE_CASES[1:]], ids=lambda case: case.name)
 def test_float32_equals_definition(case: Case):
-    assert_equals_definition(case, jnp.float32, 2e-6)
+    assert_equals_definition("triton", case, jnp.float32, 2e-6)
 
 
 @needs_interpreter
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("case", [CASES[2], CASES[-1], *WIDE_CASES], ids=lambda case: case.name)
 def test_half_precision_equals_definition(case: Case, dtype):
-    assert_equals_definition(case, dtype, 5e-3)
-
-
-def assert_equals_definition(case: Case, dtype, bound: float):
-    inputs = make_inputs(case, dtype)
-    with interpret_kernels():
-        out, state = apply(inputs, "triton")
-        actual = gradients(inputs, "triton")
-    expected_out, expected_state = define(inputs)
-    assert out.dtype == dtype
-    assert state.dtype == jnp.float32
-    assert relative_rms(out, expected_out) <= bound
-    assert relative_rms(state, expected_state) <= bound
-    for name, expected in define_gradients(inputs).items():
-        assert relative_rms(actual[name], expected) <= bound, name
+    assert_equals_definition("triton", case, dtype, 5e-3)
 
 
 @needs_interpreter
