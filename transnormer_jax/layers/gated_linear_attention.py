@@ -5,25 +5,29 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies, simple_rms_norm
+from transnormer_jax.layers.norm import make_norm
+from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies
 
 
 class GatedLinearAttention(nn.Module):
     """y = W_o (u * SimpleRMSNorm(o)), o = linear attention of act(q), act(k), v (arXiv 2307.14995, section 3.2).
 
-    The norm spans the concatenated heads, and neither 1/sqrt(K) nor a denominator appears.
+    The norm spans the concatenated heads, and neither 1/sqrt(K) nor a denominator appears. For ablations, the gate u
+    can be left out and the norm can be another.
 
     Attributes:
       num_heads: H.
       head_dim: K = V, features per head.
       use_lrpe: encode the relative position in q and k, which doubles their width to 2K.
       activation: name of the activation of q and k.
-      use_bias: biases in both projections.
+      use_bias: biases in all projections.
       norm_eps: eps of the norm.
       init_std: standard deviation of the projections at initialisation.
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
       backend: of `linear_attention`.
+      use_gate: whether u is there.
+      norm: a name of `make_norm`.
     """
 
     num_heads: int
@@ -36,6 +40,8 @@ class GatedLinearAttention(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     backend: str
+    use_gate: bool = True
+    norm: str = "simple_rms_norm"
 
     @nn.compact
     def __call__(
@@ -64,7 +70,8 @@ class GatedLinearAttention(nn.Module):
         # Tokens stay [B, N, H * K] from projection to projection, the form in which kernels read and write them. On a
         # TPU, a projection to [B, N, H, K], or one to all of q, k, v and u, costs transposed copies in HBM.
         with jax.named_scope("qkvu"):
-            q, k, v, u = (dense(name, self.num_heads * self.head_dim)(x) for name in "qkvu")
+            q, k, v = (dense(name, self.num_heads * self.head_dim)(x) for name in "qkv")
+            u = dense("u", self.num_heads * self.head_dim)(x) if self.use_gate else None
             act = activation(self.activation)
             q, k, v = heads(act(q)), heads(act(k)), heads(v)
         if self.use_lrpe:
@@ -78,5 +85,8 @@ class GatedLinearAttention(nn.Module):
                 q, k, v, log_decay, initial_state=state, segment_ids=segment_ids, backend=self.backend
             )
         with jax.named_scope("gate"):
-            gated = u * simple_rms_norm(out.reshape(u.shape), self.norm_eps)
-        return dense("out", x.shape[-1])(gated), state
+            norm = make_norm(self.norm, self.norm_eps, self.dtype, self.param_dtype, name="out_norm")
+            out = norm(out.reshape(*x.shape[:2], -1))
+            if u is not None:
+                out = u * out
+        return dense("out", x.shape[-1])(out), state

@@ -4,9 +4,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.ops import activation
+
 
 class SimpleGLU(nn.Module):
     """y = W_out ((W_gate x) * (W_value x)), a gated linear unit without activation (arXiv 2307.14995, section 3.3).
+
+    For an ablation, the gate can have one.
 
     Attributes:
       glu_dim: F, the inner width.
@@ -14,6 +18,7 @@ class SimpleGLU(nn.Module):
       init_std: standard deviation of the projections at initialisation.
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
+      activation: of the gate, a name of `ops.activation`.
     """
 
     glu_dim: int
@@ -21,6 +26,7 @@ class SimpleGLU(nn.Module):
     init_std: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    activation: str = "identity"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
@@ -36,4 +42,5 @@ class SimpleGLU(nn.Module):
                 name=name,
             )
 
-        return dense("out", x.shape[-1])(dense("gate", self.glu_dim)(x) * dense("value", self.glu_dim)(x))
+        gate = activation(self.activation)(dense("gate", self.glu_dim)(x))
+        return dense("out", x.shape[-1])(gate * dense("value", self.glu_dim)(x))

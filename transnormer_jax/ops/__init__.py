@@ -6,6 +6,8 @@ D model width, F feed-forward width, L layers. Arrays of tokens are [B, N, H, K]
 
 from transnormer_jax.ops.activation import activation
 from transnormer_jax.ops.decay import alibi_slopes, paper_log_decay, released_log_decay
+from transnormer_jax.ops.diagonal_attention import DiagonalState, diagonal_attention, resume_diagonal_attention
+from transnormer_jax.ops.feature_maps import cosformer_features, favor_features, orthogonal_gaussian
 from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.ops.linear_attention import (
     linear_attention,
@@ -14,19 +16,42 @@ from transnormer_jax.ops.linear_attention import (
     token_positions,
 )
 from transnormer_jax.ops.normalization import simple_rms_norm
-from transnormer_jax.ops.position import lrpe, lrpe_frequencies
+from transnormer_jax.ops.position import (
+    householder,
+    lrpe,
+    lrpe_frequencies,
+    random_unit_vector,
+    rotary,
+    rotary_frequencies,
+    sinusoids,
+)
+from transnormer_jax.ops.softmax_attention import KeyValueCache, resume_softmax_attention, softmax_attention
 
 __all__ = [
+    "DiagonalState",
+    "KeyValueCache",
     "activation",
     "alibi_slopes",
+    "cosformer_features",
+    "diagonal_attention",
+    "favor_features",
+    "householder",
     "interpret_kernels",
     "linear_attention",
     "lrpe",
     "lrpe_frequencies",
     "normalized_linear_attention",
+    "orthogonal_gaussian",
     "paper_log_decay",
+    "random_unit_vector",
     "released_log_decay",
     "resolve_backend",
+    "resume_diagonal_attention",
+    "resume_softmax_attention",
+    "rotary",
+    "rotary_frequencies",
     "simple_rms_norm",
+    "sinusoids",
+    "softmax_attention",
     "token_positions",
 ]

@@ -1,8 +1,13 @@
-"""LRPE, the linearized relative positional encoding of TransNormerLLM."""
+"""Positional encodings: LRPE of TransNormerLLM (a pair of waves), the parts of LRPE of TransNormer, and sinusoids."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from transnormer_jax.errors import UserError
 
 
 def lrpe(
@@ -30,3 +35,76 @@ def lrpe_frequencies(num_heads: int, head_dim: int) -> np.ndarray:
     """Initial theta, [H, K] float32: 10000^(-2 i / (H K)) for channel i of all heads, from 1 down to about 1e-8."""
     channels = num_heads * head_dim
     return (10000.0 ** (-2.0 * np.arange(channels) / channels)).reshape(num_heads, head_dim).astype(np.float32)
+
+
+def rotary(
+    x: Float[Array, "B N H K"], theta: Float[Array, " K//2"], position: Int[Array, "#B N"]
+) -> Float[Array, "B N H K"]:
+    """Rotates each pair of neighbouring features, (x_0, x_1), (x_2, x_3), ..., by theta times the position.
+
+    RoPE (arXiv 2104.09864, eq. 15). After `householder`, it is the LRPE of TransNormer (arXiv 2210.10340, "type 1d3").
+    Products of rotated queries and keys depend on differences of positions alone.
+
+    Args:
+      x: [B, N, H, K], K even.
+      theta: [K / 2], radians per token, the same for all heads.
+      position: [B, N] or [1, N] int32.
+
+    Returns:
+      [B, N, H, K] in the dtype of `x`; the angles have at least float32.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    angle = position[..., None, None].astype(dtype) * theta.astype(dtype)[None, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    even, odd = x[..., 0::2].astype(dtype), x[..., 1::2].astype(dtype)
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def rotary_frequencies(head_dim: int) -> np.ndarray:
+    """Initial theta of `rotary`, [K / 2] float32: 10000^(-2 i / K).
+
+    Raises:
+      UserError: K is odd, which leaves a feature without a partner.
+    """
+    if head_dim % 2:
+        raise UserError(
+            f"{head_dim} features per head cannot be rotated in pairs: choose num_heads so that it is even."
+        )
+    return (10000.0 ** (-2.0 * np.arange(head_dim // 2) / head_dim)).astype(np.float32)
+
+
+def householder(x: Float[Array, "*batch K"], v: Float[Array, " K"]) -> Float[Array, "*batch K"]:
+    """Reflects each vector: x - 2 (x . v) v for a unit vector v [K]. In the dtype of `x`; float32 at least inside."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    wide, v = x.astype(dtype), v.astype(dtype).reshape(*(1,) * (x.ndim - 1), -1)
+    return (wide - 2 * jnp.sum(wide * v, axis=-1, keepdims=True) * v).astype(x.dtype)
+
+
+def random_unit_vector(key: Array, shape: tuple[int, ...], dtype: Any) -> Float[Array, "..."]:
+    """A uniformly random direction along the last axis: an initialiser for the vector of `householder`."""
+    x = jax.random.normal(key, shape, dtype)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def sinusoids(position: Int[Array, "#B N"], dim: int) -> Float[Array, "#B N {dim}"]:
+    """Absolute positions as waves: [sin(t f_0), sin(t f_1), ..., cos(t f_0), ...], f_i = 10000^(-i / (dim / 2 - 1)).
+
+    The form in which TransNormer's language models were trained; the order and the frequencies differ a little from
+    arXiv 1706.03762, section 3.5.
+
+    Args:
+      position: [B, N] or [1, N] int32.
+      dim: features, even, at least 4.
+
+    Returns:
+      [B, N, dim] or [1, N, dim], float32.
+
+    Raises:
+      UserError: `dim` is odd or less than 4.
+    """
+    if dim % 2 or dim < 4:
+        raise UserError(f"{dim} features cannot hold sinusoids: choose an even number of at least 4.")
+    frequencies = 10000.0 ** (-np.arange(dim // 2) / (dim // 2 - 1))
+    angle = position[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)[None, None]
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

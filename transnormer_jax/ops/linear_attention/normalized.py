@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.linear_attention.api import linear_attention
 
@@ -15,6 +15,7 @@ def normalized_linear_attention(
     log_decay: Float[Array, " H"] | None = None,
     *,
     initial_state: Float[Array, "B H K V+1"] | None = None,
+    segment_ids: Int[Array, "B N"] | None = None,
     eps: float = 1e-6,
     **options: Any,
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V+1"]]:
@@ -29,14 +30,17 @@ def normalized_linear_attention(
       v: [B, N, H, V].
       log_decay: [H] float32, as in `linear_attention`.
       initial_state: [B, H, K, V + 1] float32.
+      segment_ids: [B, N] int32, as in `linear_attention`: padding is in neither sum, and its output is 0.
       eps: added to the denominator.
       **options: the other arguments of `linear_attention`.
 
     Returns:
       out [B, N, H, V] in v's dtype, and the state [B, H, K, V + 1] float32.
     """
-    ones = jnp.ones_like(v[..., :1])
+    if segment_ids is not None:
+        v = jnp.where((segment_ids != 0)[..., None, None], v, 0)
+    values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     both, state = linear_attention(
-        q, k, jnp.concatenate([v, ones], axis=-1), log_decay, initial_state=initial_state, **options
+        q, k, values, log_decay, initial_state=initial_state, segment_ids=segment_ids, **options
     )
     return both[..., :-1] / (both[..., -1:] + eps), state

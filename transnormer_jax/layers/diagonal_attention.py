@@ -1,0 +1,100 @@
+"""DiagAttention, the attention within blocks of TransNormer."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.ops import (
+    DiagonalState,
+    diagonal_attention,
+    householder,
+    random_unit_vector,
+    resume_diagonal_attention,
+    rotary,
+    rotary_frequencies,
+    simple_rms_norm,
+)
+
+_WEIGHTS = {"t1": "relu", "t2": "softmax"}
+
+
+class DiagAttention(nn.Module):
+    """y = W_out diagonal_attention(q, k, v), with LRPE on q and k (arXiv 2210.10340, section 4.2).
+
+    Attributes:
+      num_heads: H; K = D / H must be even.
+      causal: whether tokens see none that come later.
+      variant: "t1" (relu of the scores, then SimpleRMSNorm over the heads) or "t2" (softmax, no norm).
+      block_size: tokens of a block, counted from the beginning of each document.
+      count_padding: see `ops.diagonal_attention`.
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    causal: bool
+    variant: str = "t2"
+    block_size: int = 64
+    count_padding: bool = False
+    dtype: jnp.dtype = jnp.dtype("float32")
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N D"], tokens: Tokens, state: DiagonalState | None = None
+    ) -> tuple[Float[Array, "B N D"], DiagonalState | None]:
+        """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
+
+        Raises:
+          UserError: the variant is unknown, K is odd, or count_padding is asked for with segment ids.
+        """
+        if self.variant not in _WEIGHTS:
+            raise UserError(f"unknown variant {self.variant!r}: {did_you_mean(self.variant, _WEIGHTS)}")
+        weights = _WEIGHTS[self.variant]
+        dense = functools.partial(
+            nn.Dense,
+            x.shape[-1],
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+        )
+        with jax.named_scope("qkv"):
+            q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv")
+        with jax.named_scope("lrpe"):
+            head_dim = q.shape[-1]
+            theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
+            mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
+            mirror = jax.lax.stop_gradient(mirror)
+            # Places within the block keep the angles small, and so exact.
+            place = tokens.position % self.block_size
+            q, k = (rotary(householder(x, mirror), theta, place) for x in (q, k))
+        with jax.named_scope("diagonal_attention"):
+            if state is None:
+                out = diagonal_attention(
+                    q,
+                    k,
+                    v,
+                    block_size=self.block_size,
+                    weights=weights,
+                    causal=self.causal,
+                    segment_ids=tokens.segment_ids,
+                    count_padding=self.count_padding,
+                )
+            else:
+                out, state = resume_diagonal_attention(q, k, v, state, tokens.position, weights=weights)
+        out = out.reshape(x.shape)
+        if self.variant == "t1":
+            out = simple_rms_norm(out, 1e-8, eps_in_root=False)
+        return dense(name="out")(out), state
+
+    @nn.nowrap
+    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> DiagonalState:
+        """The state before the first token, in `dtype`; its size does not depend on `max_length`."""
+        del max_length
+        shape = (batch_size, self.block_size, self.num_heads, model_dim // self.num_heads)
+        return DiagonalState(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))

@@ -1,0 +1,80 @@
+"""The Linear Transformer's attention, and the form of every attention that is a feature map and a denominator."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.ops import activation, normalized_linear_attention
+
+
+class LinearTransformerAttention(nn.Module):
+    """y = W_out (phi(q) (phi(k)^T v) / phi(q) sum(phi(k))), phi = 1 + elu (arXiv 2006.16236, eq. 7 and 9).
+
+    Decoding is the paper's recurrent network: the state is S and z, the column after the last of S.
+    A subclass with another phi overrides `features` and `num_features_of`.
+
+    Attributes:
+      num_heads: H.
+      causal: whether tokens see none that come later.
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+      backend: of `linear_attention`.
+    """
+
+    num_heads: int
+    causal: bool
+    dtype: jnp.dtype = jnp.dtype("float32")
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+    backend: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N D"], tokens: Tokens, state: Float[Array, "B H F K+1"] | None = None
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H F K+1"] | None]:
+        """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token."""
+        dense = functools.partial(
+            nn.Dense,
+            x.shape[-1],
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+        )
+        with jax.named_scope("qkv"):
+            q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv")
+        with jax.named_scope("features"):
+            q, k = self.features(q, k, tokens)
+        with jax.named_scope("linear_attention"):
+            out, new_state = normalized_linear_attention(
+                q,
+                k,
+                v,
+                initial_state=state,
+                segment_ids=tokens.segment_ids,
+                causal=self.causal,
+                backend=self.backend,
+            )
+        return dense(name="out")(out.reshape(x.shape)), None if state is None else new_state
+
+    def features(
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens
+    ) -> tuple[Float[Array, "B N H F"], Float[Array, "B N H F"]]:
+        """phi(q) and phi(k), not negative."""
+        del tokens
+        phi = activation("1+elu")
+        return phi(q), phi(k)
+
+    @nn.nowrap
+    def num_features_of(self, head_dim: int) -> int:
+        """How many features phi makes of a head's K."""
+        return head_dim
+
+    @nn.nowrap
+    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H F K+1"]:
+        """The state before the first token, float32; its size does not depend on `max_length`."""
+        del max_length
+        head_dim = model_dim // self.num_heads
+        return jnp.zeros((batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1))

@@ -1,0 +1,168 @@
+"""Linformer attention and the projection of the sequence that it rests on."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.ops.linformer_attention import (
+    convolve_length,
+    linformer_attention,
+    linformer_linear_attention,
+    pool_length,
+    project_length,
+)
+
+_KINDS = ("learned", "convolution", "mean", "max")
+_SHARINGS = ("none", "headwise", "key_value")
+_ATTENTIONS = {"softmax": linformer_attention, "linear": linformer_linear_attention}
+
+
+class LengthProjection(nn.Module):
+    """Projects keys or values along the sequence, N tokens to R rows (arXiv 2006.04768, sections 3 and 4).
+
+    One instance may serve the keys and the values of many layers; it is then one set of parameters.
+
+    Attributes:
+      projected_length: R for max_length tokens, the paper's k.
+      max_length: M, tokens of the longest row. Shorter rows use the first N columns, or have fewer windows.
+      kind: "learned" (a matrix, xavier uniform), "convolution" (kernel and stride ceil(M / R), over the features of a
+        head), "mean" or "max" of windows of ceil(M / R) tokens.
+      num_heads: H for one projection per head, None for one that all heads share. Pooling knows no difference.
+      use_bias: add a learned number to all features of each of the R rows; for "learned" only.
+      param_dtype: of the parameters.
+    """
+
+    projected_length: int
+    max_length: int
+    kind: str = "learned"
+    num_heads: int | None = None
+    use_bias: bool = False
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N H K"], segment_ids: Int[Array, "B N"] | None
+    ) -> tuple[Float[Array, "B R H K"], Bool[Array, "B R"] | None]:
+        """Returns the rows in x's dtype, and which of them saw a real token (None: all count)."""
+        if self.kind not in _KINDS:
+            raise UserError(f"Unknown Linformer projection {self.kind!r}: {did_you_mean(self.kind, _KINDS)}")
+        if x.shape[1] > self.max_length:
+            raise UserError(
+                f"{x.shape[1]} tokens, but the Linformer was built for max_length {self.max_length}: "
+                "cut the rows, or train with a larger max_length."
+            )
+        heads = () if self.num_heads is None else (self.num_heads,)
+        window = -(-self.max_length // self.projected_length)
+        if self.kind in ("mean", "max"):
+            return pool_length(x, window, self.kind, segment_ids)
+        if self.kind == "convolution":
+            init = nn.initializers.lecun_normal(in_axis=(-3, -2), out_axis=-1, batch_axis=_batch_axis(heads))
+            kernel = self.param("kernel", init, (*heads, window, x.shape[-1], x.shape[-1]), self.param_dtype)
+            return convolve_length(x, kernel, segment_ids)
+        init = nn.initializers.xavier_uniform(in_axis=-1, out_axis=-2, batch_axis=_batch_axis(heads))
+        kernel = self.param("kernel", init, (*heads, self.projected_length, self.max_length), self.param_dtype)
+        rows = project_length(x, kernel, segment_ids)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (*heads, self.projected_length), self.param_dtype)
+            bias = bias[:, None] if self.num_heads is None else bias.T
+            rows += bias[None, ..., None].astype(rows.dtype)
+        return rows, None
+
+
+class LinformerAttention(nn.Module):
+    """out(softmax(q (E k)^T / sqrt(K)) (F v)) over H heads, not causal (arXiv 2006.04768, eq. 7).
+
+    A row of the batch is one document, with padding on either side; packed rows cannot be served. A layer of another
+    `projected_length` is the paper's non-uniform projected dimension.
+
+    Attributes:
+      num_heads: H.
+      causal: must be False.
+      projected_length: R, the paper's k.
+      max_length: tokens of the longest row.
+      projection: kind of the `LengthProjection`.
+      sharing: "none" (E and F for each head), "headwise" (E and F, for all heads), "key_value" (E = F for all heads).
+      attention: "softmax", or "linear" for linear attention on the projected rows.
+      length_projection: one that other layers use too (layerwise sharing); E and F are this, and `sharing` is not read.
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    causal: bool
+    projected_length: int
+    max_length: int
+    projection: str = "learned"
+    sharing: str = "none"
+    attention: str = "softmax"
+    length_projection: LengthProjection | None = None
+    dtype: jnp.dtype = jnp.dtype("float32")
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N D"], tokens: Tokens, state: None = None
+    ) -> tuple[Float[Array, "B N D"], None]:
+        """Returns the mixed tokens [B, N, D], and None for a state.
+
+        Raises:
+          UserError: causal=True, a state is given, a name is unknown, or N > max_length.
+        """
+        if self.causal or state is not None:
+            raise UserError(
+                "Linformer has no causal form, since every row of the projected keys mixes all positions, later ones "
+                "included: set causal=False, or choose another attention."
+            )
+        if self.attention not in _ATTENTIONS:
+            raise UserError(
+                f"Unknown Linformer attention {self.attention!r}: {did_you_mean(self.attention, _ATTENTIONS)}"
+            )
+
+        def dense(name: str, features: int) -> nn.Dense:
+            return nn.Dense(
+                features,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.initializers.xavier_uniform(),
+                name=name,
+            )
+
+        with jax.named_scope("qkv"):
+            q, k, v = (
+                dense(name, x.shape[-1])(x).reshape(*x.shape[:2], self.num_heads, -1) for name in ("q", "k", "v")
+            )
+        with jax.named_scope("project_length"):
+            project_k, project_v = self._length_projections()
+            k, seen = project_k(k, tokens.segment_ids)
+            v, _ = project_v(v, tokens.segment_ids)
+        with jax.named_scope("linformer_attention"):
+            out = _ATTENTIONS[self.attention](q, k, v, seen)
+        return dense("out", x.shape[-1])(out.reshape(x.shape)), None
+
+    def _length_projections(self) -> tuple[LengthProjection, LengthProjection]:
+        """E and F, as shared as they are to be."""
+        if self.length_projection is not None:
+            return self.length_projection, self.length_projection
+        if self.sharing not in _SHARINGS:
+            raise UserError(f"Unknown Linformer sharing {self.sharing!r}: {did_you_mean(self.sharing, _SHARINGS)}")
+        options: dict[str, Any] = {
+            "projected_length": self.projected_length,
+            "max_length": self.max_length,
+            "kind": self.projection,
+            "num_heads": self.num_heads if self.sharing == "none" else None,
+            "param_dtype": self.param_dtype,
+        }
+        if self.sharing == "key_value":
+            both = LengthProjection(**options, name="project_kv")
+            return both, both
+        return LengthProjection(**options, name="project_k"), LengthProjection(**options, name="project_v")
+
+
+def _batch_axis(heads: tuple[int, ...]) -> tuple[int, ...]:
+    """Heads have matrices of their own, which count neither as inputs nor as outputs of an initialiser."""
+    return (0,) if heads else ()

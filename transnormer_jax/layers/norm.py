@@ -1,0 +1,28 @@
+"""The norms that TransNormerLLM and its ablations use."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.ops import simple_rms_norm
+
+
+def make_norm(
+    norm: str, eps: float, dtype: jnp.dtype, param_dtype: jnp.dtype, name: str
+) -> Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]:
+    """A norm over the last axis: SimpleRMSNorm, a function, or a module `name` that has parameters.
+
+    Args:
+      norm: "simple_rms_norm", "rms_norm" (scales) or "layer_norm" (scales and biases).
+      eps: added to the mean square or to the variance.
+      dtype: of the result; statistics are float32.
+      param_dtype: of the parameters.
+      name: of the module.
+    """
+    if norm == "simple_rms_norm":
+        return functools.partial(simple_rms_norm, eps=eps)
+    module = {"rms_norm": nn.RMSNorm, "layer_norm": nn.LayerNorm}[norm]
+    return module(epsilon=eps, dtype=dtype, param_dtype=param_dtype, name=name)

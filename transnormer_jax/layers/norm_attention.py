@@ -1,0 +1,93 @@
+"""NormAttention, the linear attention of TransNormer."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.ops import (
+    activation,
+    householder,
+    linear_attention,
+    random_unit_vector,
+    rotary,
+    rotary_frequencies,
+    simple_rms_norm,
+)
+
+_ACTIVATIONS = {"t1": "elu", "t2": "1+elu"}
+
+
+class NormAttention(nn.Module):
+    """y = W_out SimpleRMSNorm(phi(q) (phi(k)^T v)), with LRPE on phi(q) and phi(k) (arXiv 2210.10340, section 4.1).
+
+    The norm over the concatenated heads takes the place of the denominator, and neither 1/sqrt(K) nor a decay appears.
+
+    Attributes:
+      num_heads: H; K = D / H must be even.
+      causal: whether tokens see none that come later.
+      variant: "t1" (phi = elu) or "t2" (phi = 1 + elu).
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+      backend: of `linear_attention`.
+    """
+
+    num_heads: int
+    causal: bool
+    variant: str = "t2"
+    dtype: jnp.dtype = jnp.dtype("float32")
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+    backend: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N D"], tokens: Tokens, state: Float[Array, "B H K K"] | None = None
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K K"] | None]:
+        """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
+
+        Raises:
+          UserError: the variant is unknown, or K is odd.
+        """
+        if self.variant not in _ACTIVATIONS:
+            raise UserError(f"unknown variant {self.variant!r}: {did_you_mean(self.variant, _ACTIVATIONS)}")
+        dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype)
+        # Xavier with gain 1 / sqrt(2), as the authors have it here and nowhere else.
+        narrow = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+        with jax.named_scope("qkv"):
+            q, k, v = (
+                dense(kernel_init=narrow, name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv"
+            )
+            phi = activation(_ACTIVATIONS[self.variant])
+            q, k = phi(q), phi(k)
+        if tokens.segment_ids is not None:
+            v = jnp.where((tokens.segment_ids != 0)[..., None, None], v, 0)
+        with jax.named_scope("lrpe"):
+            head_dim = q.shape[-1]
+            theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
+            mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
+            mirror = jax.lax.stop_gradient(mirror)
+            q, k = (rotary(householder(x, mirror), theta, tokens.position) for x in (q, k))
+        with jax.named_scope("linear_attention"):
+            out, new_state = linear_attention(
+                q,
+                k,
+                v,
+                initial_state=state,
+                segment_ids=tokens.segment_ids,
+                causal=self.causal,
+                backend=self.backend,
+            )
+        out = simple_rms_norm(out.reshape(x.shape), 1e-8, eps_in_root=False)
+        out = dense(kernel_init=nn.initializers.xavier_uniform(), name="out")(out)
+        return out, None if state is None else new_state
+
+    @nn.nowrap
+    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H K K"]:
+        """The state before the first token, float32; its size does not depend on `max_length`."""
+        del max_length
+        head_dim = model_dim // self.num_heads
+        return jnp.zeros((batch_size, self.num_heads, head_dim, head_dim))

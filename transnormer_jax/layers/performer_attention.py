@@ -1,0 +1,40 @@
+"""The Performer's attention: softmax attention estimated with random features."""
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from transnormer_jax.layers.linear_transformer_attention import LinearTransformerAttention
+from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.ops import favor_features, orthogonal_gaussian
+
+
+class PerformerAttention(LinearTransformerAttention):
+    """Linear attention with the positive random features of FAVOR+ (arXiv 2009.14794).
+
+    The directions are drawn at initialisation, kept with the parameters and not trained; heads share them. The features
+    are computed in float32; a `dtype` of float16 has not their range.
+
+    Attributes:
+      num_features: M random directions, beside the attributes of `LinearTransformerAttention`.
+    """
+
+    num_features: int = 64
+
+    def features(
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens
+    ) -> tuple[Float[Array, "B N H M"], Float[Array, "B N H M"]]:
+        """FAVOR+ of q and k."""
+        del tokens
+        directions = self.param(
+            "directions",
+            lambda key: orthogonal_gaussian(key, self.num_features, q.shape[-1]).astype(self.param_dtype),
+        )
+        directions = jax.lax.stop_gradient(directions)
+        return favor_features(q, directions, is_query=True), favor_features(k, directions, is_query=False)
+
+    @nn.nowrap
+    def num_features_of(self, head_dim: int) -> int:
+        """M, whatever K is."""
+        del head_dim
+        return self.num_features

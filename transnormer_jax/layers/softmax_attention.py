@@ -1,0 +1,54 @@
+"""The Transformer's attention."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.ops import KeyValueCache, resume_softmax_attention, softmax_attention
+
+
+class SoftmaxAttention(nn.Module):
+    """y = W_out softmax(q k^T / sqrt(K)) v over H heads (arXiv 1706.03762, section 3.2).
+
+    Attributes:
+      num_heads: H.
+      causal: whether tokens see none that come later.
+      dtype: of the computation; parameters are `param_dtype`.
+      param_dtype: of the parameters.
+    """
+
+    num_heads: int
+    causal: bool
+    dtype: jnp.dtype = jnp.dtype("float32")
+    param_dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B N D"], tokens: Tokens, state: KeyValueCache | None = None
+    ) -> tuple[Float[Array, "B N D"], KeyValueCache | None]:
+        """Returns the mixed tokens [B, N, D] and, if a cache was given, the cache with them."""
+        dense = functools.partial(
+            nn.Dense,
+            x.shape[-1],
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+        )
+        with jax.named_scope("qkv"):
+            q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv")
+        with jax.named_scope("softmax_attention"):
+            if state is None:
+                out = softmax_attention(q, k, v, causal=self.causal, segment_ids=tokens.segment_ids)
+            else:
+                out, state = resume_softmax_attention(q, k, v, state, tokens.position)
+        return dense(name="out")(out.reshape(x.shape)), state
+
+    @nn.nowrap
+    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> KeyValueCache:
+        """A cache for at most `max_length` tokens, in `dtype`."""
+        shape = (batch_size, max_length, self.num_heads, model_dim // self.num_heads)
+        return KeyValueCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))

@@ -1,0 +1,17 @@
+"""What a token mixer must know of the tokens beside their features."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Int
+
+
+class Tokens(NamedTuple):
+    """Places of the tokens of a batch.
+
+    Attributes:
+      position: [B, N] or [1, N] int32, how many tokens of the same document came before.
+      segment_ids: [B, N] int32, the documents of packed rows; 0 is padding. None: each row is one document.
+    """
+
+    position: Int[Array, "#B N"]
+    segment_ids: Int[Array, "B N"] | None = None

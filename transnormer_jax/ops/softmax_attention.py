@@ -1,0 +1,78 @@
+"""Softmax attention, by JAX's own operator, and the cache of keys and values with which it decodes."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class KeyValueCache(NamedTuple):
+    """Keys and values of the tokens read so far; place t of a row holds its token t, and places not yet read hold 0.
+
+    Attributes:
+      k: [B, M, H, K] for at most M tokens.
+      v: [B, M, H, K].
+    """
+
+    k: Float[Array, "B M H K"]
+    v: Float[Array, "B M H K"]
+
+
+def softmax_attention(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N H K"],
+    v: Float[Array, "B N H K"],
+    *,
+    causal: bool,
+    segment_ids: Int[Array, "B N"] | None = None,
+) -> Float[Array, "B N H K"]:
+    """softmax(q k^T / sqrt(K)) v (arXiv 1706.03762, eq. 1).
+
+    Args:
+      q: [B, N, H, K].
+      k: [B, N, H, K].
+      v: [B, N, H, K].
+      causal: whether tokens see none that come later.
+      segment_ids: [B, N] int32. Tokens see those with the same id; 0 is padding, which no token sees.
+
+    Returns:
+      [B, N, H, K] in v's dtype; at padding, something finite. The softmax is float32.
+    """
+    if segment_ids is None:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+    real = segment_ids != 0
+    k, v = (jnp.where(real[..., None, None], x, 0) for x in (k, v))
+    seen = (segment_ids[:, :, None] == segment_ids[:, None, :]) & real[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], is_causal=causal)
+
+
+def resume_softmax_attention(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N H K"],
+    v: Float[Array, "B N H K"],
+    cache: KeyValueCache,
+    position: Int[Array, "#B N"],
+) -> tuple[Float[Array, "B N H K"], KeyValueCache]:
+    """Causal softmax attention of N new tokens to themselves and to those in the cache.
+
+    Args:
+      q: [B, N, H, K].
+      k: [B, N, H, K].
+      v: [B, N, H, K].
+      cache: of the `position[:, 0]` tokens before; rows may differ in their number.
+      position: [B, N] or [1, N] int32, places of the new tokens, less than M. Beyond M the cache cannot hold them, and
+        the result is wrong; no error can be raised under `jit`.
+
+    Returns:
+      out [B, N, H, K] in v's dtype, and the cache with the new tokens.
+    """
+    start = jnp.broadcast_to(position[:, 0], q.shape[:1])
+
+    def write(places: Float[Array, "M H K"], new: Float[Array, "N H K"], first: Int[Array, ""]) -> Array:
+        return jax.lax.dynamic_update_slice(places, new.astype(places.dtype), (first, 0, 0))
+
+    cache = KeyValueCache(jax.vmap(write)(cache.k, k, start), jax.vmap(write)(cache.v, v, start))
+    seen = jnp.arange(cache.k.shape[1])[None, None] <= position[..., None]
+    seen = jnp.broadcast_to(seen, (q.shape[0], *seen.shape[1:]))[:, None]
+    return jax.nn.dot_product_attention(q, cache.k, cache.v, mask=seen), cache
