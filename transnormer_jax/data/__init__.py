@@ -1,8 +1,14 @@
-"""Text to batches: datasets, tokenizers, tokenised splits on disk, packed training rows, evaluation windows."""
+"""Datasets to batches: builders, tokenizers, splits encoded on disk, rows for training, batches for evaluation."""
 
 from transnormer_jax.data.dataset import DataConfig, load_split
+from transnormer_jax.data.duplication import DuplicationRows
+from transnormer_jax.data.example_rows import ExampleRows, example_batches
+from transnormer_jax.data.examples import Examples, load_examples
+from transnormer_jax.data.image_rows import ImageRows
+from transnormer_jax.data.masked_rows import MaskedRows
 from transnormer_jax.data.packing import PackedRows
 from transnormer_jax.data.pipeline import train_batches
+from transnormer_jax.data.rows import Rows, batches_of
 from transnormer_jax.data.streams import evaluation_windows
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
@@ -10,10 +16,19 @@ from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_token
 __all__ = [
     "ByteTokenizer",
     "DataConfig",
+    "DuplicationRows",
+    "ExampleRows",
+    "Examples",
+    "ImageRows",
+    "MaskedRows",
     "PackedRows",
+    "Rows",
     "TokenizedDocuments",
     "Tokenizer",
+    "batches_of",
     "evaluation_windows",
+    "example_batches",
+    "load_examples",
     "load_split",
     "load_tokenizer",
     "train_batches",

@@ -8,8 +8,9 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from transnormer_jax.data.catalog import CATALOG, find_entry, own_builder
 from transnormer_jax.data.tokenized import TokenizedDocuments, tokenize
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError, did_you_mean
@@ -27,16 +28,20 @@ class DataConfig:
     """What to train and evaluate on.
 
     Attributes:
-      dataset: `"python_source"`, `"plain_text"`, or any TFDS dataset with a text feature (`"lm1b"`,
-        `"wiki40b/en:1.3.0"`).
-      files: for `plain_text`: paths, directories and glob patterns, parted by commas.
+      dataset: `"python_source"`, `"plain_text"`, a name in `catalog.CATALOG` (`"imdb_reviews"`, `"glue/sst2"`,
+        `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`, `"wiki40b/en:1.3.0"`).
+      files: for `plain_text`: paths, directories and glob patterns, parted by commas. For a dataset of the catalog: the
+        directory of its unpacked files, as the docstring of its builder says; empty for TFDS's own copy of it.
       documents: for `plain_text`: `"file"`, `"line"` or `"marked"`, see `text_files.read_documents`.
       held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
       tokenizer: a name for `load_tokenizer`.
       data_dir: local directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`).
       train_split: a TFDS split, such as `"train"` or `"train[:95%]"`.
       eval_split: a TFDS split.
-      text_feature: the feature that holds a document.
+      text_feature: the feature that holds a document. Of examples, the feature that is the input (text, an image or
+        numbers); two, parted by a comma, are a pair. Empty: what the catalog says, else `"text"`.
+      label_feature: of examples, the feature that is the label. Empty: what the catalog says, else `"label"`.
+      grey: coloured images become grey ones.
     """
 
     dataset: str = "python_source"
@@ -47,7 +52,25 @@ class DataConfig:
     data_dir: str = ""
     train_split: str = "train"
     eval_split: str = "validation"
-    text_feature: str = "text"
+    text_feature: str = ""
+    label_feature: str = ""
+    grey: bool = False
+
+    @property
+    def input_features(self) -> tuple[str, ...]:
+        """The features that are the input."""
+        if self.text_feature:
+            return tuple(name.strip() for name in self.text_feature.split(","))
+        entry = find_entry(self.dataset)
+        return entry.inputs if entry else ("text",)
+
+    @property
+    def target_feature(self) -> str:
+        """The feature that is the label; empty if there is none."""
+        if self.label_feature:
+            return self.label_feature
+        entry = find_entry(self.dataset)
+        return entry.label if entry else "label"
 
 
 def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> TokenizedDocuments:
@@ -56,13 +79,19 @@ def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> Tokenize
     Raises:
       UserError: the dataset, split or feature does not exist, or cannot be prepared or read here.
     """
-    builder = _prepared(config)
-    texts = _texts(_source(builder, config, split), config.text_feature)
-    directory = Path(builder.data_dir) / "tokenized" / _fingerprint(builder, config, split, tokenizer)
+    builder = prepared(config)
+    feature = _text_feature(builder, config)
+    texts = _texts(open_source(builder, config, split), feature)
+    directory = Path(builder.data_dir) / "tokenized" / fingerprint(builder, split, feature, tokenizer.fingerprint)
     return tokenize(texts, tokenizer, directory)
 
 
-def _prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
+def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
+    """Returns the builder of a dataset that lies prepared on this machine.
+
+    Raises:
+      UserError: it does not exist, or cannot be prepared or read here.
+    """
     import tensorflow_datasets as tfds
 
     if "://" in config.data_dir:
@@ -81,7 +110,8 @@ def _prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
         # Unless another process has prepared it meanwhile, and our renaming came second.
         if not builder.data_path.exists():
             elsewhere = f"`tfds build {config.dataset} --file_format=array_record` on another machine and a copy of it"
-            mend = "another data_dir" if config.dataset in _OWN_DATASETS else elsewhere
+            local = config.files or config.dataset in _OWN_DATASETS or find_entry(config.dataset)
+            mend = "another data_dir, or files that are intact" if local else elsewhere
             raise UserError(
                 f"cannot prepare dataset {config.dataset!r} in {builder.data_dir!r} ({_one_line(error)}): try {mend}."
             ) from error
@@ -97,7 +127,12 @@ def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
 
         text_config = plain_text_config(config.files, config.documents, config.held_out)
         return PlainText(config=text_config, data_dir=data_dir)
-    if config.files:
+    entry = find_entry(config.dataset)
+    if entry:
+        own = own_builder(entry, config.dataset, config.files, data_dir)
+        if own is not None:
+            return own
+    elif config.files:
         raise UserError(f"dataset {config.dataset!r} reads no `files`: leave them out or set dataset to 'plain_text'.")
     if config.dataset == "python_source":
         from transnormer_jax.data.python_source import PythonSource, python_source_config
@@ -106,7 +141,7 @@ def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
     try:
         return tfds.builder(config.dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = [*_OWN_DATASETS, *tfds.list_builders(with_community_datasets=False)]
+        known = [*_OWN_DATASETS, *CATALOG, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(config.dataset, known, n=1)
         suggestion = did_you_mean(config.dataset, close or _OWN_DATASETS)
         raise UserError(f"TFDS has no dataset {config.dataset!r}: {suggestion}") from error
@@ -114,16 +149,15 @@ def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
         raise UserError(f"cannot open dataset {config.dataset!r} ({_one_line(error)}): correct its name.") from error
 
 
-def _source(
+def open_source(
     builder: "tfds.core.DatasetBuilder", config: DataConfig, split: str
 ) -> "tfds.core.data_sources.base.BaseDataSource":
-    import tensorflow_datasets as tfds
+    """Returns the records of a split of a prepared dataset.
 
-    dataset, feature = config.dataset, config.text_feature
-    known = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
-    if feature not in known:
-        suggestion = did_you_mean(feature, known) if known else "choose a dataset of text."
-        raise UserError(f"dataset {dataset!r} has no text feature {feature!r}: {suggestion}")
+    Raises:
+      UserError: there is no such split, or it is stored in a form that only TensorFlow reads.
+    """
+    dataset = config.dataset
     if dataset == "plain_text" and split in ("validation", "test") and split not in builder.info.splits:
         raise UserError(
             f"too few documents to hold any out for {split!r}: raise held_out ({config.held_out}), or divide the files "
@@ -141,19 +175,40 @@ def _source(
         raise UserError(f"dataset {dataset!r} has no split {split!r}: {suggestion}") from error
 
 
-def _texts(source: "tfds.core.data_sources.base.BaseDataSource", feature: str) -> Iterator[str]:
+def read_records(source: "tfds.core.data_sources.base.BaseDataSource") -> Iterator[list[dict[str, Any]]]:
+    """Yields the records of a source in order, as lists that take few megabytes."""
     info = source.dataset_info
     records_per_read = max(1, _BYTES_PER_READ * info.splits.total_num_examples // max(1, info.dataset_size))
     for indices in itertools.batched(range(len(source)), records_per_read):
-        for record in source.__getitems__(indices):
-            text = record[feature]
-            yield text if isinstance(text, str) else text.decode(errors="replace")
+        yield source.__getitems__(indices)
 
 
-def _fingerprint(builder: "tfds.core.DatasetBuilder", config: DataConfig, split: str, tokenizer: Tokenizer) -> str:
+def fingerprint(builder: "tfds.core.DatasetBuilder", split: str, *choices: Any) -> str:
+    """Returns a name for what is made of a split by some choices, which JSON can hold."""
     contents = {name: (info.num_examples, info.num_bytes) for name, info in sorted(builder.info.splits.items())}
-    identity = [builder.info.full_name, contents, split, config.text_feature, tokenizer.fingerprint]
+    identity = [builder.info.full_name, contents, split, *choices]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def as_text(value: str | bytes) -> str:
+    """Returns a text feature's value as a string."""
+    return value if isinstance(value, str) else value.decode(errors="replace")
+
+
+def _text_feature(builder: "tfds.core.DatasetBuilder", config: DataConfig) -> str:
+    import tensorflow_datasets as tfds
+
+    feature, dataset = ",".join(config.input_features), config.dataset
+    known = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
+    if feature not in known:
+        suggestion = did_you_mean(feature, known) if known else "choose a dataset of text."
+        raise UserError(f"dataset {dataset!r} has no text feature {feature!r}: {suggestion}")
+    return feature
+
+
+def _texts(source: "tfds.core.data_sources.base.BaseDataSource", feature: str) -> Iterator[str]:
+    for records in read_records(source):
+        yield from (as_text(record[feature]) for record in records)
 
 
 def _one_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transnormer_jax.data.concatenation import Concatenation, Documents, Int32s, Int64s
+from transnormer_jax.data.shuffle import permutation
 from transnormer_jax.errors import UserError
 
 
@@ -62,10 +63,10 @@ class PackedRows:
     def _epoch(self, number: int) -> "_Epoch":
         with self._lock:  # Threads that enter an epoch together sort it once.
             if number not in self._epochs:
-                documents = _permutation(len(self._documents.lengths), self._seed, number, 0)
+                documents = permutation(len(self._documents.lengths), self._seed, number, 0)
                 epoch = _Epoch(
                     Concatenation(self._documents, documents, **self._special),
-                    _permutation(self.rows_per_epoch, self._seed, number, 1),
+                    permutation(self.rows_per_epoch, self._seed, number, 1),
                 )
                 # Threads that read ahead are on both sides of the border between two epochs.
                 before = {number - 1: self._epochs[number - 1]} if number - 1 in self._epochs else {}
@@ -76,9 +77,3 @@ class PackedRows:
 class _Epoch(NamedTuple):
     line: Concatenation
     row_order: Int64s
-
-
-def _permutation(size: int, *seed: int) -> Int64s:
-    # NumPy keeps the raw stream of a bit generator the same for ever, but not `Generator.permutation`.
-    keys = np.random.PCG64(seed).random_raw(size)
-    return np.argsort(keys, kind="stable")

@@ -1,8 +1,8 @@
-"""The Grain pipeline: packed rows to this process's share of each global batch."""
+"""The Grain pipeline: rows to this process's share of each global batch."""
 
 from typing import TYPE_CHECKING
 
-from transnormer_jax.data.packing import PackedRows
+from transnormer_jax.data.rows import Rows
 from transnormer_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ _BATCHES_AHEAD = 8
 
 
 def train_batches(
-    rows: PackedRows,
+    rows: Rows,
     *,
     batch_size: int,
     first_row: int = 0,
@@ -34,8 +34,7 @@ def train_batches(
       num_threads: threads that read ahead. Rows are cheap; a second thread contends with the first for Python's lock.
 
     Returns:
-      An iterator of dicts of int32 arrays [batch_size // process_count, sequence_length]: `inputs`, `targets`,
-      `segment_ids`.
+      An iterator of dicts of the arrays of a row, stacked: [batch_size // process_count, ...].
 
     Raises:
       UserError: `batch_size` is not a positive multiple of `process_count`.

@@ -1,14 +1,13 @@
 """A corpus tokenised once, on disk: a flat memory-mapped array of tokens and the offsets of the documents in it."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from transnormer_jax.data.publish import publish
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError
 
@@ -65,7 +64,7 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> Tok
     """
     try:
         if not directory.exists():
-            _publish(texts, tokenizer, directory)
+            publish(directory, lambda written: _write(texts, tokenizer, written))
     except OSError as error:
         raise UserError(f"cannot write tokens to {str(directory)!r} ({error}): choose another data_dir.") from error
     return _open(directory)
@@ -76,20 +75,6 @@ def _open(directory: Path) -> TokenizedDocuments:
     # A plain view: slices of np.memmap itself cost microseconds each.
     tokens = np.asarray(np.memmap(directory / "tokens.bin", dtype, mode="r"))
     return TokenizedDocuments(tokens, np.load(directory / "offsets.npy"), np.load(directory / "num_bytes.npy"))
-
-
-def _publish(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=directory.parent) as scratch:
-        written = Path(scratch) / "tokens"
-        written.mkdir()
-        _write(texts, tokenizer, written)
-        try:
-            os.rename(written, directory)
-        except OSError:
-            # Another process finished the same work first.
-            if not directory.exists():
-                raise
 
 
 def _write(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> None:

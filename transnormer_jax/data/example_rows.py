@@ -1,0 +1,96 @@
+"""Rows of one example each: shuffled for training, in order for evaluation."""
+
+import sys
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from transnormer_jax.data.columns import Array
+from transnormer_jax.data.examples import Examples
+from transnormer_jax.data.rows import batches_of
+from transnormer_jax.data.shuffle import ShuffledEpochs
+from transnormer_jax.errors import UserError
+
+_SEGMENTS = {"inputs": "segment_ids", "inputs_b": "segment_ids_b"}
+
+
+class ExampleRows:
+    """An endless random-access source of padded examples, a pure function of `(seed, row)`.
+
+    Every epoch of `len(examples)` rows holds each example once, in an order of its own.
+    """
+
+    def __init__(self, examples: Examples, lengths: Mapping[str, int], seed: int):
+        """Shuffles `examples` by `seed` and brings them to `lengths`; see `padded_example`.
+
+        Raises:
+          UserError: `lengths` lacks a sequence of the examples, or would cut labels or what they label; there are no
+            examples; or `seed` is negative.
+        """
+        _check(examples, lengths)
+        self._examples, self._lengths = examples, lengths
+        self._order = ShuffledEpochs(len(examples), seed)
+
+    def __len__(self) -> int:
+        return sys.maxsize  # Grain takes indices modulo the length; epochs go on.
+
+    def __getitem__(self, row: int) -> dict[str, Array]:
+        """Returns the padded example of a row."""
+        return padded_example(self._examples[self._order[row]], self._lengths)
+
+
+def example_batches(examples: Examples, lengths: Mapping[str, int], batch_size: int) -> Iterator[dict[str, Array]]:
+    """Yields every example once, in order; what the last batch lacks are rows of padding, segment ids all 0.
+
+    Raises:
+      UserError: as `ExampleRows`.
+    """
+    _check(examples, lengths)
+    yield from batches_of(_InOrder(examples, lengths), len(examples), batch_size)
+
+
+def padded_example(example: Mapping[str, Array], lengths: Mapping[str, int]) -> dict[str, Array]:
+    """Returns an example brought to fixed lengths.
+
+    Args:
+      example: `inputs`, perhaps `inputs_b`, and `label` or `labels`; see `Examples`.
+      lengths: of each sequence by name. A longer one loses its end; a shorter one is padded with zeros on the right.
+
+    Returns:
+      The arrays, int32 [length] or float32 [length, F] or int32 [], and `segment_ids` (and `segment_ids_b`), int32
+      [length]: 1 for what is real, 0 for padding.
+    """
+    row: dict[str, Array] = {}
+    for name, array in example.items():
+        if array.ndim == 0:
+            row[name] = array.astype(np.int32)
+            continue
+        kept = array[: lengths[name]]
+        dtype = np.float32 if array.dtype.kind == "f" else np.int32
+        row[name] = np.zeros((lengths[name], *array.shape[1:]), dtype)
+        row[name][: len(kept)] = kept
+        if name in _SEGMENTS:
+            row[_SEGMENTS[name]] = (np.arange(lengths[name]) < len(kept)).astype(np.int32)
+    return row
+
+
+class _InOrder:
+    def __init__(self, examples: Examples, lengths: Mapping[str, int]):
+        self._examples, self._lengths = examples, lengths
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, row: int) -> dict[str, Array]:
+        return padded_example(self._examples[row], self._lengths)
+
+
+def _check(examples: Examples, lengths: Mapping[str, int]) -> None:
+    sequences = [name for name in examples.columns if name != "label"]
+    for name in sequences:
+        if lengths.get(name, 0) < 1:
+            raise UserError(f"no length for {name!r}: give one for each of {', '.join(sequences)}.")
+        longest = int(examples.columns[name].lengths.max(initial=0))
+        # A class of the beginning of a text may still be right; phones of frames that are cut off cannot be.
+        if "labels" in sequences and longest > lengths[name]:
+            raise UserError(f"{name!r} of length {lengths[name]} would cut an example of {longest}: give {longest}.")

@@ -1,0 +1,27 @@
+"""What a source of training rows is, and batches of a fixed number of its rows."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from transnormer_jax.data.columns import Array
+
+
+class Rows(Protocol):
+    """A random-access source of rows, each a pure function of the row number: dicts of arrays of one shape."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Mapping[str, Array]: ...
+
+
+def batches_of(rows: Rows, count: int, batch_size: int) -> Iterator[dict[str, Array]]:
+    """Yields the first `count` rows in order, [batch_size, ...] each; what the last batch lacks is zeros.
+
+    A row of zeros has segment ids 0, so it is padding throughout.
+    """
+    for start in range(0, count, batch_size):
+        batch = [rows[row] for row in range(start, min(start + batch_size, count))]
+        padding = [{name: np.zeros_like(array) for name, array in batch[0].items()}] * (batch_size - len(batch))
+        yield {name: np.stack([row[name] for row in batch + padding]) for name in batch[0]}
