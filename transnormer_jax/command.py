@@ -1,6 +1,7 @@
 """How every command starts and fails: a mistake is one sentence and exit status 2, never a traceback."""
 
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,11 +51,14 @@ def read_config_flag(holder: flags.FlagHolder) -> Config:
 
 def _check_config_arguments(arguments: Sequence[str]) -> None:
     # ml_collections answers both mistakes with a traceback.
-    known = [f"--config.{key}" for key in _keys(default_config())]
+    values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    path = values.get("--config")
+    if path is not None and not Path(path).is_file():
+        raise UserError(f"there is no config file {path!r}: look in configs/.")
+    config = default_config() if path is None else runpy.run_path(path)["get_config"]()
+    known = [f"--config.{key}" for key in _keys(config)]
     for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == "--config" and not Path(value).is_file():
-            raise UserError(f"there is no config file {value!r}: look in configs/.")
+        name = argument.partition("=")[0]
         if name.startswith("--config.") and name not in known:
             raise UserError(f"unknown config key {name}: {did_you_mean(name, known)}")
 

@@ -15,6 +15,7 @@ from absl import flags
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
+from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.training import load_workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
@@ -42,6 +43,8 @@ def main() -> None:
     if not prompts:
         raise UserError('there is nothing to continue: give --prompt="..." or --prompt_file=FILE.')
     run = load_workdir(_WORKDIR.value)
+    if not isinstance(run.model_config, TransNormerLLMConfig):
+        raise UserError(f"{_WORKDIR.value!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
     generator = Generator(run.model_config, run.params, run.tokenizer)
     arguments: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,

@@ -42,9 +42,9 @@ def assert_trees_close(actual, expected, tolerance: float):
 def test_accumulation_weighs_tokens_not_batches(steps):
     params, batch = TASK.init(jax.random.key(0)), make_batch()
     accumulate = jax.jit(accumulate_gradients, static_argnums=(0, 3))
-    whole, sums = accumulate(TASK, params, batch, 1)
-    parts, part_sums = accumulate(TASK, params, batch, steps)
-    assert sums.tokens == part_sums.tokens == (batch["segment_ids"] != 0).sum()
+    whole, sums = accumulate(TASK, params, batch, 1, jax.random.key(0))
+    parts, part_sums = accumulate(TASK, params, batch, steps, jax.random.key(0))
+    assert sums.predictions == part_sums.predictions == (batch["segment_ids"] != 0).sum()
     assert_trees_close(parts, whole, 1e-4)
 
 

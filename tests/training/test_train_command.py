@@ -30,7 +30,7 @@ def finished(config) -> Path:
     workdir = config.parent / "finished"
     status, out, err = run("train.py", f"--config={config}", f"--workdir={workdir}")
     assert status == 0, err
-    assert "bits/byte" in out
+    assert "bits_per_byte" in out
     return workdir
 
 

@@ -1,7 +1,23 @@
-"""Models: TransNormerLLM."""
+"""Models, assembled from layers, with their configurations."""
 
+from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.config import TransNormerLLMConfig
+from transnormer_jax.models.heads import DualEncoder, ImageModel, SequenceClassifier, SpeechModel
+from transnormer_jax.models.transnormer import TransNormer
+from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.models.transnormer_llm import TransNormerLLM
 
-__all__ = ["Cache", "TransNormerLLM", "TransNormerLLMConfig"]
+__all__ = [
+    "BiLSTM",
+    "BiLSTMConfig",
+    "Cache",
+    "DualEncoder",
+    "ImageModel",
+    "SequenceClassifier",
+    "SpeechModel",
+    "TransNormer",
+    "TransNormerConfig",
+    "TransNormerLLM",
+    "TransNormerLLMConfig",
+]

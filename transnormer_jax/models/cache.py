@@ -1,8 +1,8 @@
-"""What a TransNormerLLM remembers of the tokens it has read: a state of constant size, however many they were."""
+"""What a model remembers of the tokens it has read."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 
 class Cache(NamedTuple):
@@ -10,8 +10,10 @@ class Cache(NamedTuple):
 
     Attributes:
       position: [B] int32, number of tokens read.
-      states: for each run of layers with equal state shapes, [layers, B, H, K, V] float32 (2K with LRPE).
+      states: of a TransNormerLLM, one for each run of layers with equal state shapes, [layers, B, H, K, V] float32 (2K
+        with LRPE): of constant size, however many tokens were read. Of a TransNormer, one for each layer, by its
+        attention: a state of constant size, the tokens of a block, or for softmax all of them.
     """
 
     position: Int[Array, " B"]
-    states: tuple[Float[Array, "layers B H K V"], ...]
+    states: tuple[Any, ...]

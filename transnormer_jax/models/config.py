@@ -6,13 +6,19 @@ from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
 
-REMAT_POLICIES = ("none", "dots", "full")
-DECAY_FORMS = ("released", "paper")
+_CHOICES = {
+    "decay": ("released", "paper", "none"),
+    "norm": ("simple_rms_norm", "rms_norm", "layer_norm"),
+    "glu_activation": ("identity", "silu"),
+    "remat": ("none", "dots", "full"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class TransNormerLLMConfig:
     """Everything that fixes a TransNormerLLM. The defaults are the released 385M.
+
+    Where a field offers more than the released models have, it is for an ablation of arXiv 2405.17381 (tables 4 to 12).
 
     Attributes:
       vocab_size: V.
@@ -21,12 +27,17 @@ class TransNormerLLMConfig:
       num_heads: H; each head has D / H features.
       glu_dim: F, the inner width of the channel mixer.
       lrpe_layers: indices of the layers with LRPE; the paper and the released models use the first only.
+      sinusoidal_position: add absolute positions to the embeddings.
       activation: of queries and keys, a name of `ops.activation`.
       use_bias: biases in all projections.
       scale_embedding: multiply embeddings by sqrt(D).
       tie_embeddings: the output projection is the embedding.
-      decay: "released" or "paper" (`ops.decay`); weights made for one are wrong under the other.
-      norm_eps: eps of every SimpleRMSNorm.
+      decay: "released" or "paper" (`ops.decay`), or "none"; weights made for one are wrong under the others.
+      decay_temperature: the decay weakens with depth; otherwise every layer has that of the first.
+      use_gate: the output gate u of the attention, one projection of D x D per layer.
+      glu_activation: of the channel mixer's gate, "identity" or "silu".
+      norm: "simple_rms_norm", or with parameters "rms_norm" (scales) or "layer_norm" (scales and biases).
+      norm_eps: eps of every norm.
       init_std: standard deviation of all projections and of the embedding at initialisation.
       pad_token_id: its embedding starts at zero.
       dtype: of the computation: "bfloat16", "float16" or "float32". States are always float32.
@@ -42,11 +53,16 @@ class TransNormerLLMConfig:
     num_heads: int = 8
     glu_dim: int = 2816
     lrpe_layers: tuple[int, ...] = (0,)
+    sinusoidal_position: bool = False
     activation: str = "silu"
     use_bias: bool = False
     scale_embedding: bool = True
     tie_embeddings: bool = True
     decay: str = "released"
+    decay_temperature: bool = True
+    use_gate: bool = True
+    glu_activation: str = "identity"
+    norm: str = "simple_rms_norm"
     norm_eps: float = 1e-6
     init_std: float = 0.02
     pad_token_id: int = 0
@@ -62,7 +78,7 @@ class TransNormerLLMConfig:
             raise UserError(f"model_dim={self.model_dim} must be a multiple of num_heads={self.num_heads}.")
         if not set(self.lrpe_layers) <= set(range(self.num_layers)):
             raise UserError(f"lrpe_layers={self.lrpe_layers} must lie in 0 ... {self.num_layers - 1}.")
-        for name, known in (("remat", REMAT_POLICIES), ("decay", DECAY_FORMS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"unknown {name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), known)}")
 

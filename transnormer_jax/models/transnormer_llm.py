@@ -1,6 +1,7 @@
 """TransNormerLLM (arXiv 2307.14995), as the released checkpoints have it."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.layers import GatedLinearAttention, SimpleGLU
+from transnormer_jax.layers import GatedLinearAttention, SimpleGLU, make_norm
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.config import TransNormerLLMConfig
-from transnormer_jax.ops import paper_log_decay, released_log_decay, simple_rms_norm, token_positions
+from transnormer_jax.ops import paper_log_decay, released_log_decay, sinusoids, token_positions
 
 
 class TransNormerLLM(nn.Module):
@@ -39,6 +40,7 @@ class TransNormerLLM(nn.Module):
             _scanned(config, len(group))(config, group[0] in config.lrpe_layers, name=f"layers_{group[0]}")
             for group in layer_groups(config)
         ]
+        self.final_norm = _norm(config, "final_norm")
 
     def __call__(
         self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
@@ -66,14 +68,15 @@ class TransNormerLLM(nn.Module):
         if config.scale_embedding:
             x *= jnp.asarray(np.sqrt(config.model_dim), x.dtype)
         position = _positions(tokens, segment_ids, cache)
-        decay_form = released_log_decay if config.decay == "released" else paper_log_decay
-        log_decay = decay_form(config.num_heads, config.num_layers)
+        if config.sinusoidal_position:
+            x += jnp.broadcast_to(sinusoids(position, config.model_dim), x.shape).astype(x.dtype)
+        log_decay = _log_decay(config)
         states = []
         for i, (group, layers) in enumerate(zip(layer_groups(config), self.layers, strict=True)):
             state = None if cache is None else cache.states[i]
             x, state = layers(x, jnp.asarray(log_decay[group[0] : group[-1] + 1]), state, position, segment_ids)
             states.append(state)
-        x = simple_rms_norm(x, config.norm_eps)
+        x = self.final_norm(x)
         return x, None if cache is None else Cache(position[:, -1] + 1, tuple(states))
 
     def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
@@ -124,11 +127,14 @@ class Block(nn.Module):
             activation=config.activation,
             norm_eps=config.norm_eps,
             backend=config.backend,
+            use_gate=config.use_gate,
+            norm=config.norm,
             name="attention",
             **shared,
-        )(simple_rms_norm(x, config.norm_eps), log_decay, position, segment_ids, state)
+        )(_norm(config, "attention_norm")(x), log_decay, position, segment_ids, state)
         x += mixed
-        x += SimpleGLU(config.glu_dim, name="glu", **shared)(simple_rms_norm(x, config.norm_eps))
+        glu = SimpleGLU(config.glu_dim, activation=config.glu_activation, name="glu", **shared)
+        x += glu(_norm(config, "glu_norm")(x))
         self.sow("intermediates", "hidden", x)
         return x, None if state is None else new_state
 
@@ -152,6 +158,19 @@ def _scanned(config: TransNormerLLMConfig, length: int) -> type[nn.Module]:
         in_axes=(0, 0, nn.broadcast, nn.broadcast),
         length=length,
     )
+
+
+def _norm(config: TransNormerLLMConfig, name: str) -> Callable[[Float[Array, "B N D"]], Float[Array, "B N D"]]:
+    return make_norm(config.norm, config.norm_eps, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), name)
+
+
+def _log_decay(config: TransNormerLLMConfig) -> np.ndarray:
+    """[L, H] float32."""
+    if config.decay == "none":
+        return np.zeros((config.num_layers, config.num_heads), np.float32)
+    form = released_log_decay if config.decay == "released" else paper_log_decay
+    log_decay = form(config.num_heads, config.num_layers)
+    return log_decay if config.decay_temperature else np.broadcast_to(log_decay[0], log_decay.shape)
 
 
 def _positions(

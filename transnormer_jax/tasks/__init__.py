@@ -1,5 +1,23 @@
 """Tasks: what a model is trained for, as batch -> sums of loss and metrics."""
 
-from transnormer_jax.tasks.causal_lm import CausalLM, Sums
+from transnormer_jax.tasks.causal_lm import CausalLM, MaskedLM
+from transnormer_jax.tasks.classification import Classification
+from transnormer_jax.tasks.images import AutoregressiveImages
+from transnormer_jax.tasks.speech import SpeechRecognition
+from transnormer_jax.tasks.task import Batch, Params, Sums, Task
 
-__all__ = ["CausalLM", "Sums"]
+# By the names that configurations use; "duplication" is a causal language model of which some targets count.
+TASKS = ("causal_lm", "masked_lm", "duplication", "classification", "retrieval", "images", "speech")
+
+__all__ = [
+    "TASKS",
+    "AutoregressiveImages",
+    "Batch",
+    "CausalLM",
+    "Classification",
+    "MaskedLM",
+    "Params",
+    "SpeechRecognition",
+    "Sums",
+    "Task",
+]

@@ -1,63 +1,89 @@
-"""Causal language modelling: predict the next token of every document."""
+"""Language modelling: predict the next token of every document, or the ones that are hidden."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from transnormer_jax.models import Cache, TransNormerLLM
-
-Params = Any
-Batch = Mapping[str, Array]
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import Cache, TransNormer, TransNormerLLM
+from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
 # Logits that exist at one time, in numbers: at a vocabulary of 64,000 this is 1,024 tokens and 256 MB.
 _MAX_LOGITS = 2**26
 
 
-class Sums(NamedTuple):
-    """Sums over predicted tokens, float32 scalars: divide once, after adding up micro-batches, hosts and windows."""
-
-    loss: Float[Array, ""]  # nats
-    tokens: Float[Array, ""]
-    correct: Float[Array, ""]
-
-
 @dataclasses.dataclass(frozen=True)
 class CausalLM:
-    """A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0."""
+    """Predicts each token from those before it.
 
-    model: TransNormerLLM
+    A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0, or where
+    `mask`, if there is one, is not 0.
+    """
+
+    model: TransNormerLLM | TransNormer
 
     def init(self, key: Array) -> Params:
         """Parameters at initialisation."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def sums(self, params: Params, batch: Batch) -> Sums:
+    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
         """Sums over the batch, each row read from nothing."""
-        return self._sums(params, batch, None)[0]
+        return self._sums(params, batch, None, key)[0]
 
     def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
         """Sums over the batch, each row going on from the cache, and the cache after it."""
-        return self._sums(params, batch, cache)
+        return self._sums(params, batch, cache, None)
 
-    def _sums(self, params: Params, batch: Batch, cache: Cache | None) -> tuple[Sums, Any]:
+    def report(self, totals: Sums) -> dict[str, float]:
+        """Loss in nats per token, perplexity per token, accuracy."""
+        loss = float(totals.loss / totals.predictions)
+        return {
+            "loss": loss,
+            "perplexity": float(np.exp(loss)),
+            "accuracy": float(totals.correct / totals.predictions),
+            "tokens": int(totals.predictions),
+        }
+
+    def _sums(self, params: Params, batch: Batch, cache: Cache | None, key: Array | None) -> tuple[Sums, Any]:
         variables = {"params": params}
         hidden: Any
         after: Any
         hidden, after = self.model.apply(
-            variables, batch["inputs"], segment_ids=batch["segment_ids"], cache=cache, method="hidden"
+            variables,
+            batch["inputs"],
+            segment_ids=batch["segment_ids"],
+            cache=cache,
+            method="hidden",
+            rngs=random_streams(key),
         )
 
         def unembed(hidden: Array) -> Any:
             return self.model.apply(variables, hidden, method="unembed")
 
-        weights = (batch["segment_ids"] != 0).astype(jnp.float32)
+        real = (batch["segment_ids"] != 0).astype(jnp.float32)
+        weights = (batch["mask"] != 0).astype(jnp.float32) if "mask" in batch else real
         vocab_size = self.model.config.vocab_size
-        return cross_entropy_sums(unembed, hidden, batch["targets"], weights, vocab_size), after
+        sums = cross_entropy_sums(unembed, hidden, batch["targets"], weights, vocab_size)
+        return sums._replace(tokens=jnp.sum(real)), after
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(CausalLM):
+    """Predicts the tokens that are hidden, from both sides: `mask` in the batch says which they are.
+
+    RoBERTa's objective, in which TransNormer is a bidirectional language model (arXiv 2210.10340, section 5.1).
+    """
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a model that sees one side only."""
+        if getattr(self.model.config, "causal", True):
+            raise UserError("task 'masked_lm' needs a model that sees both sides: set config.model.causal=False.")
 
 
 def cross_entropy_sums(
@@ -76,7 +102,8 @@ def cross_entropy_sums(
         logits = unembed(hidden)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         correct = jnp.argmax(logits, axis=-1) == targets
-        return Sums(jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights))
+        count = jnp.sum(weights)
+        return Sums(jnp.sum(loss * weights), count, jnp.sum(correct * weights), count)
 
     batch, length = targets.shape
     slices = _num_slices(length, batch * length * vocab_size)
@@ -89,8 +116,7 @@ def cross_entropy_sums(
     def add(total: Sums, one: tuple[Array, ...]) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, total, jax.checkpoint(slice_sums)(*one)), None
 
-    zero = Sums(*[jnp.zeros(())] * 3)
-    return jax.lax.scan(add, zero, (split(hidden), split(targets), split(weights)))[0]
+    return jax.lax.scan(add, Sums.zero(), (split(hidden), split(targets), split(weights)))[0]
 
 
 def _num_slices(length: int, num_logits: int) -> int:

@@ -15,26 +15,26 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.training.config import Config
 from transnormer_jax.training.step import TrainState
 
 # Fields of the architecture that may change between two starts of a run: they alter speed or memory alone.
-_FREE_FIELDS = ("remat", "backend", "dtype")
+_FREE_FIELDS = ("remat", "backend", "dtype", "dropout")
 
 
 class Checkpoints:
     """The checkpoints of one run, in `workdir/checkpoints/`."""
 
-    def __init__(self, workdir: Path, *, keep: int, model: TransNormerLLMConfig, tokenizer: str):
+    def __init__(self, workdir: Path, *, keep: int, config: Config, tokenizer: str):
         """Opens the directory, and makes it if need be; `tokenizer` is a fingerprint."""
         self._directory = workdir.absolute() / "checkpoints"
-        self._model, self._tokenizer = model, tokenizer
+        self._config, self._tokenizer = config, tokenizer
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, state: TrainState, *, rows: int) -> None:
         """Begins to save `state`, which may be donated at once, and the number of rows of data consumed."""
-        metadata = {"model": dataclasses.asdict(self._model), "tokenizer": self._tokenizer, "rows": rows}
+        metadata = {"model": _identity(self._config), "tokenizer": self._tokenizer, "rows": rows}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(_as_tree(state.opt_state)),
@@ -79,7 +79,7 @@ class Checkpoints:
 
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
         metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
-        _check_model(metadata["model"], self._model)
+        _check_identity(metadata["model"], self._config)
         if metadata["tokenizer"] != self._tokenizer:
             raise UserError(
                 "the workdir's model was trained with another tokenizer: use another --workdir, or that tokenizer."
@@ -129,12 +129,20 @@ def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
     raise _none_readable(directory, len(steps))
 
 
-def _check_model(saved: dict[str, Any], ours: TransNormerLLMConfig) -> None:
-    ours_as_json = json.loads(json.dumps(dataclasses.asdict(ours)))
-    for field, value in ours_as_json.items():
-        if field not in _FREE_FIELDS and saved.get(field) != value:
+def _identity(config: Config) -> dict[str, Any]:
+    """What decides which parameters there are and what they mean, as plain values."""
+    fields = dataclasses.asdict(config.model) | dataclasses.asdict(config.task)
+    return json.loads(json.dumps({"architecture": config.architecture, **fields, "task": config.task.name}))
+
+
+def _check_identity(saved: dict[str, Any], config: Config) -> None:
+    # A field that a checkpoint does not know yet meant what is now its default.
+    default = _identity(Config(architecture=config.architecture, model=type(config.model)()))
+    for field, value in _identity(config).items():
+        found = saved.get(field, default[field])
+        if field not in _FREE_FIELDS and found != value:
             raise UserError(
-                f"the workdir holds a model with {field}={saved.get(field)!r}, the config says {value!r}: "
+                f"the workdir holds a model with {field}={found!r}, the config says {value!r}: "
                 "use another --workdir or the config of that run."
             )
 

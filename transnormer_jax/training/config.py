@@ -10,7 +10,16 @@ from ml_collections import ConfigDict
 from transnormer_jax.data import DataConfig
 from transnormer_jax.distributed import MeshConfig
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import BiLSTMConfig, TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.tasks import TASKS
+
+ModelConfig = TransNormerLLMConfig | TransNormerConfig | BiLSTMConfig
+
+ARCHITECTURES: dict[str, type[ModelConfig]] = {
+    "transnormer_llm": TransNormerLLMConfig,
+    "transnormer": TransNormerConfig,
+    "bilstm": BiLSTMConfig,
+}
 
 _POSITIVE = (
     "num_steps",
@@ -26,22 +35,25 @@ _POSITIVE = (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping by global norm, and a learning rate that warms up first.
+    """An optimizer with clipping by global norm, and a learning rate that warms up first.
 
     Attributes:
+      name: "adamw", or "radam" with the same decoupled weight decay.
       learning_rate: the peak.
       schedule: after the warm-up, "cosine": half a cosine down to the end; "wsd" (warm-up, stable, decay): the peak,
-        then a straight line down over the last `decay_fraction` of the run.
+        then a straight line down over the last `decay_fraction` of the run; "step": the peak, then at once
+        `final_fraction` of it for that share of the run; "inverse_sqrt": peak * sqrt(warmup_steps / step).
       warmup_steps: steps of linear warm-up from 0.
-      decay_fraction: share of all steps in the last phase of "wsd".
+      decay_fraction: share of all steps in the last phase of "wsd" and "step".
       final_fraction: learning rate at the end / peak.
-      b1: AdamW's.
-      b2: AdamW's.
-      eps: AdamW's.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
       weight_decay: on matrices only (projections and embedding), times the learning rate.
       clip_norm: bound on the global norm of the gradient; 0 does not clip.
     """
 
+    name: str = "adamw"
     learning_rate: float = 3e-4
     schedule: str = "cosine"
     warmup_steps: int = 100
@@ -56,13 +68,14 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """Evaluation on whole documents.
+    """Evaluation on a held-out split.
 
     Attributes:
       every: steps between evaluations during training; 0 evaluates at the end only.
-      max_tokens: of the split during training, in whole documents; 0 takes all. `eval.py` always takes all.
+      max_tokens: of the split during training, in whole documents or examples; 0 takes all. `eval.py` always takes all.
       batch_size: rows, over all hosts.
-      window: tokens per row and call; the state is carried on, so this sets memory and speed, not the result.
+      window: tokens per row and call where a TransNormerLLM reads whole documents; the state is carried on, so this
+        sets memory and speed, not the result.
     """
 
     every: int = 500
@@ -72,19 +85,38 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What the model is trained for.
+
+    Attributes:
+      name: a name in `tasks.TASKS`.
+      num_classes: of "classification" and "retrieval"; of "speech", the number of phones.
+      num_features: of a frame of "speech".
+      num_mixtures: logistics per byte of "images".
+    """
+
+    name: str = "causal_lm"
+    num_classes: int = 2
+    num_features: int = 13
+    num_mixtures: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run.
 
     Attributes:
-      model: architecture.
-      data: text and tokenizer.
+      architecture: a name in `ARCHITECTURES`, which says what `model` is.
+      model: its configuration.
+      task: what it is trained for.
+      data: dataset and tokenizer.
       optimizer: optimizer and schedule.
       evaluation: held-out loss.
       mesh: devices.
       seed: of the initial parameters and of the order of the data.
       num_steps: optimizer steps in all.
       batch_size: rows per step, over all hosts.
-      sequence_length: N, tokens per row.
+      sequence_length: N, tokens per row; longer examples are cut.
       accumulation_steps: micro-batches per step, which bounds memory and does not change the result.
       max_skipped_steps: the run stops after this many steps in a row whose loss or gradient is not finite.
       log_every: steps between lines of metrics.
@@ -95,7 +127,9 @@ class Config:
       wandb_project: Weights & Biases project to log to as well, or "".
     """
 
-    model: TransNormerLLMConfig = dataclasses.field(default_factory=TransNormerLLMConfig)
+    architecture: str = "transnormer_llm"
+    model: ModelConfig = dataclasses.field(default_factory=TransNormerLLMConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -115,6 +149,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
+        if self.task.name not in TASKS:
+            raise UserError(f"unknown task {self.task.name!r}: {did_you_mean(self.task.name, TASKS)}")
         positive = {name: getattr(self, name) for name in _POSITIVE}
         positive |= {f"evaluation.{name}": getattr(self.evaluation, name) for name in ("batch_size", "window")}
         for name, value in positive.items():
@@ -129,16 +165,25 @@ class Config:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """From a (nested) dictionary, such as a ConfigDict or a run's config.json; an unknown key is an error."""
-        return _build(cls, values, "config")
+        model = _architecture(values.get("architecture", cls.architecture))
+        return _build(cls, values, "config", {"model": model})
 
 
-def default_config(**model: Any) -> ConfigDict:
+def default_config(architecture: str = "transnormer_llm", **model: Any) -> ConfigDict:
     """Every key of a run with its default, for a file in `configs/` to change; `model` replaces fields of the model."""
-    return ConfigDict(dataclasses.asdict(Config(model=TransNormerLLMConfig(**model))))
+    config = Config(architecture=architecture, model=_architecture(architecture)(**model))
+    return ConfigDict(dataclasses.asdict(config))
 
 
-def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-    fields = typing.get_type_hints(cls)
+def _architecture(name: str) -> type[ModelConfig]:
+    if name not in ARCHITECTURES:
+        raise UserError(f"unknown architecture {name!r}: {did_you_mean(name, ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def _build(cls: Any, values: Mapping[str, Any], path: str, chosen: Mapping[str, type] | None = None) -> Any:
+    """Builds a dataclass; `chosen` gives the type of a field that has a choice of types."""
+    fields = typing.get_type_hints(cls) | dict(chosen or {})
     built = {}
     for name, value in values.items():
         if name not in fields:

@@ -1,83 +1,93 @@
-"""Held-out loss on whole documents: the state is carried from window to window, so no document is cut."""
+"""Held-out metrics: over rows of examples, or over whole documents with the state carried from window to window."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows, load_split
-from transnormer_jax.distributed import batch_sharding, make_mesh, state_shardings
-from transnormer_jax.errors import UserError
-from transnormer_jax.models import Cache, TransNormerLLM
-from transnormer_jax.tasks import CausalLM, Sums
-from transnormer_jax.tasks.causal_lm import Batch, Params
-from transnormer_jax.training.config import Config, EvaluationConfig
-from transnormer_jax.training.workdir import load_workdir, write_json
+from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows
+from transnormer_jax.distributed import batch_sharding
+from transnormer_jax.models import Cache
+from transnormer_jax.tasks import Batch, CausalLM, Params, Sums, Task
+from transnormer_jax.training.config import EvaluationConfig
+
+HostBatch = dict[str, np.ndarray]
 
 
-class EvaluationResult(NamedTuple):
-    """Totals over a split. Every token and the end of every document is predicted once, from all before it."""
+class RowEvaluator:
+    """Sums a task over batches of rows, each read by itself; compiles once, so it is kept through a run."""
 
-    loss: float  # nats per token
-    perplexity: float  # per token
-    bits_per_byte: float  # of UTF-8 text; comparable between tokenizers
-    accuracy: float
-    tokens: int  # predicted, ends of documents included
-    bytes: int
-    documents: int
-    seconds: float
+    def __init__(self, task: Task, batches: Callable[[], Iterable[HostBatch]], mesh: Mesh, *, num_bytes: int = 0):
+        """Reads nothing yet.
+
+        Args:
+          task: gives the sums and the report.
+          batches: begins the split anew at each call; every example is in it once, beside rows of padding alone.
+          mesh: of the devices.
+          num_bytes: UTF-8 bytes of the text that the batches hold, for bits per byte; 0 if it is not text.
+        """
+        self._task, self._batches, self._num_bytes = task, batches, num_bytes
+        self._rows = batch_sharding(mesh)
+        self._sums = jax.jit(task.sums)
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Returns the task's report and `seconds`."""
+        begin = time.perf_counter()
+        totals = _total(self._sums(params, _on_devices(batch, self._rows)) for batch in self._batches())
+        report = self._task.report(totals)
+        if self._num_bytes:
+            report |= {"bits_per_byte": float(totals.loss / np.log(2) / self._num_bytes), "bytes": self._num_bytes}
+        return report | {"seconds": time.perf_counter() - begin}
 
 
-class Evaluator:
-    """Evaluates parameters on documents; compiles once, so it is kept through a run."""
+class DocumentEvaluator:
+    """Evaluates a language model on whole documents: every token, and the end of each, from all before it."""
 
-    def __init__(self, task: CausalLM, tokenizer: Tokenizer, config: EvaluationConfig, mesh: Mesh):
+    def __init__(
+        self,
+        task: CausalLM,
+        documents: TokenizedDocuments,
+        tokenizer: Tokenizer,
+        config: EvaluationConfig,
+        mesh: Mesh,
+    ):
         """Reads nothing yet."""
-        self._task, self._tokenizer, self._config = task, tokenizer, config
+        self._task, self._documents, self._tokenizer, self._config = task, documents, tokenizer, config
         rows = batch_sharding(mesh)
         layers_then_rows = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
         self._rows, self._cache_sharding = rows, Cache._make([rows, layers_then_rows])
         self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_sharding, None))
 
-    def __call__(self, params: Params, documents: TokenizedDocuments) -> EvaluationResult:
-        """Returns the totals over `documents`."""
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Returns the task's report, `bits_per_byte` (comparable between tokenizers), and what was read in how long."""
         begin = time.perf_counter()
-        cache = jax.device_put(self._task.model.init_cache(self._config.batch_size), self._cache_sharding)
-        total, previous = np.zeros(3), None
-        for window in self._windows(documents):
-            batch = jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, self._rows, x.__getitem__), window)
-            cache, sums = self._step(params, cache, batch)
-            # One window late, so that the device never waits; in float64, since float32 stops counting at 2^24 tokens.
-            total += 0.0 if previous is None else np.array(jax.device_get(previous), np.float64)
-            previous = sums
-        total += np.array(jax.device_get(previous), np.float64)
-        loss, tokens, correct = total
-        num_bytes = int(documents.num_bytes.sum())
-        return EvaluationResult(
-            loss=loss / tokens,
-            perplexity=float(np.exp(loss / tokens)),
-            bits_per_byte=loss / np.log(2) / num_bytes,
-            accuracy=correct / tokens,
-            tokens=int(tokens),
-            bytes=num_bytes,
-            documents=len(documents),
-            seconds=time.perf_counter() - begin,
-        )
+        totals = _total(self._window_by_window(params))
+        num_bytes = int(self._documents.num_bytes.sum())
+        return self._task.report(totals) | {
+            "bits_per_byte": float(totals.loss / np.log(2) / num_bytes),
+            "bytes": num_bytes,
+            "documents": len(self._documents),
+            "seconds": time.perf_counter() - begin,
+        }
 
-    def _windows(self, documents: TokenizedDocuments) -> Iterator[dict[str, np.ndarray]]:
-        return evaluation_windows(
-            documents,
+    def _window_by_window(self, params: Params) -> Iterator[Sums]:
+        model: Any = self._task.model
+        cache = jax.device_put(model.init_cache(self._config.batch_size), self._cache_sharding)
+        windows = evaluation_windows(
+            self._documents,
             batch_size=self._config.batch_size,
             window=self._config.window,
             bos_id=self._tokenizer.bos_id,
             eos_id=self._tokenizer.eos_id,
             pad_id=self._tokenizer.pad_id,
         )
+        for window in windows:
+            cache, sums = self._step(params, cache, _on_devices(window, self._rows))
+            yield sums
 
     def _window_sums(self, params: Params, cache: Cache, batch: Batch) -> tuple[Cache, Sums]:
         keep = ~batch["restart"]
@@ -89,35 +99,15 @@ class Evaluator:
         return cache, sums
 
 
-def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -> dict[str, Any]:
-    """Evaluates the newest checkpoint of a run on a whole split, and writes `eval.json` into the workdir.
+def _on_devices(batch: HostBatch, layout: NamedSharding) -> Batch:
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, layout, x.__getitem__), batch)
 
-    Args:
-      workdir: of the run, which also gives the architecture and the tokenizer.
-      config: the dataset and the batch; None is the run's own.
-      split: of the dataset; "" is `config.data.eval_split`.
 
-    Returns:
-      The fields of `EvaluationResult`, with `step`, `dataset` and `split`.
-
-    Raises:
-      UserError: there is no such run or split, or the config's tokenizer is not the run's.
-    """
-    run = load_workdir(workdir)
-    config = config or run.config
-    if config.data.tokenizer != run.config.data.tokenizer:
-        raise UserError(
-            f"the run has tokenizer {run.config.data.tokenizer!r}, the config {config.data.tokenizer!r}: "
-            "evaluate with the run's own."
-        )
-    mesh = make_mesh(config.mesh)
-    split = split or config.data.eval_split
-    documents = load_split(config.data, run.tokenizer, split)
-    evaluator = Evaluator(CausalLM(TransNormerLLM(run.config.model)), run.tokenizer, config.evaluation, mesh)
-    params = jax.device_put(run.params, state_shardings(run.params, mesh))
-    with jax.set_mesh(mesh):
-        result = evaluator(params, documents)
-    report = {"step": run.step, "dataset": config.data.dataset, "split": split, **result._asdict()}
-    if jax.process_index() == 0:
-        write_json(workdir / "eval.json", report)
-    return report
+def _total(sums: Iterable[Sums]) -> Sums:
+    """Adds up, one batch late so that the device never waits; in float64, since float32 stops counting at 2^24."""
+    total, previous = np.zeros(len(Sums._fields)), None
+    for one in sums:
+        total += 0.0 if previous is None else np.array(jax.device_get(previous), np.float64)
+        previous = one
+    total += np.array(jax.device_get(previous), np.float64)
+    return Sums._make(total)

@@ -1,6 +1,11 @@
 """How many floating-point operations a model needs, and how many a device can do."""
 
+from typing import Any
+
+import jax
+
 from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.training.config import ModelConfig
 
 # Dense bfloat16 peak of one device, FLOP/s, as its maker publishes it; keys are the beginning of jax's device_kind.
 # https://cloud.google.com/tpu/docs/system-architecture-tpu-vm; NVIDIA data sheets (figures without sparsity).
@@ -22,14 +27,21 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for kind, peak in _PEAKS.items() if device_kind.startswith(kind)), None)
 
 
-def training_flops_per_token(config: TransNormerLLMConfig) -> float:
+def training_flops_per_token(config: ModelConfig, params: Any) -> float:
     """Model FLOPs of forward and backward pass per token: what the mathematics needs, recomputation not counted.
 
-    Each weight of a projection costs one multiplication and one addition forward and twice that backward, so does each
-    number of the state when it is written (k v^T) and when it is read (q S). What chunks add inside themselves is the
-    implementation's affair and is left out, as are elementwise operations.
+    Each weight of a projection costs one multiplication and one addition forward, and twice that backward. So does,
+    in a TransNormerLLM, each number of the state when it is written (k v^T) and when it is read (q S). What chunks
+    add inside themselves is the implementation's affair and is left out, as are elementwise operations; so is
+    attention in the other architectures, where there are many kinds.
     """
-    d, f, k = config.model_dim, config.glu_dim, config.head_dim
-    weights = config.num_layers * (5 * d * d + 3 * d * f) + config.vocab_size * d
-    layers = config.num_layers + len(config.lrpe_layers)  # LRPE doubles the state
-    return 3.0 * 2.0 * (weights + 2 * layers * config.num_heads * k * k)
+    sizes = jax.tree_util.tree_leaves_with_path(params)
+    # An embedding that is not also the head is looked up, not multiplied.
+    tied = getattr(config, "tie_embeddings", False)
+    multiplied = ("kernel", "head", "embedding") if tied else ("kernel", "head")
+    weights = sum(x.size for path, x in sizes if path[-1].key in multiplied)
+    state = 0
+    if isinstance(config, TransNormerLLMConfig):
+        layers = config.num_layers + len(config.lrpe_layers)  # LRPE doubles the state
+        state = 2 * layers * config.num_heads * config.head_dim**2
+    return 3.0 * 2.0 * (weights + state)

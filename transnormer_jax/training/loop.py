@@ -9,24 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from transnormer_jax.data import PackedRows, TokenizedDocuments, Tokenizer, load_split, load_tokenizer, train_batches
+from transnormer_jax.data import Rows, train_batches
 from transnormer_jax.distributed import batch_sharding, make_mesh, state_shardings
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLM
-from transnormer_jax.tasks import CausalLM
-from transnormer_jax.tasks.causal_lm import Batch
+from transnormer_jax.tasks import Batch
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.evaluation import EvaluationResult, Evaluator
+from transnormer_jax.training.flops import training_flops_per_token
 from transnormer_jax.training.metrics import MetricWriter
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.problem import Problem, load_problem
 from transnormer_jax.training.progress import Progress, duration
 from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.workdir import write_config
 
 
-def train(config: Config, workdir: Path) -> EvaluationResult | None:
+def train(config: Config, workdir: Path) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Returns:
@@ -38,24 +37,12 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
     mesh = make_mesh(config.mesh)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    _check(config, tokenizer)
+    _check_batches(config)
     schedule = make_schedule(config.optimizer, config.num_steps)
-    train_documents = load_split(config.data, tokenizer, config.data.train_split)
-    eval_documents = load_split(config.data, tokenizer, config.data.eval_split)
-    if config.evaluation.max_tokens:
-        eval_documents = eval_documents.head(config.evaluation.max_tokens)
-    rows = PackedRows(
-        train_documents,
-        config.sequence_length,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        seed=config.seed,
-    )
+    problem = load_problem(config, mesh)
+    task, rows = problem.task, problem.rows
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
-    task = CausalLM(TransNormerLLM(config.model))
     optimizer = make_optimizer(config.optimizer, schedule)
 
     def init(key: jax.Array) -> TrainState:
@@ -66,9 +53,7 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
     abstract = jax.eval_shape(init, key)
     shardings = state_shardings(abstract, mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
-    checkpoints = Checkpoints(
-        workdir, keep=config.keep_checkpoints, model=config.model, tokenizer=tokenizer.fingerprint
-    )
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, config=config, tokenizer=problem.tokenizer)
     restored = checkpoints.restore(abstract)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(key), 0)
@@ -77,14 +62,16 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
     # ---- Tell what will run. ----
     write_config(workdir, config)
     writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
-    _introduce(config, workdir, mesh, state, train_documents, eval_documents, rows.rows_per_epoch)
+    _introduce(config, workdir, mesh, state, problem)
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
     batch_layout = batch_sharding(mesh)
-    shape = jax.ShapeDtypeStruct((config.batch_size, config.sequence_length), jnp.int32, sharding=batch_layout)
-    abstract_batch = dict.fromkeys(("inputs", "targets", "segment_ids"), shape)
+    abstract_batch = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype, sharding=batch_layout)
+        for name, array in rows[0].items()
+    }
     train_step = jax.jit(
-        make_train_step(task, optimizer, schedule, config.accumulation_steps),
+        make_train_step(task, optimizer, schedule, config.accumulation_steps, config.seed),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
@@ -96,9 +83,8 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
     writer.write(first_step, {"compile_seconds": compile_seconds})
 
     # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
-    evaluator = Evaluator(task, tokenizer, config.evaluation, mesh)
     batches = _batches(config, rows, rows_read, batch_layout)
-    progress = Progress(config.model, config.num_steps, first_step)
+    progress = Progress(training_flops_per_token(config.model, abstract.params), config.num_steps, first_step)
     pending: StepMetrics | None = None
     result = None
 
@@ -117,15 +103,11 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
             writer.write(step, scalars)
             print(progress.line(step, scalars), flush=True)
 
-    def evaluate(step: int) -> EvaluationResult:
+    def evaluate(step: int) -> dict[str, float]:
         with progress.pause():
-            result = evaluator(state.params, eval_documents)
-            writer.write(step, {f"eval/{name}": value for name, value in result._asdict().items()})
-            print(
-                f"step {step} | held out: {result.bits_per_byte:.4f} bits/byte | perplexity {result.perplexity:.3f} | "
-                f"{result.documents} documents, {result.bytes:,} bytes | {duration(result.seconds)}",
-                flush=True,
-            )
+            result = problem.evaluate(state.params)
+            writer.write(step, {f"eval/{name}": value for name, value in result.items()})
+            print(f"step {step} | held out: {_in_words(result)}", flush=True)
         return result
 
     def save(step: int) -> None:
@@ -166,12 +148,7 @@ def train(config: Config, workdir: Path) -> EvaluationResult | None:
     return result
 
 
-def _check(config: Config, tokenizer: Tokenizer) -> None:
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"tokenizer {config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, the model config.model.vocab_size="
-            f"{config.model.vocab_size}: set it to {tokenizer.vocab_size} or more."
-        )
+def _check_batches(config: Config) -> None:
     for name, size in (
         ("config.batch_size / config.accumulation_steps", config.batch_size // config.accumulation_steps),
         ("config.evaluation.batch_size", config.evaluation.batch_size),
@@ -180,7 +157,7 @@ def _check(config: Config, tokenizer: Tokenizer) -> None:
             raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices.")
 
 
-def _batches(config: Config, rows: PackedRows, rows_read: int, layout: jax.sharding.Sharding) -> Iterator[Batch]:
+def _batches(config: Config, rows: Rows, rows_read: int, layout: jax.sharding.Sharding) -> Iterator[Batch]:
     local = train_batches(
         rows,
         batch_size=config.batch_size,
@@ -192,15 +169,13 @@ def _batches(config: Config, rows: PackedRows, rows_read: int, layout: jax.shard
         yield {name: jax.make_array_from_process_local_data(layout, array) for name, array in batch.items()}
 
 
-def _introduce(
-    config: Config,
-    workdir: Path,
-    mesh: Mesh,
-    state: TrainState,
-    train_documents: TokenizedDocuments,
-    eval_documents: TokenizedDocuments,
-    rows_per_epoch: int,
-) -> None:
+def _in_words(result: dict[str, float]) -> str:
+    """The metrics of an evaluation, in one line."""
+    words = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in result.items()]
+    return " | ".join([*words[:-1], duration(result["seconds"])])
+
+
+def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, problem: Problem) -> None:
     sizes = {
         jax.tree_util.keystr(path, simple=True, separator="/"): x
         for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]
@@ -214,9 +189,5 @@ def _introduce(
         print(f"  {name:{width}}  {x.dtype}{list(x.shape)}  {x.size:,}")
     total = sum(int(np.prod(x.shape)) for x in sizes.values())
     print(f"{total:,} parameters; {config.model}")
-    steps = rows_per_epoch / config.batch_size
-    print(
-        f"{len(train_documents):,} documents and {train_documents.num_tokens:,} tokens to train on "
-        f"({steps:,.1f} steps an epoch), {len(eval_documents):,} held out with {eval_documents.num_tokens:,}",
-        flush=True,
-    )
+    steps = problem.rows_per_epoch / config.batch_size
+    print(f"task {config.task.name}: {problem.description}; {steps:,.1f} steps an epoch", flush=True)

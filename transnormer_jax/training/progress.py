@@ -6,16 +6,15 @@ from contextlib import contextmanager
 
 import jax
 
-from transnormer_jax.models import TransNormerLLMConfig
-from transnormer_jax.training.flops import peak_flops, training_flops_per_token
+from transnormer_jax.training.flops import peak_flops
 
 
 class Progress:
     """Counts tokens against the clock; what `pause` covers (evaluation, saving) does not count."""
 
-    def __init__(self, model: TransNormerLLMConfig, num_steps: int, first_step: int):
+    def __init__(self, flops_per_token: float, num_steps: int, first_step: int):
         """Starts the clock."""
-        self._flops_per_token = training_flops_per_token(model)
+        self._flops_per_token = flops_per_token
         self._peak = peak_flops(jax.devices()[0].device_kind)
         self._num_steps, self._step = num_steps, first_step
         self._tokens = 0.0

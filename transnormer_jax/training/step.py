@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.tasks import CausalLM, Sums
-from transnormer_jax.tasks.causal_lm import Batch, Params
+from transnormer_jax.tasks import Batch, Params, Sums, Task
 
 
 class TrainState(NamedTuple):
@@ -23,9 +22,9 @@ class TrainState(NamedTuple):
 class StepMetrics(NamedTuple):
     """What one step reports, scalars."""
 
-    loss: Float[Array, ""]  # nats per token
+    loss: Float[Array, ""]  # nats per prediction
     accuracy: Float[Array, ""]
-    tokens: Float[Array, ""]  # predicted, padding not counted
+    tokens: Float[Array, ""]  # read, padding not counted
     grad_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
     skipped_steps: Int[Array, ""]  # since the beginning of the run
@@ -33,19 +32,24 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    task: CausalLM, optimizer: optax.GradientTransformation, schedule: optax.Schedule, accumulation_steps: int
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    accumulation_steps: int,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
-    """Returns the function to jit. It takes a batch of arrays [B, N]."""
+    """Returns the function to jit. It takes a batch of arrays [B, ...]; `seed` is that of dropout and hashes."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        gradients, sums = accumulate_gradients(task, state.params, batch, accumulation_steps)
-        loss = sums.loss / sums.tokens
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        gradients, sums = accumulate_gradients(task, state.params, batch, accumulation_steps, key)
+        loss = sums.loss / sums.predictions
         # A loss that overflows is a bad step, whatever its gradient.
         gradients = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = StepMetrics(
             loss=loss,
-            accuracy=sums.correct / sums.tokens,
+            accuracy=sums.correct / sums.predictions,
             tokens=sums.tokens,
             grad_norm=optax.tree.norm(gradients),
             learning_rate=schedule(state.step - state.opt_state.total_notfinite),
@@ -57,26 +61,26 @@ def make_train_step(
     return train_step
 
 
-def accumulate_gradients(task: CausalLM, params: Params, batch: Batch, steps: int) -> tuple[Params, Sums]:
-    """Gradient of the mean loss over all tokens of the batch, by `steps` micro-batches.
+def accumulate_gradients(task: Task, params: Params, batch: Batch, steps: int, key: Array) -> tuple[Params, Sums]:
+    """Gradient of the mean loss over all predictions of the batch, by `steps` micro-batches.
 
-    Micro-batches with more padding weigh less: losses are summed and divided by all tokens once.
+    Micro-batches with more padding weigh less: losses are summed and divided by all predictions once.
     """
 
-    def summed_loss(params: Params, batch: Batch) -> tuple[Array, Sums]:
-        sums = task.sums(params, batch)
+    def summed_loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Sums]:
+        sums = task.sums(params, batch, key)
         return sums.loss, sums
 
     gradient = jax.grad(summed_loss, has_aux=True)
     if steps == 1:
-        gradients, sums = gradient(params, batch)
+        gradients, sums = gradient(params, batch, key)
     else:
         # Row i goes to micro-batch i % steps: each then lies on all devices, as the whole batch does.
         micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, steps, *x.shape[1:]), 0, 1), dict(batch))
 
-        def add(total: Any, batch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, gradient(params, batch)), None
+        def add(total: Any, one: tuple[Batch, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient(params, *one)), None
 
-        zero = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(())] * 3))
-        (gradients, sums), _ = jax.lax.scan(add, zero, micro)
-    return jax.tree.map(lambda g: g / sums.tokens, gradients), sums
+        zero = (jax.tree.map(jnp.zeros_like, params), Sums.zero())
+        (gradients, sums), _ = jax.lax.scan(add, zero, (micro, jax.random.split(key, steps)))
+    return jax.tree.map(lambda g: g / sums.predictions, gradients), sums

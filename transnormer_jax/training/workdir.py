@@ -9,10 +9,9 @@ import jax
 
 from transnormer_jax.data import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.checkpoints import restore_params
-from transnormer_jax.training.config import Config
+from transnormer_jax.training.config import Config, ModelConfig
+from transnormer_jax.training.problem import make_task
 
 
 class Run(NamedTuple):
@@ -24,7 +23,7 @@ class Run(NamedTuple):
     step: int
 
     @property
-    def model_config(self) -> TransNormerLLMConfig:
+    def model_config(self) -> ModelConfig:
         """The architecture."""
         return self.config.model
 
@@ -38,7 +37,7 @@ def load_workdir(workdir: Path | str) -> Run:
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    task = CausalLM(TransNormerLLM(config.model))
+    task = make_task(config)
     step, params = restore_params(workdir, jax.eval_shape(task.init, jax.random.key(0)))
     return Run(config, params, tokenizer, step)
 

@@ -1,0 +1,74 @@
+"""From the word in a configuration to the module of a layer."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from transnormer_jax.layers import (
+    CosformerAttention,
+    DiagAttention,
+    LengthProjection,
+    LinearTransformerAttention,
+    LinformerAttention,
+    LSHAttention,
+    NormAttention,
+    PerformerAttention,
+    SoftmaxAttention,
+)
+from transnormer_jax.models.transnormer_config import TransNormerConfig
+
+
+def make_attention(
+    config: TransNormerConfig, layer: int, length_projection: LengthProjection | None, **module: Any
+) -> nn.Module:
+    """The attention of a layer; `length_projection` is the one that all layers of a Linformer share, if they do."""
+    word = config.attentions[layer]
+    shared: dict[str, Any] = {
+        "num_heads": config.num_heads,
+        "causal": config.causal,
+        "dtype": jnp.dtype(config.dtype),
+        "param_dtype": jnp.dtype(config.param_dtype),
+        **module,
+    }
+    if word in ("norm_t1", "norm_t2"):
+        return NormAttention(variant=word[-2:], backend=config.backend, **shared)
+    if word in ("diag_t1", "diag_t2"):
+        return DiagAttention(
+            variant=word[-2:], block_size=config.block_size, count_padding=config.count_padding, **shared
+        )
+    if word == "linear":
+        return LinearTransformerAttention(backend=config.backend, **shared)
+    if word == "performer":
+        return PerformerAttention(num_features=config.performer_features, backend=config.backend, **shared)
+    if word == "cosformer":
+        return CosformerAttention(horizon=config.max_length, backend=config.backend, **shared)
+    if word in ("linformer", "linformer_linear"):
+        return LinformerAttention(
+            attention="softmax" if word == "linformer" else "linear",
+            projected_length=config.linformer_dims[layer],
+            max_length=config.max_length,
+            projection=config.linformer_projection,
+            sharing="key_value" if config.linformer_sharing == "layerwise" else config.linformer_sharing,
+            length_projection=length_projection,
+            **shared,
+        )
+    if word == "lsh":
+        return LSHAttention(
+            chunk_size=config.lsh_chunk, num_rounds=config.lsh_rounds, num_buckets=config.lsh_buckets, **shared
+        )
+    assert word == "softmax", word
+    return SoftmaxAttention(**shared)
+
+
+def make_length_projection(config: TransNormerConfig, **module: Any) -> LengthProjection | None:
+    """The projection that all layers share under linformer_sharing="layerwise", else None."""
+    if config.linformer_sharing != "layerwise" or not any("linformer" in word for word in config.attentions):
+        return None
+    return LengthProjection(
+        projected_length=config.linformer_dims[0],
+        max_length=config.max_length,
+        kind=config.linformer_projection,
+        param_dtype=jnp.dtype(config.param_dtype),
+        **module,
+    )

@@ -1,0 +1,46 @@
+"""What every task is to the training loop."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Params = Any
+Batch = Mapping[str, Array]
+
+
+class Sums(NamedTuple):
+    """Sums over a batch, float32 scalars: divide once, after adding up micro-batches, hosts and windows."""
+
+    loss: Float[Array, ""]  # nats
+    predictions: Float[Array, ""]
+    correct: Float[Array, ""]
+    tokens: Float[Array, ""]  # read, padding not counted
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        """Nothing yet."""
+        return cls(*[jnp.zeros(())] * 4)
+
+
+class Task(Protocol):
+    """Initial parameters, and a batch to sums; the model inside is anything."""
+
+    def init(self, key: Array) -> Params:
+        """Parameters at initialisation."""
+
+    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+        """Sums over the batch; with a key (of dropout and hashes) as in training."""
+
+    def report(self, totals: Sums) -> dict[str, float]:
+        """The metrics of an evaluation from its sums."""
+
+
+def random_streams(key: Array | None) -> dict[str, Array]:
+    """The keys that a model's modules ask for, none in evaluation."""
+    if key is None:
+        return {}
+    dropout, hashes = jax.random.split(key)
+    return {"dropout": dropout, "hash": hashes}

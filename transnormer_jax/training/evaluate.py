@@ -1,0 +1,48 @@
+"""The evaluation of a finished or running run, for `eval.py`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from transnormer_jax.distributed import make_mesh, state_shardings
+from transnormer_jax.errors import UserError
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.problem import load_evaluation
+from transnormer_jax.training.workdir import load_workdir, write_json
+
+
+def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -> dict[str, Any]:
+    """Evaluates the newest checkpoint of a run on a whole split, and writes `eval.json` into the workdir.
+
+    Args:
+      workdir: of the run, which also gives the architecture, the task and the tokenizer.
+      config: the dataset and the batch; None is the run's own.
+      split: of the dataset; "" is `config.data.eval_split`.
+
+    Returns:
+      The task's report, with `step`, `dataset` and `split`.
+
+    Raises:
+      UserError: there is no such run or split, or the config's tokenizer is not the run's.
+    """
+    run = load_workdir(workdir)
+    config = config or run.config
+    if config.data.tokenizer != run.config.data.tokenizer:
+        raise UserError(
+            f"the run has tokenizer {run.config.data.tokenizer!r}, the config {config.data.tokenizer!r}: "
+            "evaluate with the run's own."
+        )
+    own = run.config
+    config = dataclasses.replace(config, architecture=own.architecture, model=own.model, task=own.task)
+    mesh = make_mesh(config.mesh)
+    split = split or config.data.eval_split
+    evaluate = load_evaluation(config, run.tokenizer, mesh, split)
+    params = jax.device_put(run.params, state_shardings(run.params, mesh))
+    with jax.set_mesh(mesh):
+        result = evaluate(params)
+    report = {"step": run.step, "dataset": config.data.dataset, "split": split, **result}
+    if jax.process_index() == 0:
+        write_json(workdir / "eval.json", report)
+    return report

@@ -1,0 +1,209 @@
+"""What a run trains and measures: from a configuration to a task, its rows of data, and its evaluation."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from transnormer_jax.data import (
+    DuplicationRows,
+    ExampleRows,
+    Examples,
+    ImageRows,
+    MaskedRows,
+    PackedRows,
+    Rows,
+    TokenizedDocuments,
+    Tokenizer,
+    batches_of,
+    example_batches,
+    load_examples,
+    load_split,
+    load_tokenizer,
+)
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import (
+    BiLSTMConfig,
+    DualEncoder,
+    ImageModel,
+    SequenceClassifier,
+    SpeechModel,
+    TransNormer,
+    TransNormerConfig,
+    TransNormerLLM,
+    TransNormerLLMConfig,
+)
+from transnormer_jax.tasks import (
+    AutoregressiveImages,
+    CausalLM,
+    Classification,
+    MaskedLM,
+    Params,
+    SpeechRecognition,
+    Task,
+)
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.evaluation import DocumentEvaluator, RowEvaluator
+
+Evaluation = Callable[[Params], dict[str, float]]
+
+_EVALUATION_SEED = 0
+_DUPLICATION_EXAMPLES = 1024
+
+
+class Problem(NamedTuple):
+    """All that differs between a language model and a classifier.
+
+    Attributes:
+      task: batch -> sums.
+      rows: what it is trained on.
+      rows_per_epoch: how many of them hold all the data once.
+      evaluate: parameters -> metrics on the held-out split.
+      tokenizer: fingerprint of the tokenizer.
+      description: of the data, in words.
+    """
+
+    task: Task
+    rows: Rows
+    rows_per_epoch: int
+    evaluate: Evaluation
+    tokenizer: str
+    description: str
+
+
+def load_problem(config: Config, mesh: Mesh) -> Problem:
+    """Opens the data and assembles the task.
+
+    Raises:
+      UserError: the dataset, the task and the model do not fit together.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    task = make_task(config)
+    evaluate = load_evaluation(config, tokenizer, mesh, config.data.eval_split, config.evaluation.max_tokens)
+    rows, rows_per_epoch, description = _training_rows(config, tokenizer)
+    return Problem(task, rows, rows_per_epoch, evaluate, tokenizer.fingerprint, description)
+
+
+def make_task(config: Config) -> Task:
+    """The task of a configuration, with its model.
+
+    Raises:
+      UserError: the architecture cannot do the task.
+    """
+    model, name = config.model, config.task.name
+    if name in ("causal_lm", "duplication") and isinstance(model, TransNormerLLMConfig):
+        return CausalLM(TransNormerLLM(model))
+    if name == "speech" and isinstance(model, TransNormerConfig | BiLSTMConfig):
+        return SpeechRecognition(SpeechModel(model, config.task.num_classes), config.task.num_features)
+    if not isinstance(model, TransNormerConfig):
+        raise UserError(
+            f"architecture {config.architecture!r} cannot do task {name!r}: set config.architecture='transnormer'."
+        )
+    if name in ("causal_lm", "duplication", "images") and not model.causal:
+        raise UserError(f"task {name!r} needs config.model.causal=True: otherwise a token sees what it predicts.")
+    if name in ("causal_lm", "duplication"):
+        return CausalLM(TransNormer(model))
+    if name == "masked_lm":
+        return MaskedLM(TransNormer(model))
+    if name == "images":
+        return AutoregressiveImages(ImageModel(model, config.task.num_mixtures))
+    classifier = DualEncoder if name == "retrieval" else SequenceClassifier
+    return Classification(classifier(model, config.task.num_classes))
+
+
+def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str, max_tokens: int = 0) -> Evaluation:
+    """The evaluation of parameters on a split, or on its first `max_tokens` tokens.
+
+    Raises:
+      UserError: as `load_problem`.
+    """
+    task, batch_size, length = make_task(config), config.evaluation.batch_size, config.sequence_length
+    if config.task.name in ("causal_lm", "masked_lm"):
+        documents = load_split(config.data, tokenizer, split)
+        if max_tokens:
+            documents = documents.head(max_tokens)
+        if isinstance(task, CausalLM) and isinstance(task.model, TransNormerLLM):
+            return DocumentEvaluator(task, documents, tokenizer, config.evaluation, mesh)
+        packed = _packed(config, documents, tokenizer, _EVALUATION_SEED)
+        rows, count = _text_rows(config, packed, tokenizer, _EVALUATION_SEED), packed.rows_per_epoch
+        # Of a masked language model, the loss is that of the hidden tokens alone.
+        num_bytes = int(documents.num_bytes.sum()) if config.task.name == "causal_lm" else 0
+        return RowEvaluator(task, lambda: batches_of(rows, count, batch_size), mesh, num_bytes=num_bytes)
+    if config.task.name == "duplication":
+        # No training run has this seed: it may not be negative, and ours are small.
+        unseen = DuplicationRows(seed=2**32)
+        return RowEvaluator(task, lambda: batches_of(unseen, _DUPLICATION_EXAMPLES, batch_size), mesh)
+    examples = _examples(config, tokenizer, split)
+    count = min(len(examples), max(1, max_tokens // length)) if max_tokens else len(examples)
+    if config.task.name == "images":
+        images = ImageRows(examples, seed=_EVALUATION_SEED)
+        return RowEvaluator(task, lambda: batches_of(images, count, batch_size), mesh)
+    lengths, batches = _lengths(config, examples), -(-count // batch_size)
+    return RowEvaluator(task, lambda: itertools.islice(example_batches(examples, lengths, batch_size), batches), mesh)
+
+
+def _training_rows(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str]:
+    """The source of training rows, how many of them are an epoch, and the data in words."""
+    name, split = config.task.name, config.data.train_split
+    if name in ("causal_lm", "masked_lm"):
+        documents = load_split(config.data, tokenizer, split)
+        packed = _packed(config, documents, tokenizer, config.seed)
+        words = f"{len(documents):,} documents and {documents.num_tokens:,} tokens"
+        return _text_rows(config, packed, tokenizer, config.seed), packed.rows_per_epoch, words
+    if name == "duplication":
+        _check_vocabulary(config, DuplicationRows.vocab_size)
+        return DuplicationRows(config.seed), config.num_steps * config.batch_size, "sequences made on the fly"
+    examples = _examples(config, tokenizer, split)
+    words = f"{len(examples):,} examples of {config.data.dataset}"
+    if name == "images":
+        return ImageRows(examples, config.seed), len(examples), words
+    return ExampleRows(examples, _lengths(config, examples), config.seed), len(examples), words
+
+
+def _packed(config: Config, documents: TokenizedDocuments, tokenizer: Tokenizer, seed: int) -> PackedRows:
+    special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    return PackedRows(documents, config.sequence_length, seed=seed, **special)
+
+
+def _text_rows(config: Config, packed: PackedRows, tokenizer: Tokenizer, seed: int) -> Rows:
+    if config.task.name == "causal_lm":
+        _check_vocabulary(config, tokenizer.vocab_size)
+        return packed
+    _check_vocabulary(config, tokenizer.vocab_size + 1)
+    return MaskedRows(
+        packed,
+        seed,
+        mask_id=tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size,
+        special_ids={tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id},
+    )
+
+
+def _examples(config: Config, tokenizer: Tokenizer, split: str) -> Examples:
+    examples = load_examples(config.data, tokenizer, split, pair_apart=config.task.name == "retrieval")
+    if examples.vocab_size is not None:
+        _check_vocabulary(config, examples.vocab_size)
+    # Speech has classes from 1 on, since 0 is the blank.
+    classes = examples.num_classes - (1 if config.task.name == "speech" else 0)
+    if config.task.name != "images" and classes > config.task.num_classes:
+        raise UserError(
+            f"dataset {config.data.dataset!r} has {classes} classes, config.task.num_classes="
+            f"{config.task.num_classes}: set it to {classes}."
+        )
+    return examples
+
+
+def _lengths(config: Config, examples: Examples) -> dict[str, int]:
+    """The length of every sequence of an example; labels are never cut."""
+    longest = {name: int(column.lengths.max(initial=1)) for name, column in examples.columns.items()}
+    return {name: longest[name] if name == "labels" else config.sequence_length for name in longest if name != "label"}
+
+
+def _check_vocabulary(config: Config, size: int) -> None:
+    ours = getattr(config.model, "vocab_size", size)
+    if size > ours:
+        raise UserError(
+            f"the data has {size} different tokens, the mask counted, config.model.vocab_size={ours}: "
+            f"set it to {size} or more."
+        )
