@@ -1,4 +1,4 @@
-"""Panels one beside or below another, under one title and over one legend: log-log lines, or bars."""
+"""Panels one beside or below another, under one title and over one legend: lines, or bars."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,13 @@ class Panel:
       title: what is shown.
       ylabel: quantity and unit.
       lines: name in the legend -> points (x, y), both positive, perhaps none; the same names in every panel.
+      scale: "log" of both axes, or "linear", where x and y may be anything.
     """
 
     title: str
     ylabel: str
-    lines: Mapping[str, Sequence[tuple[int, float]]]
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    scale: str = "log"
 
 
 def save_panels(panels: Sequence[Panel], *, title: str, xlabel: str, path: Path) -> None:
@@ -32,7 +34,9 @@ def save_panels(panels: Sequence[Panel], *, title: str, xlabel: str, path: Path)
     for ax, panel in zip(axes, panels, strict=True):
         _draw(ax, panel)
         ax.set(title=panel.title, xlabel=xlabel, ylabel=panel.ylabel)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(6, 2 * len(panels)), frameon=False
+    )
     figure.savefig(path, dpi=120)
 
 
@@ -54,12 +58,15 @@ def save_bars(panels: Sequence[Panel], groups: Sequence[str], *, title: str, pat
 
 
 def _draw(ax: Axes, panel: Panel) -> None:
+    style = "o-" if panel.scale == "log" else "-"
     for name, points in panel.lines.items():
-        ax.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=4, label=name)
+        ax.plot([x for x, _ in points], [y for _, y in points], style, markersize=4, label=name)
+    ax.grid(alpha=0.3)
+    if panel.scale == "linear":
+        return
     ticks = sorted({x for points in panel.lines.values() for x, _ in points})
     if not ticks:  # An empty log axis is an error to matplotlib.
         return
     ax.set(xscale="log", yscale="log")
-    ax.set_xticks(ticks, [str(x) for x in ticks], rotation=45)
+    ax.set_xticks(ticks, [f"{x:g}" if isinstance(x, float) else str(x) for x in ticks], rotation=45)
     ax.minorticks_off()
-    ax.grid(alpha=0.3)
