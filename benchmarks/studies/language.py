@@ -7,8 +7,8 @@ _PERPLEXITY = (
 )
 _REDUCED = (
     "bytes of Wikipedia text instead of GPT-2's tokens of WikiText-103; width 64 of 768 with 2 heads of 12; rows of "
-    "256 instead of 512, batches of 4 instead of 512; blocks of 32 instead of 64, in proportion to it; no dropout; "
-    "{steps} of 50,000 steps"
+    "256 instead of 512, batches of 16 instead of 512; blocks of 32 instead of 64, in proportion to it; norms before "
+    "the branches instead of after the sums; no dropout; {steps} of 50,000 steps"
 )
 _MASKED = {
     "model.vocab_size": 260,  # bytes, and the mask
@@ -18,17 +18,19 @@ _MASKED = {
     "model.max_length": 256,
     "model.block_size": 32,
     "model.dropout": 0.0,
+    "model.norm_first": True,
+    "model.final_norm": True,
     "model.dtype": "float32",
     "data.dataset": "plain_text",
     "data.documents": "marked",
     "data.held_out": 0.01,
     "data.tokenizer": "bytes",
-    "batch_size": 4,
+    "batch_size": 16,
     "accumulation_steps": 1,
     "sequence_length": 256,
-    "optimizer.learning_rate": 2e-3,
+    "optimizer.learning_rate": 3e-3,
     "optimizer.schedule": "cosine",
-    "optimizer.warmup_steps": 100,
+    "optimizer.warmup_steps": 50,
     "optimizer.clip_norm": 1.0,
     "log_every": 25,
     "checkpoint_every": 300,
@@ -40,25 +42,25 @@ MASKED_LM = Study(
     name="masked_lm",
     config="configs/wikitext_masked_lm.py",
     files="enwiki2015_first100M.txt.xz",
-    budget={**_MASKED, "num_steps": 900, "evaluation.every": 150},
+    budget={**_MASKED, "model.num_layers": 6, "num_steps": 800, "evaluation.every": 100},
     variants={
-        "diag 6 : norm 6": Variant({"model.attention": "t2"}, 3.82),
-        "diag 0 : norm 12": Variant({"model.attention": "norm_t2"}, 4.23),
-        "diag 12 : norm 0": Variant({"model.attention": "diag_t2"}, 4.75),
+        "diag 3 : norm 3 (for 6 : 6)": Variant({"model.attention": "t2"}, 3.82),
+        "diag 0 : norm 6 (for 0 : 12)": Variant({"model.attention": "norm_t2"}, 4.23),
+        "diag 6 : norm 0 (for 12 : 0)": Variant({"model.attention": "diag_t2"}, 4.75),
         "norm early": Variant({"model.attention": "norm_t2,diag_t2"}, 4.13),
         "linear": Variant({"model.attention": "linear"}, 4.98),
     },
     metric="perplexity",
     higher_is_better=False,
     published=_PERPLEXITY,
-    reduced=_REDUCED.format(steps=900),
+    reduced="6 of 12 layers; " + _REDUCED.format(steps=800),
 )
 
 ABLATION_TRANSNORMER = Study(
     name="ablation_transnormer",
     config="configs/wikitext_masked_lm.py",
     files="enwiki2015_first100M.txt.xz",
-    budget={**_MASKED, "model.num_layers": 4, "num_steps": 1800, "evaluation.every": 300},
+    budget={**_MASKED, "model.num_layers": 4, "num_steps": 600, "evaluation.every": 100},
     variants={
         "T2": Variant({"model.attention": "t2"}, 3.82),
         "diag 0 : norm 4": Variant({"model.attention": "norm_t2"}, 4.23),
@@ -74,7 +76,7 @@ ABLATION_TRANSNORMER = Study(
     metric="perplexity",
     higher_is_better=False,
     published=_PERPLEXITY,
-    reduced="4 of 12 layers; " + _REDUCED.format(steps="1,800"),
+    reduced="4 of 12 layers; " + _REDUCED.format(steps=600),
 )
 
 ABLATION_LLM = Study(
