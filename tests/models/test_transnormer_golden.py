@@ -77,7 +77,8 @@ def test_causal_language_model(name):
     layers = transnormer_layers(arrays, theirs["layers"])
     params = {"embed": {"embedding": arrays["param/embed_tokens.weight"]}, "stack": layers}
     ids = jnp.asarray(arrays["in/ids"], jnp.int32)
-    logits, captured = model.apply({"params": params}, ids, mutable=["intermediates"])
+    apply = jax.jit(lambda params: model.apply({"params": params}, ids, mutable=["intermediates"]))
+    logits, captured = apply(params)
     assert_close(logits, arrays["out/logits"])
     for i in range(theirs["layers"]):
         hidden = captured["intermediates"]["stack"][f"layers_{i}"]["hidden"][0]
@@ -88,7 +89,7 @@ def test_causal_language_model(name):
         sums = CausalLM(model).sums(params, batch)
         return sums.loss / sums.predictions
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert_close(value, arrays["out/loss_nats"][0])
     assert_close(gradient["embed"]["embedding"], arrays["grad/embed_tokens.weight"])
     for i in range(theirs["layers"]):
@@ -99,10 +100,11 @@ def test_causal_language_model(name):
         assert not np.any(ours["householder"])  # it is not trained
 
     # Prefill and decoding are the same function.
-    cache = model.init_cache(len(ids))
-    pieces = []
-    for start, stop in ((0, 23), (23, 24), (24, 25), (25, 40)):
-        piece, cache = model.apply({"params": params}, ids[:, start:stop], cache=cache)
+    apply = jax.jit(lambda ids, cache: model.apply({"params": params}, ids, cache=cache))
+    piece, cache = apply(ids[:, :23], model.init_cache(len(ids)))
+    pieces = [piece]
+    for t in range(23, ids.shape[1]):
+        piece, cache = apply(ids[:, t : t + 1], cache)
         pieces.append(piece)
     assert_close(jnp.concatenate(pieces, axis=1), arrays["out/logits"])
 
@@ -122,7 +124,7 @@ def test_bidirectional_encoder():
     params = {"embed": embed, "stack": transnormer_layers(arrays, theirs["layers"])}
     params["head_bias"] = jnp.zeros(theirs["vocab"])  # of the head, which is not in the file
     ids = jnp.asarray(arrays["in/ids"], jnp.int32)
-    hidden, _ = TransNormer(config).apply({"params": params}, ids, method="hidden")
+    hidden, _ = jax.jit(lambda ids: TransNormer(config).apply({"params": params}, ids, method="hidden"))(ids)
     assert_close(hidden, arrays["out/features"])
 
 
@@ -157,13 +159,14 @@ def test_linear_transformer_stack():
     params = {f"layers_{i}": layer(i) for i in range(theirs["layers"])} | {"final_norm": layer_norm(arrays, "norm")}
     x = arrays["in/x"]
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    y, _ = Stack(config).apply({"params": params}, x, Tokens(positions))
+    apply = jax.jit(lambda *inputs: Stack(config).apply({"params": params}, *inputs))
+    y, _ = apply(x, Tokens(positions))
     assert_close(y, arrays["out/y"])
     # The same as a recurrent network, token by token.
     states = init_cache(config, len(x)).states
     rows = []
     for t in range(x.shape[1]):
-        row, states = Stack(config).apply({"params": params}, x[:, t : t + 1], Tokens(positions[:, t : t + 1]), states)
+        row, states = apply(x[:, t : t + 1], Tokens(positions[:, t : t + 1]), states)
         rows.append(row)
     assert_close(jnp.concatenate(rows, axis=1), arrays["out/y_recurrent"])
 
@@ -203,6 +206,7 @@ def test_linformer_language_model():
     embed = {"embedding": arrays["param/token_emb.weight"], "positions": arrays["param/pos_emb.weight"]}
     params = {"embed": embed, "stack": {f"layers_{i}": layer(i) for i in range(theirs["depth"])}}
     params["head_bias"] = jnp.zeros(theirs["vocab"])  # theirs has another head, below
-    hidden, _ = TransNormer(config).apply({"params": params}, jnp.asarray(arrays["in/ids"], jnp.int32), method="hidden")
+    ids = jnp.asarray(arrays["in/ids"], jnp.int32)
+    hidden, _ = jax.jit(lambda ids: TransNormer(config).apply({"params": params}, ids, method="hidden"))(ids)
     head = dense(arrays, "to_logits")
     assert_close(hidden @ head["kernel"] + head["bias"][None, None], arrays["out/logits"])

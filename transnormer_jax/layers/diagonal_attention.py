@@ -1,13 +1,12 @@
 """DiagAttention, the attention within blocks of TransNormer."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops import (
     DiagonalState,
@@ -56,15 +55,7 @@ class DiagAttention(nn.Module):
         if self.variant not in _WEIGHTS:
             raise UserError(f"unknown variant {self.variant!r}: {did_you_mean(self.variant, _WEIGHTS)}")
         weights = _WEIGHTS[self.variant]
-        dense = functools.partial(
-            nn.Dense,
-            x.shape[-1],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-        )
-        with jax.named_scope("qkv"):
-            q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv")
+        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("lrpe"):
             head_dim = q.shape[-1]
             theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
@@ -90,7 +81,7 @@ class DiagAttention(nn.Module):
         out = out.reshape(x.shape)
         if self.variant == "t1":
             out = simple_rms_norm(out, 1e-8, eps_in_root=False)
-        return dense(name="out")(out), state
+        return project_out(out, self.dtype, self.param_dtype), state
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_length: int, model_dim: int) -> DiagonalState:

@@ -1,12 +1,11 @@
 """The Linear Transformer's attention, and the form of every attention that is a feature map and a denominator."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.layers.projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops import activation, normalized_linear_attention
 
@@ -36,15 +35,7 @@ class LinearTransformerAttention(nn.Module):
         self, x: Float[Array, "B N D"], tokens: Tokens, state: Float[Array, "B H F K+1"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H F K+1"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token."""
-        dense = functools.partial(
-            nn.Dense,
-            x.shape[-1],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-        )
-        with jax.named_scope("qkv"):
-            q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv")
+        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("features"):
             q, k = self.features(q, k, tokens)
         with jax.named_scope("linear_attention"):
@@ -57,7 +48,7 @@ class LinearTransformerAttention(nn.Module):
                 causal=self.causal,
                 backend=self.backend,
             )
-        return dense(name="out")(out.reshape(x.shape)), None if state is None else new_state
+        return project_out(out, self.dtype, self.param_dtype), None if state is None else new_state
 
     def features(
         self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens

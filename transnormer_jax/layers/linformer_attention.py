@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops.linformer_attention import (
     convolve_length,
@@ -123,26 +124,14 @@ class LinformerAttention(nn.Module):
                 f"Unknown Linformer attention {self.attention!r}: {did_you_mean(self.attention, _ATTENTIONS)}"
             )
 
-        def dense(name: str, features: int) -> nn.Dense:
-            return nn.Dense(
-                features,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.xavier_uniform(),
-                name=name,
-            )
-
-        with jax.named_scope("qkv"):
-            q, k, v = (
-                dense(name, x.shape[-1])(x).reshape(*x.shape[:2], self.num_heads, -1) for name in ("q", "k", "v")
-            )
+        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("project_length"):
             project_k, project_v = self._length_projections()
             k, seen = project_k(k, tokens.segment_ids)
             v, _ = project_v(v, tokens.segment_ids)
         with jax.named_scope("linformer_attention"):
             out = _ATTENTIONS[self.attention](q, k, v, seen)
-        return dense("out", x.shape[-1])(out.reshape(x.shape)), None
+        return project_out(out, self.dtype, self.param_dtype), None
 
     def _length_projections(self) -> tuple[LengthProjection, LengthProjection]:
         """E and F, as shared as they are to be."""

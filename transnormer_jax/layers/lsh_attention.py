@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.layers.projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops.lsh_attention import bucket_factors, lsh_attention
 
@@ -53,17 +54,7 @@ class LSHAttention(nn.Module):
                 f"chunk_size is {self.chunk_size} and num_rounds {self.num_rounds}: give both as 1 or more."
             )
 
-        def dense(name: str) -> nn.Dense:
-            return nn.Dense(
-                x.shape[-1],
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.xavier_uniform(),
-                name=name,
-            )
-
-        with jax.named_scope("qkv"):
-            qk, v = (dense(name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in ("qk", "v"))
+        qk, v = project_heads(("qk", "v"), x, self.num_heads, self.dtype, self.param_dtype)
         factors = bucket_factors(self.num_buckets or 2 * -(-x.shape[1] // self.chunk_size))
         key = self.make_rng("hash") if self.has_rng("hash") else jax.random.key(0)
         rotations = jax.random.normal(key, (self.num_heads, qk.shape[-1], self.num_rounds, sum(factors) // 2))
@@ -77,4 +68,4 @@ class LSHAttention(nn.Module):
                 factors=factors,
                 segment_ids=tokens.segment_ids,
             )
-        return dense("out")(out.reshape(x.shape)), None
+        return project_out(out, self.dtype, self.param_dtype), None

@@ -1,13 +1,12 @@
 """NormAttention, the linear attention of TransNormer."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops import (
     activation,
@@ -54,13 +53,10 @@ class NormAttention(nn.Module):
         """
         if self.variant not in _ACTIVATIONS:
             raise UserError(f"unknown variant {self.variant!r}: {did_you_mean(self.variant, _ACTIVATIONS)}")
-        dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype, param_dtype=self.param_dtype)
         # Xavier with gain 1 / sqrt(2), as the authors have it here and nowhere else.
         narrow = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
-        with jax.named_scope("qkv"):
-            q, k, v = (
-                dense(kernel_init=narrow, name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv"
-            )
+        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype, narrow)
+        with jax.named_scope("features"):
             phi = activation(_ACTIVATIONS[self.variant])
             q, k = phi(q), phi(k)
         if tokens.segment_ids is not None:
@@ -82,7 +78,7 @@ class NormAttention(nn.Module):
                 backend=self.backend,
             )
         out = simple_rms_norm(out.reshape(x.shape), 1e-8, eps_in_root=False)
-        out = dense(kernel_init=nn.initializers.xavier_uniform(), name="out")(out)
+        out = project_out(out, self.dtype, self.param_dtype)
         return out, None if state is None else new_state
 
     @nn.nowrap

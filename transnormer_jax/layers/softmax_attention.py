@@ -1,12 +1,11 @@
 """The Transformer's attention."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.layers.projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops import KeyValueCache, resume_softmax_attention, softmax_attention
 
@@ -31,21 +30,13 @@ class SoftmaxAttention(nn.Module):
         self, x: Float[Array, "B N D"], tokens: Tokens, state: KeyValueCache | None = None
     ) -> tuple[Float[Array, "B N D"], KeyValueCache | None]:
         """Returns the mixed tokens [B, N, D] and, if a cache was given, the cache with them."""
-        dense = functools.partial(
-            nn.Dense,
-            x.shape[-1],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-        )
-        with jax.named_scope("qkv"):
-            q, k, v = (dense(name=name)(x).reshape(*x.shape[:2], self.num_heads, -1) for name in "qkv")
+        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("softmax_attention"):
             if state is None:
                 out = softmax_attention(q, k, v, causal=self.causal, segment_ids=tokens.segment_ids)
             else:
                 out, state = resume_softmax_attention(q, k, v, state, tokens.position)
-        return dense(name="out")(out.reshape(x.shape)), state
+        return project_out(out, self.dtype, self.param_dtype), state
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_length: int, model_dim: int) -> KeyValueCache:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.models.presets import from_fields, from_preset
 
 ATTENTIONS = (
     "norm_t1",
@@ -157,18 +158,12 @@ class TransNormerConfig:
         >>> TransNormerConfig.preset("masked_lm").num_layers
         12
         """
-        if name not in _PRESETS:
-            raise UserError(f"unknown preset {name!r}: {did_you_mean(name, _PRESETS)}")
-        return cls.from_dict(_PRESETS[name] | overrides)
+        return from_preset(cls, _PRESETS, name, overrides)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "TransNormerConfig":
         """From plain values, such as those of a JSON file; an unknown field is an error."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in fields:
-            if name not in known:
-                raise UserError(f"unknown model field {name!r}: {did_you_mean(name, known)}")
-        return cls(**fields)
+        return from_fields(cls, fields)
 
 
 _ROBERTA: dict[str, Any] = {
