@@ -2,14 +2,15 @@
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 MODULES = [
-    "transnormer_jax.models.config",
-    "transnormer_jax.models.transnormer_llm",
-    "transnormer_jax.ops.linear_attention.api",
-    "transnormer_jax.training.progress",
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "transnormer_jax").rglob("*.py"))
+    if ">>> " in path.read_text()
 ]
 
 

@@ -23,10 +23,28 @@ def test_warmup_stable_decay_schedule():
     np.testing.assert_allclose([schedule(90), schedule(100)], [0.5, 0], atol=1e-6)
 
 
+def test_step_and_inverse_sqrt():
+    fields = {"learning_rate": 1.0, "warmup_steps": 10, "final_fraction": 0.1, "decay_fraction": 0.7}
+    schedule = make_schedule(OptimizerConfig(schedule="step", **fields), 100)
+    np.testing.assert_allclose([schedule(29), schedule(30), schedule(99)], [1, 0.1, 0.1], rtol=1e-6)
+    schedule = make_schedule(OptimizerConfig(schedule="inverse_sqrt", **fields), 100)
+    np.testing.assert_allclose([schedule(9), schedule(10), schedule(40)], [1, 1, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "radam"])
+def test_weight_decay_is_decoupled(name):
+    optimizer = make_optimizer(OptimizerConfig(name=name, weight_decay=0.5, clip_norm=0.0), lambda step: 0.1)
+    params = {"kernel": jnp.ones(3), "bias": jnp.ones(3)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["bias"], 0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule": "linear", "warmup_steps": 1}, "choose 'cosine' or 'wsd'"),
+        ({"schedule": "linear", "warmup_steps": 1}, "cosine, inverse_sqrt, step, wsd"),
         ({"warmup_steps": 100}, "must be less than num_steps"),
         ({"schedule": "wsd", "warmup_steps": 50, "decay_fraction": 0.6}, "no room"),
     ],

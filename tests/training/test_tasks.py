@@ -72,6 +72,7 @@ def speech(directory: Path, architecture: str = "transnormer", **model):
     config = make_config(architecture, **model)
     config.task.name = "speech"
     config.task.num_classes = 6
+    config.task.frames_per_token = 2 if architecture == "bilstm" else 1
     config.data.dataset, config.data.eval_split = "an4", "test"
     config.data.files = str(directory)
     config.sequence_length = 16

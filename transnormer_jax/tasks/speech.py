@@ -3,8 +3,9 @@
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
+from transnormer_jax.errors import UserError
 from transnormer_jax.models import SpeechModel
 from transnormer_jax.tasks.ctc import ctc_loss, edit_distance, greedy_ctc_decode
 from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
@@ -12,14 +13,21 @@ from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
 @dataclasses.dataclass(frozen=True)
 class SpeechRecognition:
-    """A batch is `inputs` [B, N, F] float32, `segment_ids` [B, N] and `labels` [B, U] int32, 0 being padding."""
+    """A batch is `inputs` [B, N, F] float32, `segment_ids` [B, N] and `labels` [B, U] int32, 0 being padding.
+
+    Attributes:
+      model: frames to logits.
+      num_features: F.
+      frames_per_token: that many frames, side by side, are one token of the model (Sak et al. 2015); N is a multiple.
+    """
 
     model: SpeechModel
     num_features: int
+    frames_per_token: int = 1
 
     def init(self, key: Array) -> Params:
         """Parameters at initialisation."""
-        frames = jnp.zeros((1, 1, self.num_features))
+        frames = jnp.zeros((1, 1, self.num_features * self.frames_per_token))
         return self.model.init(key, frames, jnp.ones((1, 1), jnp.int32))["params"]
 
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
@@ -32,7 +40,8 @@ class SpeechRecognition:
         decoded, is_label = greedy_ctc_decode(logits, real)
         edits = edit_distance(decoded, jnp.sum(is_label, axis=1), labels, lengths)
         count = jnp.sum(lengths).astype(jnp.float32)
-        return Sums(jnp.sum(loss), count, count - jnp.sum(edits), jnp.sum(real).astype(jnp.float32))
+        frames_read = jnp.sum(batch["segment_ids"] != 0).astype(jnp.float32)
+        return Sums(jnp.sum(loss), count, count - jnp.sum(edits), frames_read)
 
     def report(self, totals: Sums) -> dict[str, float]:
         """CTC loss in nats per label, and the label (phone) error rate: edits over labels."""
@@ -41,3 +50,14 @@ class SpeechRecognition:
             "error_rate": float(1 - totals.correct / totals.predictions),
             "labels": int(totals.predictions),
         }
+
+
+def stack_frames(
+    frames: Float[Array, "B N F"], segment_ids: Int[Array, "B N"], count: int
+) -> tuple[Float[Array, "B N/count F*count"], Int[Array, "B N/count"]]:
+    """Puts `count` frames side by side; a token is real if its first frame is."""
+    batch, length, features = frames.shape
+    if length % count:
+        raise UserError(f"sequence_length={length} must be a multiple of config.task.frames_per_token={count}.")
+    frames = jnp.where(segment_ids[..., None] != 0, frames, 0)
+    return frames.reshape(batch, length // count, features * count), segment_ids[:, ::count]

@@ -92,12 +92,14 @@ class TaskConfig:
       name: a name in `tasks.TASKS`.
       num_classes: of "classification" and "retrieval"; of "speech", the number of phones.
       num_features: of a frame of "speech".
+      frames_per_token: frames of "speech" that are one token of the model.
       num_mixtures: logistics per byte of "images".
     """
 
     name: str = "causal_lm"
     num_classes: int = 2
     num_features: int = 13
+    frames_per_token: int = 1
     num_mixtures: int = 10
 
 

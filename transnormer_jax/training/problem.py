@@ -95,7 +95,9 @@ def make_task(config: Config) -> Task:
     if name in ("causal_lm", "duplication") and isinstance(model, TransNormerLLMConfig):
         return CausalLM(TransNormerLLM(model))
     if name == "speech" and isinstance(model, TransNormerConfig | BiLSTMConfig):
-        return SpeechRecognition(SpeechModel(model, config.task.num_classes), config.task.num_features)
+        return SpeechRecognition(
+            SpeechModel(model, config.task.num_classes), config.task.num_features, config.task.frames_per_token
+        )
     if not isinstance(model, TransNormerConfig):
         raise UserError(
             f"architecture {config.architecture!r} cannot do task {name!r}: set config.architecture='transnormer'."
