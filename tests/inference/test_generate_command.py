@@ -24,8 +24,9 @@ def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "untrained"
     model = TransNormerLLMConfig.preset("tiny")
     params = TransNormerLLM(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    write_config(workdir, Config(model=model))
-    checkpoints = Checkpoints(workdir, keep=1, model=model, tokenizer="")
+    config = Config(model=model)
+    write_config(workdir, config)
+    checkpoints = Checkpoints(workdir, keep=1, config=config, tokenizer="")
     checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
     checkpoints.close()
     return workdir

@@ -100,7 +100,8 @@ class Embedding(nn.Module):
         config = self.config
         param_dtype = jnp.dtype(config.param_dtype)
         width = config.model_dim // 2 if config.position == "concatenated" else config.model_dim
-        std = width**-0.5 if config.scale_embedding else 0.02
+        # As large as the position that stands beside it: 1 for sinusoids, 0.02 in the manner of BERT for learned ones.
+        std = width**-0.5 if config.scale_embedding else 0.02 if config.position in ("none", "learned") else 1.0
         self.embedding = self.param("embedding", nn.initializers.normal(std), (config.vocab_size, width), param_dtype)
         if config.position == "learned":
             self.positions = self.param(
