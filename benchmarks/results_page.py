@@ -18,7 +18,8 @@ _HEAD = """# Results
 The claims of the papers, and their comparisons at a size that two CPU cores train in minutes. The figures are as they
 came out: one seed each, nothing chosen by the score. A published figure stands beside ours for orientation; it is that
 of another size and budget, which "reduced" says. Every table is made by `python -m benchmarks.results_page` from a
-record in `benchmarks/results/cpu/`, which holds all curves, the command of every run, and the versions.
+record in `benchmarks/results/cpu/`, which holds all curves, the command of every run, and the versions. Other work ran
+beside the trainings, so the seconds in their records say nothing of speed.
 """
 
 
@@ -44,14 +45,13 @@ def _study(record: Record) -> str:
     metric, rows = record["metric"], []
     for row in record["rows"]:
         if "failed" in row:
-            rows.append([row["variant"], "", f"failed: {row['failed']}", "", "", ""])
+            rows.append([row["variant"], "", f"failed: {row['failed']}", "", ""])
             continue
         published = "" if row["published"] is None else f"{row['published']:g}"
-        minutes = f"{row['training_seconds'] / 60:.1f}"
-        figures = [f"{row['parameters']:,}", f"{row['final']:.4f}", f"{row['best']:.4f}", published, minutes]
+        figures = [f"{row['parameters']:,}", f"{row['final']:.4f}", f"{row['best']:.4f}", published]
         rows.append([row["variant"], *figures])
     better = "higher" if record["higher_is_better"] else "lower"
-    header = ["variant", "parameters", f"{metric}, last", "best", "published", "minutes"]
+    header = ["variant", "parameters", f"{metric}, last", "best", "published"]
     words = [f"`{metric}` on held-out data, {better} is better. Reduced: {record['reduced']}."]
     words += [f"{name}: {value:.4f}." for name, value in record["references"].items()]
     words += [f"Published: {record['published']}."]

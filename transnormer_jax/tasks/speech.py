@@ -1,6 +1,7 @@
 """Speech recognition by CTC."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -32,9 +33,9 @@ class SpeechRecognition:
 
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
         """Sums over the batch: a prediction is a label, and `correct` is labels less edits of the greedy path."""
-        variables = {"params": params}
-        logits: Array = self.model.apply(variables, batch["inputs"], batch["segment_ids"], rngs=random_streams(key))  # type: ignore[assignment]
-        real, labels = batch["segment_ids"] != 0, batch["labels"]
+        frames, segment_ids = stack_frames(batch["inputs"], batch["segment_ids"], self.frames_per_token)
+        logits: Any = self.model.apply({"params": params}, frames, segment_ids, rngs=random_streams(key))
+        real, labels = segment_ids != 0, batch["labels"]
         loss = ctc_loss(logits, real, labels)
         lengths = jnp.sum(labels != 0, axis=1)
         decoded, is_label = greedy_ctc_decode(logits, real)
