@@ -49,6 +49,7 @@ MASKED_LM = Study(
         "diag 6 : norm 0 (for 12 : 0)": Variant({"model.attention": "diag_t2"}, 4.75),
         "norm early": Variant({"model.attention": "norm_t2,diag_t2"}, 4.13),
         "linear": Variant({"model.attention": "linear"}, 4.98),
+        "softmax": Variant({"model.attention": "softmax"}),
     },
     metric="perplexity",
     higher_is_better=False,
