@@ -149,8 +149,8 @@ def _images_per_second(record: Record) -> str:
         parts.append(f"{images}:\n\n" + _table(["sampler", "batch", "images/s", "published"], rows))
         parts.append(_table(["ratio", "here", "published"], ratios))
     return (
-        "Sampling images byte by byte with the models of arXiv 2006.16236 (tables 1 and 2; published on a GPU), weights "
-        f"at random. {record['cost_model'][0].upper()}{record['cost_model'][1:]}. Every sampler works on a row of the "
+        "Sampling images byte by byte with the models of arXiv 2006.16236 (tables 1 and 2; published on a GPU), random "
+        f"weights. {record['cost_model'][0].upper()}{record['cost_model'][1:]}. Every sampler works on a row of the "
         "full length from the first byte on, which flatters the linear one; `half` is the same at half the length, an "
         "estimate for a row that grows.\n\n" + "\n\n".join(parts)
     )
