@@ -16,7 +16,8 @@ PAGE = ROOT / "docs" / "results.md"
 _HEAD = """# Results
 
 The claims of the papers, and their comparisons at a size that two CPU cores train in minutes. The figures are as they
-came out: one seed each, nothing chosen by the score. A published figure stands beside ours for orientation; it is that
+came out, one seed each; "best" is chosen by the score itself, "last" is not, and the budgets were set after looking at
+trial runs. A published figure stands beside ours for orientation; it is that
 of another size and budget, which "reduced" says. Every table is made by `python -m benchmarks.results_page` from a
 record in `benchmarks/results/cpu/`, which holds all curves, the command of every run, and the versions. Other work ran
 beside the trainings, so the seconds in their records say nothing of speed.

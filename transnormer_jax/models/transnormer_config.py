@@ -68,7 +68,8 @@ class TransNormerConfig:
       lsh_chunk: tokens per chunk.
       lsh_buckets: per round; 0 is 2 N / chunk.
       performer_features: random features per head.
-      reversible: activations of a layer are computed from those after it (Reformer), so memory does not grow with L.
+      reversible: activations of a layer are computed from those after it (Reformer), so none are kept; on the
+        CPU the compiler still plans about one [B, N, D] more per sublayer.
       dtype: of the computation. States are always float32.
       param_dtype: of the parameters.
       remat: the backward pass computes each block again.
