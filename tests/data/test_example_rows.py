@@ -112,7 +112,10 @@ def test_the_stream_does_not_depend_on_processes_and_goes_on_at_any_row(name):
     def shares(process_count, first_row=0):
         sources = [
             train_batches(
-                SOURCES[name](), batch_size=4, first_row=first_row, process_index=process, process_count=process_count
+                SOURCES[name](),
+                batch_size=4,
+                first_row=first_row,
+                offsets=range(4 * process // process_count, 4 * (process + 1) // process_count),
             )
             for process in range(process_count)
         ]

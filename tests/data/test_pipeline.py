@@ -5,7 +5,6 @@ import pytest
 
 from tests.data.corpus import SPECIAL, random_documents, recover
 from transnormer_jax.data import PackedRows, train_batches
-from transnormer_jax.errors import UserError
 
 BATCH = 6
 
@@ -23,9 +22,13 @@ def rows_of(batches):
 
 
 def global_batches(count, process_count):
-    shares = [take(count, process_index=index, process_count=process_count) for index in range(process_count)]
+    """Process p holds rows p, p + process_count, ...: no contiguous part of the batch."""
+    shares = [take(count, offsets=range(index, BATCH, process_count)) for index in range(process_count)]
     return [
-        {name: np.concatenate([share[name] for share in batch]) for name in batch[0]}
+        {
+            name: np.stack([share[name] for share in batch], axis=1).reshape(BATCH, *batch[0][name].shape[1:])
+            for name in batch[0]
+        }
         for batch in zip(*shares, strict=True)
     ]
 
@@ -45,19 +48,13 @@ def test_the_global_stream_is_the_rows_in_order_on_any_number_of_processes(proce
 @pytest.mark.parametrize("first_batch", [1, 5, 17])
 def test_a_resumed_stream_is_the_uninterrupted_one(first_batch, num_threads):
     whole = take(first_batch + 4, num_threads=num_threads)
-    resumed = take(4, first_row=first_batch * BATCH, process_index=1, process_count=2)
+    resumed = take(4, first_row=first_batch * BATCH, offsets=range(BATCH // 2, BATCH))
     for batch, share in zip(whole[first_batch:], resumed, strict=True):
         np.testing.assert_equal({name: array[BATCH // 2 :] for name, array in batch.items()}, share)
 
 
 def test_batches_are_int32_of_the_process_share():
-    (batch,) = take(1, process_index=2, process_count=3)
+    (batch,) = take(1, offsets=[4, 1])
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == dict.fromkeys(
         ("inputs", "targets", "segment_ids"), ((2, 32), np.int32)
     )
-
-
-@pytest.mark.parametrize("batch_size", [0, 7])
-def test_a_batch_that_does_not_divide_is_the_users_error(batch_size):
-    with pytest.raises(UserError, match=f"batch_size {batch_size} .* choose a multiple of 2"):
-        train_batches(packed_rows(), batch_size=batch_size, process_count=2)

@@ -13,38 +13,27 @@ from transnormer_jax.errors import UserError
 _COMPILE = """
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from transnormer_jax.distributed import state_shardings
+from transnormer_jax.distributed import MeshConfig, batch_sharding, make_mesh
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.config import OptimizerConfig
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.step import TrainState, make_train_step
+from transnormer_jax.training.placement import place_state
+from transnormer_jax.training.step import make_train_step
 
 config = TransNormerLLMConfig(vocab_size=512, num_layers=3, model_dim=256, num_heads=2, glu_dim=512, remat="dots")
 task = CausalLM(TransNormerLLM(config))
 schedule = make_schedule(OptimizerConfig(), 1000)
 optimizer = make_optimizer(OptimizerConfig(), schedule)
-
-
-def init(key):
-    params = task.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-mesh = Mesh(np.array(devices).reshape(1, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-batch = {name: jax.ShapeDtypeStruct((8, 1024), jnp.int32) for name in ("inputs", "targets", "segment_ids")}
+mesh = make_mesh(MeshConfig(data=1, fsdp=-1), devices)
+tokens = jax.ShapeDtypeStruct((8, 1024), jnp.int32, sharding=batch_sharding(mesh, (8, 1024)))
+batch = {name: tokens for name in ("inputs", "targets", "segment_ids")}
 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    state = jax.eval_shape(init, jax.random.key(0))
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    step = jax.jit(
-        make_train_step(task, optimizer, schedule, 1), in_shardings=(state_shardings(state, mesh), rows)
-    )
-    print(step.lower(state, batch).compile().as_text())
+    state = place_state(task, optimizer, mesh)
+    print(jax.jit(make_train_step(task, optimizer, schedule, 1)).lower(state, batch).compile().as_text())
 """
 
 

@@ -6,11 +6,12 @@ import pytest
 
 from tests.data.corpus import ListDocuments
 from transnormer_jax.data import ByteTokenizer
-from transnormer_jax.distributed import MeshConfig, make_mesh, state_shardings
+from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.config import EvaluationConfig
 from transnormer_jax.training.evaluation import DocumentEvaluator
+from transnormer_jax.training.placement import place_params
 
 TASK = CausalLM(TransNormerLLM(TransNormerLLMConfig.preset("tiny", init_std=0.2, lrpe_layers=(0, 1))))
 
@@ -21,7 +22,9 @@ def documents():
     return ListDocuments(rng.integers(3, 259, length) for length in (1, 5, 150, 64, 63, 65, 20, 90, 7, 128, 31))
 
 
-@pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(data=2, fsdp=4)])
+@pytest.mark.parametrize(
+    "mesh_config", [MeshConfig(), MeshConfig(data=2, fsdp=2, context=2), MeshConfig(data=1, fsdp=4, tensor=2)]
+)
 def test_windows_equal_documents_alone(documents, mesh_config):
     params = TASK.init(jax.random.key(0))
     score = jax.jit(TASK.sums)
@@ -34,7 +37,7 @@ def test_windows_equal_documents_alone(documents, mesh_config):
     mesh = make_mesh(mesh_config)
     evaluator = DocumentEvaluator(TASK, documents, ByteTokenizer(), EvaluationConfig(batch_size=8, window=32), mesh)
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, state_shardings(params, mesh))
+        placed = jax.device_put(params, jax.tree.map(lambda x: x.sharding, place_params(params, mesh)))
         result = evaluator(placed)
         again = evaluator(placed)
     assert result | {"seconds": 0} == again | {"seconds": 0}

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transnormer_jax.distributed import MeshConfig, batch_sharding, make_mesh, state_shardings
-from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.config import OptimizerConfig
@@ -85,28 +83,3 @@ def test_a_bad_step_changes_nothing_and_is_counted(poison):
     expected, _ = step(state, make_batch(3))
     for a, b in zip(jax.tree.leaves(recovered.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("mesh_config", [MeshConfig(data=8), MeshConfig(data=1, fsdp=8), MeshConfig(data=-1, fsdp=2)])
-def test_eight_devices_equal_one(mesh_config):
-    state, step = make_state_and_step(accumulation_steps=2)
-    batch = make_batch()
-    expected_state, expected = jax.jit(step)(state, batch)
-    mesh = make_mesh(mesh_config)
-    shardings = state_shardings(state, mesh)
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(state, shardings)
-        sharded_step = jax.jit(step, out_shardings=(shardings, None))
-        actual_state, actual = sharded_step(placed, jax.device_put(batch, batch_sharding(mesh)))
-    np.testing.assert_allclose(actual.loss, expected.loss, rtol=1e-5)
-    np.testing.assert_allclose(actual.grad_norm, expected.grad_norm, rtol=1e-4)
-    # Adam divides by the gradient's own size, so a tiny gradient's rounding shows: compare the moments instead.
-    assert_trees_close(actual_state.opt_state.inner_state[1][0].mu, expected_state.opt_state.inner_state[1][0].mu, 1e-4)
-    kernel = actual_state.params["layers_1"]["glu"]["out"]["kernel"]
-    assert kernel.addressable_shards[0].data.size == kernel.size // mesh.shape["fsdp"]
-
-
-def test_a_mesh_that_does_not_fit_is_told():
-    for config in (MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=-1, fsdp=-1)):
-        with pytest.raises(UserError, match="does not fit 8 devices"):
-            make_mesh(config)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.distributed import constrain
 from transnormer_jax.layers.norm import make_norm
 from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies
 
@@ -64,14 +65,17 @@ class GatedLinearAttention(nn.Module):
                 name=name,
             )
 
+        def project(name: str) -> Float[Array, "B N H*K"]:
+            return constrain(dense(name, self.num_heads * self.head_dim)(x), "batch", "sequence", "heads")
+
         def heads(x: Float[Array, "B N H*K"]) -> Float[Array, "B N H K"]:
             return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
 
         # Tokens stay [B, N, H * K] from projection to projection, the form in which kernels read and write them. On a
         # TPU, a projection to [B, N, H, K], or one to all of q, k, v and u, costs transposed copies in HBM.
         with jax.named_scope("qkvu"):
-            q, k, v = (dense(name, self.num_heads * self.head_dim)(x) for name in "qkv")
-            u = dense("u", self.num_heads * self.head_dim)(x) if self.use_gate else None
+            q, k, v = (project(name) for name in "qkv")
+            u = project("u") if self.use_gate else None
             act = activation(self.activation)
             q, k, v = heads(act(q)), heads(act(k)), heads(v)
         if self.use_lrpe:

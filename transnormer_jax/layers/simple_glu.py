@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.distributed import constrain
 from transnormer_jax.ops import activation
 
 
@@ -42,5 +43,7 @@ class SimpleGLU(nn.Module):
                 name=name,
             )
 
-        gate = activation(self.activation)(dense("gate", self.glu_dim)(x))
-        return dense("out", x.shape[-1])(gate * dense("value", self.glu_dim)(x))
+        def project(name: str) -> Float[Array, "B N F"]:
+            return constrain(dense(name, self.glu_dim)(x), "batch", "sequence", "mlp")
+
+        return dense("out", x.shape[-1])(activation(self.activation)(project("gate")) * project("value"))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.distributed import constrain
 from transnormer_jax.layers import GatedLinearAttention, SimpleGLU, make_norm
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.config import TransNormerLLMConfig
@@ -70,6 +71,7 @@ class TransNormerLLM(nn.Module):
         position = _positions(tokens, segment_ids, cache)
         if config.sinusoidal_position:
             x += jnp.broadcast_to(sinusoids(position, config.model_dim), x.shape).astype(x.dtype)
+        x = constrain(x, "batch", "sequence", None)
         log_decay = _log_decay(config)
         states = []
         for i, (group, layers) in enumerate(zip(layer_groups(config), self.layers, strict=True)):
@@ -82,9 +84,10 @@ class TransNormerLLM(nn.Module):
     def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
         """Logits, float32."""
         head = self.embedding if self.config.tie_embeddings else self.head
-        return jnp.einsum(
+        logits = jnp.einsum(
             "bnd,vd->bnv", hidden, jnp.asarray(head, self.config.dtype), preferred_element_type=jnp.float32
         )
+        return constrain(logits, "batch", "sequence", "vocab")
 
     @nn.nowrap
     def init_cache(self, batch_size: int) -> Cache:
@@ -132,9 +135,9 @@ class Block(nn.Module):
             name="attention",
             **shared,
         )(_norm(config, "attention_norm")(x), log_decay, position, segment_ids, state)
-        x += mixed
+        x = constrain(x + mixed, "batch", "sequence", None)
         glu = SimpleGLU(config.glu_dim, activation=config.glu_activation, name="glu", **shared)
-        x += glu(_norm(config, "glu_norm")(x))
+        x = constrain(x + glu(_norm(config, "glu_norm")(x)), "batch", "sequence", None)
         self.sow("intermediates", "hidden", x)
         return x, None if state is None else new_state
 

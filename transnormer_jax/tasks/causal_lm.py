@@ -110,8 +110,9 @@ def cross_entropy_sums(
     if slices == 1:
         return slice_sums(hidden, targets, weights)
 
+    # Token i goes to slice i % slices: each then lies on all devices that hold a part of the row.
     def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(batch, slices, length // slices, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(batch, length // slices, slices, *x.shape[2:]), 2, 0)
 
     def add(total: Sums, one: tuple[Array, ...]) -> tuple[Sums, None]:
         return jax.tree.map(jnp.add, total, jax.checkpoint(slice_sums)(*one)), None

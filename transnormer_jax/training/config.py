@@ -38,7 +38,8 @@ class OptimizerConfig:
     """An optimizer with clipping by global norm, and a learning rate that warms up first.
 
     Attributes:
-      name: "adamw", or "radam" with the same decoupled weight decay.
+      name: "adamw", "radam", "adafactor" (second moments factored, no first) or "muon" (on the matrices of the layers,
+        Adam on the rest), all with the same decoupled weight decay.
       learning_rate: the peak.
       schedule: after the warm-up, "cosine": half a cosine down to the end; "wsd" (warm-up, stable, decay): the peak,
         then a straight line down over the last `decay_fraction` of the run; "step": the peak, then at once
@@ -114,7 +115,7 @@ class Config:
       data: dataset and tokenizer.
       optimizer: optimizer and schedule.
       evaluation: held-out loss.
-      mesh: devices.
+      mesh: devices along the axes data, fsdp, context and tensor.
       seed: of the initial parameters and of the order of the data.
       num_steps: optimizer steps in all.
       batch_size: rows per step, over all hosts.

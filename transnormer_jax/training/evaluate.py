@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
-from transnormer_jax.distributed import make_mesh, state_shardings
+from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
+from transnormer_jax.training.placement import check_mesh, place_params
 from transnormer_jax.training.problem import load_evaluation
 from transnormer_jax.training.workdir import load_workdir, write_json
 
@@ -39,7 +40,8 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     mesh = make_mesh(config.mesh)
     split = split or config.data.eval_split
     evaluate = load_evaluation(config, run.tokenizer, mesh, split)
-    params = jax.device_put(run.params, state_shardings(run.params, mesh))
+    check_mesh(config, mesh)
+    params = jax.device_put(run.params, jax.tree.map(lambda x: x.sharding, place_params(run.params, mesh)))
     with jax.set_mesh(mesh):
         result = evaluate(params)
     report = {"step": run.step, "dataset": config.data.dataset, "split": split, **result}

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows
-from transnormer_jax.distributed import batch_sharding
+from transnormer_jax.distributed import RULES, batch_sharding
 from transnormer_jax.models import Cache
 from transnormer_jax.tasks import Batch, CausalLM, Params, Sums, Task
 from transnormer_jax.training.config import EvaluationConfig
@@ -31,13 +31,13 @@ class RowEvaluator:
           num_bytes: UTF-8 bytes of the text that the batches hold, for bits per byte; 0 if it is not text.
         """
         self._task, self._batches, self._num_bytes = task, batches, num_bytes
-        self._rows = batch_sharding(mesh)
+        self._mesh = mesh
         self._sums = jax.jit(task.sums)
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Returns the task's report and `seconds`."""
         begin = time.perf_counter()
-        totals = _total(self._sums(params, _on_devices(batch, self._rows)) for batch in self._batches())
+        totals = _total(self._sums(params, _on_devices(batch, self._mesh)) for batch in self._batches())
         report = self._task.report(totals)
         if self._num_bytes:
             report |= {"bits_per_byte": float(totals.loss / np.log(2) / self._num_bytes), "bytes": self._num_bytes}
@@ -57,10 +57,10 @@ class DocumentEvaluator:
     ):
         """Reads nothing yet."""
         self._task, self._documents, self._tokenizer, self._config = task, documents, tokenizer, config
-        rows = batch_sharding(mesh)
-        layers_then_rows = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
-        self._rows, self._cache_sharding = rows, Cache._make([rows, layers_then_rows])
-        self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_sharding, None))
+        model: Any = task.model
+        self._mesh = mesh
+        self._cache_layout = _cache_layout(jax.eval_shape(lambda: model.init_cache(config.batch_size)), mesh)
+        self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_layout, None))
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Returns the task's report, `bits_per_byte` (comparable between tokenizers), and what was read in how long."""
@@ -76,7 +76,7 @@ class DocumentEvaluator:
 
     def _window_by_window(self, params: Params) -> Iterator[Sums]:
         model: Any = self._task.model
-        cache = jax.device_put(model.init_cache(self._config.batch_size), self._cache_sharding)
+        cache = jax.device_put(model.init_cache(self._config.batch_size), self._cache_layout)
         windows = evaluation_windows(
             self._documents,
             batch_size=self._config.batch_size,
@@ -86,7 +86,7 @@ class DocumentEvaluator:
             pad_id=self._tokenizer.pad_id,
         )
         for window in windows:
-            cache, sums = self._step(params, cache, _on_devices(window, self._rows))
+            cache, sums = self._step(params, cache, _on_devices(window, self._mesh))
             yield sums
 
     def _window_sums(self, params: Params, cache: Cache, batch: Batch) -> tuple[Cache, Sums]:
@@ -99,8 +99,17 @@ class DocumentEvaluator:
         return cache, sums
 
 
-def _on_devices(batch: HostBatch, layout: NamedSharding) -> Batch:
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, layout, x.__getitem__), batch)
+def _cache_layout(cache: Cache, mesh: Mesh) -> Any:
+    state = ("layers", "batch", "heads", None, None)  # [L, B, H, K, V]
+    specs = [RULES.spec(state, x.shape, dict(mesh.shape)) for x in cache.states]
+    return Cache._make([batch_sharding(mesh, cache.position.shape), tuple(NamedSharding(mesh, spec) for spec in specs)])
+
+
+def _on_devices(batch: HostBatch, mesh: Mesh) -> Batch:
+    return {
+        name: jax.make_array_from_callback(x.shape, batch_sharding(mesh, x.shape), x.__getitem__)
+        for name, x in batch.items()
+    }
 
 
 def _total(sums: Iterable[Sums]) -> Sums:

@@ -1,23 +1,21 @@
 """The training program, from a configuration to a finished run. Run again, it resumes."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from transnormer_jax.data import Rows, train_batches
-from transnormer_jax.distributed import batch_sharding, make_mesh, state_shardings
+from transnormer_jax.distributed import make_mesh, placement_table
 from transnormer_jax.errors import UserError
-from transnormer_jax.tasks import Batch
+from transnormer_jax.training.batches import batches_on_mesh
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.flops import training_flops_per_token
 from transnormer_jax.training.metrics import MetricWriter
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.placement import check_mesh, place_batch, place_state
 from transnormer_jax.training.problem import Problem, load_problem
 from transnormer_jax.training.progress import Progress, duration
 from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
@@ -37,7 +35,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
     mesh = make_mesh(config.mesh)
-    _check_batches(config)
+    check_mesh(config, mesh)
     schedule = make_schedule(config.optimizer, config.num_steps)
     problem = load_problem(config, mesh)
     task, rows = problem.task, problem.rows
@@ -49,14 +47,12 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         params = task.init(key)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, key)
-    shardings = state_shardings(abstract, mesh)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    abstract = place_state(task, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, config=config, tokenizer=problem.tokenizer)
     restored = checkpoints.restore(abstract)
     with jax.set_mesh(mesh):
-        state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(key), 0)
+        state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed)), 0)
     first_step = int(state.step)
 
     # ---- Tell what will run. ----
@@ -65,11 +61,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     _introduce(config, workdir, mesh, state, problem)
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
-    batch_layout = batch_sharding(mesh)
-    abstract_batch = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *array.shape), array.dtype, sharding=batch_layout)
-        for name, array in rows[0].items()
-    }
+    abstract_batch = place_batch(rows[0], config.batch_size, mesh)
     train_step = jax.jit(
         make_train_step(task, optimizer, schedule, config.accumulation_steps, config.seed),
         donate_argnums=0,
@@ -83,7 +75,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     writer.write(first_step, {"compile_seconds": compile_seconds})
 
     # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
-    batches = _batches(config, rows, rows_read, batch_layout)
+    batches = batches_on_mesh(rows, config.batch_size, rows_read, mesh)
     progress = Progress(training_flops_per_token(config.model, abstract.params), config.num_steps, first_step)
     pending: StepMetrics | None = None
     result = None
@@ -148,27 +140,6 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     return result
 
 
-def _check_batches(config: Config) -> None:
-    for name, size in (
-        ("config.batch_size / config.accumulation_steps", config.batch_size // config.accumulation_steps),
-        ("config.evaluation.batch_size", config.evaluation.batch_size),
-    ):
-        if size % jax.device_count():
-            raise UserError(f"{name} = {size} must be a multiple of the {jax.device_count()} devices.")
-
-
-def _batches(config: Config, rows: Rows, rows_read: int, layout: jax.sharding.Sharding) -> Iterator[Batch]:
-    local = train_batches(
-        rows,
-        batch_size=config.batch_size,
-        first_row=rows_read,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    for batch in local:
-        yield {name: jax.make_array_from_process_local_data(layout, array) for name, array in batch.items()}
-
-
 def _in_words(result: dict[str, float]) -> str:
     """The metrics of an evaluation, in one line."""
     words = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in result.items()]
@@ -176,18 +147,12 @@ def _in_words(result: dict[str, float]) -> str:
 
 
 def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, problem: Problem) -> None:
-    sizes = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x
-        for path, x in jax.tree_util.tree_flatten_with_path(state.params)[0]
-    }
-    width = max(map(len, sizes))
     print(
         f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
     )
-    for name, x in sizes.items():
-        print(f"  {name:{width}}  {x.dtype}{list(x.shape)}  {x.size:,}")
-    total = sum(int(np.prod(x.shape)) for x in sizes.values())
+    print(placement_table(state.params))
+    total = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{total:,} parameters; {config.model}")
     steps = problem.rows_per_epoch / config.batch_size
     print(f"task {config.task.name}: {problem.description}; {steps:,.1f} steps an epoch", flush=True)

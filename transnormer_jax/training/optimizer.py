@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.training.config import OptimizerConfig
@@ -55,17 +56,39 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     moments: Any = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
-    if config.name == "adamw":
-        scale = optax.scale_by_adam(**moments)
-    elif config.name == "radam":
-        scale = optax.scale_by_radam(**moments)
-    else:
-        raise UserError(f"unknown optimizer {config.name!r}: {did_you_mean(config.name, ('adamw', 'radam'))}")
+    known = {
+        "adamw": lambda: optax.scale_by_adam(**moments),
+        "radam": lambda: optax.scale_by_radam(**moments),
+        "adafactor": lambda: optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)),
+        "muon": lambda: _scale_by_muon(config),
+    }
+    if config.name not in known:
+        raise UserError(f"unknown optimizer {config.name!r}: {did_you_mean(config.name, known)}")
+    scale = known[config.name]()
     decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
     update = optax.chain(scale, decay, optax.scale_by_learning_rate(schedule))
     # The loop stops a run of bad steps by itself, so optax must never let one through.
     never = jnp.iinfo(jnp.int32).max
     return optax.apply_if_finite(optax.chain(clip, update), max_consecutive_errors=never)
+
+
+def _scale_by_muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Muon on the matrices of the layers, Adam on all else; its updates are as large as Adam's (arXiv 2502.16982)."""
+
+    def matrices(params: Any) -> Any:
+        # Layers may be stacked in front.
+        axes = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        return jax.tree_util.tree_map_with_path(lambda path, _: axes if path[-1].key == "kernel" else None, params)
+
+    muon = optax.contrib.muon(
+        learning_rate=1.0,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+    )
+    return optax.chain(muon, optax.scale(-1.0))  # the rate, and with it the sign, comes after the decay
 
 
 def _decay_mask(params: Any) -> Any:

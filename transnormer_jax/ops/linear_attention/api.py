@@ -1,13 +1,19 @@
 """The operator: linear attention with a decay per head."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
+from transnormer_jax.ops.linear_attention.context import part_states
 from transnormer_jax.ops.linear_attention.primitive import Options, primitive
-from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
+from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_part
+from transnormer_jax.ops.linear_attention.shards import part_axis, per_device, specs
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -72,22 +78,48 @@ def linear_attention(
         return v, initial_state
     if scale != 1.0:
         q = q * jnp.asarray(scale, q.dtype)
+    axis = part_axis(q.shape[1])
+    attend: Callable[..., Any] = functools.partial(_attend, options, causal, axis)
+    if axis is not None:
+        spec = specs(*q.shape[:3])
+        in_specs = (spec.tokens, spec.tokens, spec.tokens, spec.heads, spec.state, spec.places)
+        attend = per_device(attend, in_specs, (spec.tokens, spec.state))
+    return attend(q, k, v, log_decay, initial_state, segment_ids)
+
+
+def _attend(
+    options: Options,
+    causal: bool,
+    axis: str | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    log_decay: Array,
+    state: Array,
+    segment_ids: Array | None,
+) -> tuple[Array, Array]:
+    """The operator on whole rows, or on this device's part of them where `axis` is that of the parts."""
     segments = None
     if segment_ids is not None:
-        segments = find_segments(segment_ids)
+        segments = find_segments(segment_ids, None if axis is None else id_before_part(segment_ids, axis))
         real = (segment_ids != 0)[..., None, None]
         q, k = (jnp.where(real, x, jnp.zeros_like(x)) for x in (q, k))
-
-    out, state = primitive(options, q, k, v, log_decay, initial_state, segments)
+    if axis is None:
+        out, state = primitive(options, q, k, v, log_decay, state, segments)
+    else:
+        entering, state = part_states(k, v, log_decay, state, segments, axis)
+        out, _ = primitive(options, q, k, v, log_decay, entering, segments)
     if not causal:
-        out += _later_tokens(options, q, k, v, segments)
+        out += _later_tokens(options, axis, q, k, v, segments)
     return out, state
 
 
-def _later_tokens(options: Options, q: Array, k: Array, v: Array, segments: Segments | None) -> Array:
+def _later_tokens(options: Options, axis: str | None, q: Array, k: Array, v: Array, segments: Segments | None) -> Array:
     """What each token receives from those after it: the reverse pass less the token itself, which it counts again."""
     log_decay = jnp.zeros(q.shape[2])
     state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+    if axis is not None:
+        state, _ = part_states(k, v, log_decay, state, segments, axis, reverse=True)
     from_here_on, _ = primitive(options.opposite, q, k, v, log_decay, state, segments)
     own_score = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
     return (from_here_on - own_score * v).astype(v.dtype)

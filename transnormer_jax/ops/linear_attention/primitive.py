@@ -63,7 +63,7 @@ def _run(options: Options, name: str, *operands: Any) -> Any:
     function = functools.partial(getattr(backend, name), reverse=options.reverse, chunk_size=options.chunk_size)
     if not backend.is_kernel:
         return function(*operands)
-    tokens, heads, state, places, saved = specs(batch=operands[0].shape[0], num_heads=operands[0].shape[2])
+    tokens, heads, state, places, saved = specs(*operands[0].shape[:3])
     out_specs = {
         "attend": (tokens, state),
         "attend_and_save": (tokens, state, saved),

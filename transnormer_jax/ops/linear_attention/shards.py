@@ -1,8 +1,9 @@
-"""Kernels on a mesh: each device runs them on its own rows and heads.
+"""The operator on a mesh: each device has its own rows, its own heads, and its own part of every row.
 
-XLA divides its own operations among devices, but not a kernel. Where a mesh is set, kernels run under `jax.shard_map`:
-rows are divided over the axes named data and fsdp, heads over the axis named tensor, as far as their numbers divide.
-Over any other axis every device does the same work. No communication is needed.
+XLA divides its own operations among devices, but not a kernel, and it knows no parallel form of a recurrence. So where
+a mesh is set, kernels, and everything where rows are in parts, run under `jax.shard_map`: rows, tokens and heads are
+divided by `distributed.RULES` as far as their numbers divide; over any other axis every device does the same work.
+Rows and heads need no communication; `context.py` says what parts of a row do.
 """
 
 import math
@@ -10,15 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-_ROW_AXES = ("data", "fsdp")
-_HEAD_AXES = ("tensor",)
+from transnormer_jax.distributed import RULES, auto_axes, that_divide
 
 
 class Specs(NamedTuple):
-    """How the arrays of a kernel lie on the mesh.
+    """How the arrays of a call lie on the mesh.
 
     Attributes:
       tokens: [B, N, H, K].
@@ -35,31 +34,24 @@ class Specs(NamedTuple):
     saved: P
 
 
-def specs(batch: int, num_heads: int) -> Specs:
-    """The specs of B rows and H heads on the mesh at hand."""
-    axes = _free_axes()
-    rows, heads = _that_divide(batch, _ROW_AXES, axes), _that_divide(num_heads, _HEAD_AXES, axes)
-    return Specs(P(rows, None, heads), P(heads), P(rows, heads), P(rows), P(rows, None, None, heads))
+def specs(batch: int, num_tokens: int, num_heads: int) -> Specs:
+    """The specs of B rows of N tokens and H heads on the mesh at hand."""
+    axes = auto_axes()
+    rows = that_divide(batch, RULES.batch, axes) or None
+    heads = that_divide(num_heads, RULES.heads, axes) or None
+    part = part_axis(num_tokens)
+    return Specs(P(rows, part, heads), P(heads), P(rows, heads), P(rows, part), P(rows, part, None, heads))
+
+
+def part_axis(num_tokens: int) -> str | None:
+    """The mesh axis over which rows of N tokens lie in parts, or None where each device holds whole rows."""
+    axes = that_divide(num_tokens, RULES.sequence, auto_axes())
+    return axes[0] if axes else None
 
 
 def per_device(function: Callable[..., Any], in_specs: Sequence[P], out_specs: Any) -> Callable[..., Any]:
     """The function on each device's shards; the function itself where no mesh of several devices is set."""
-    axes = _free_axes()
+    axes = auto_axes()
     if math.prod(axes.values()) == 1:
         return function
     return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, axis_names=set(axes), check_vma=False)
-
-
-def _free_axes() -> dict[str, int]:
-    """The axes, and their sizes, that XLA would divide its own operations over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in sizes if kind == AxisType.Auto}
-
-
-def _that_divide(number: int, names: Sequence[str], axes: dict[str, int]) -> tuple[str, ...] | None:
-    taken = list[str]()
-    for name in names:
-        if name in axes and number % math.prod(axes[axis] for axis in [*taken, name]) == 0:
-            taken.append(name)
-    return tuple(taken) or None

@@ -69,6 +69,19 @@ def block_weights(
     )
 
 
+def end_weights(
+    log_decay: Float[Array, " H"], num_tokens: int, segments: Segments | None, *, at_start: bool
+) -> Float[Array, "#B N H"]:
+    """Weight of each token in the state at the end of the row, or at its start: `tail` or `head` of one block."""
+    if segments is None:
+        position, run = jnp.arange(1, num_tokens + 1)[None], jnp.zeros((1, num_tokens), jnp.int32)
+    else:
+        position, run = segments
+    distance = position if at_start else position[:, -1:] - position
+    same = run == (0 if at_start else run[:, -1:])
+    return jnp.exp(jnp.where(same[..., None], distance[..., None] * log_decay[None, None], -jnp.inf))
+
+
 def step_log_decay(log_decay: Float[Array, " H"], num_tokens: int, segments: Segments | None) -> Float[Array, "#B N H"]:
     """Log of the factor on the state between each token and the one before; -inf where a document starts."""
     if segments is None:

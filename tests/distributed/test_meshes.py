@@ -1,0 +1,99 @@
+"""Eight devices, however they are arranged, train as one does."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transnormer_jax.distributed import MeshConfig, batch_sharding, make_mesh
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.training.config import OptimizerConfig
+from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.placement import place_state
+from transnormer_jax.training.step import TrainState, accumulate_gradients, make_train_step
+
+MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
+BATCH, LENGTH, STEPS = 8, 64, 20
+
+
+def make_task(backend: str = "auto", **fields) -> CausalLM:
+    """Eight heads, so that `tensor` can be 8; a vocabulary that no axis divides."""
+    sizes = {"num_layers": 3, "model_dim": 64, "num_heads": 8, "glu_dim": 128, "vocab_size": 97}
+    config = {"lrpe_layers": (0,), "dtype": "float32", "init_std": 0.1, "backend": backend}
+    return CausalLM(TransNormerLLM(TransNormerLLMConfig(**sizes | config | fields)))
+
+
+def make_batch(seed: int) -> dict[str, np.ndarray]:
+    """Packed rows: one document, several that end inside parts of rows, padding before, between and after."""
+    rng = np.random.default_rng(seed)
+    inputs, targets = rng.integers(0, 97, (2, BATCH, LENGTH), dtype=np.int32)
+    segment_ids = np.sort(rng.integers(1, 6, (BATCH, LENGTH)), axis=1).astype(np.int32)
+    segment_ids[0] = 1
+    segment_ids[1, :20] = 0
+    segment_ids[2, 30:] = 0
+    segment_ids[3, 10:45] = 0
+    return {"inputs": inputs, "targets": targets, "segment_ids": segment_ids}
+
+
+def make_step(task, name="adamw"):
+    config = OptimizerConfig(name=name, learning_rate=3e-3, warmup_steps=2)
+    schedule = make_schedule(config, STEPS)
+    optimizer = make_optimizer(config, schedule)
+    return optimizer, make_train_step(task, optimizer, schedule, accumulation_steps=2)
+
+
+def losses(step, state, put) -> list[float]:
+    curve = []
+    for seed in range(STEPS):
+        state, metrics = step(state, put(make_batch(seed % 4)))
+        curve.append(float(metrics.loss))
+    return curve
+
+
+def init(task, optimizer):
+    params = task.init(jax.random.key(0))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+@functools.cache
+def one_device(name: str = "adamw"):
+    task = make_task()
+    optimizer, step = make_step(task, name)
+    state = init(task, optimizer)
+    gradients, _ = jax.jit(accumulate_gradients, static_argnums=(0, 3))(
+        task, state.params, make_batch(0), 1, jax.random.key(0)
+    )
+    return gradients, losses(jax.jit(step), state, dict)
+
+
+def on_mesh(sizes, task, name: str = "adamw"):
+    mesh = make_mesh(MeshConfig(*sizes))
+    optimizer, step = make_step(task, name)
+    shardings = jax.tree.map(lambda x: x.sharding, place_state(task, optimizer, mesh))
+
+    def put(batch):
+        return {key: jax.device_put(x, batch_sharding(mesh, x.shape)) for key, x in batch.items()}
+
+    state = jax.device_put(init(task, optimizer), shardings)
+    gradient = jax.jit(accumulate_gradients, static_argnums=(0, 3), out_shardings=(shardings.params, None))
+    with jax.set_mesh(mesh):
+        gradients, _ = gradient(task, state.params, put(make_batch(0)), 1, jax.random.key(0))
+        return gradients, losses(jax.jit(step, out_shardings=(shardings, None)), state, put)
+
+
+def assert_same(actual, expected):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual[0]), jax.tree.leaves(expected[0]), strict=True):
+        difference = np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b)
+        assert difference < 1e-5, (jax.tree_util.keystr(path), difference)
+    np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5)
+    assert expected[1][-1] < 0.9 * expected[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_every_mesh_of_eight_trains_as_one_device(sizes):
+    assert_same(on_mesh(sizes, make_task()), one_device())

@@ -1,0 +1,79 @@
+"""A run's state as shapes with shardings, and what a mesh must fit, before any array exists."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from transnormer_jax.distributed import batch_sharding, optimizer_shardings, parameter_shardings
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models.parameter_axes import parameter_axes
+from transnormer_jax.tasks import Params, Task
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.step import TrainState
+
+
+def place_params(params: Params, mesh: Mesh) -> Params:
+    """The shapes of parameters (or parameters), with the shardings that they have on a mesh."""
+    return _with(params, parameter_shardings(params, mesh, parameter_axes))
+
+
+def place_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A `TrainState` of the shapes, dtypes and shardings of a run."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    opt_state = jax.eval_shape(optimizer.init, params)
+    layout = parameter_shardings(params, mesh, parameter_axes)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    opt_layout = optimizer_shardings(opt_state, params, layout, mesh)
+    placed: Any = TrainState
+    return placed(step, _with(params, layout), _with(opt_state, opt_layout))
+
+
+def place_batch(row: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """The shapes and shardings of a batch of rows like this one."""
+    shapes = {name: (batch_size, *array.shape) for name, array in row.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, row[name].dtype, sharding=batch_sharding(mesh, shape))
+        for name, shape in shapes.items()
+    }
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """Checks that the mesh divides what it has to.
+
+    Raises:
+      UserError: it does not, or the architecture knows no such division.
+    """
+    sizes = dict(mesh.shape)
+    rows = sizes["data"] * sizes["fsdp"]
+    for name, size in (
+        ("config.batch_size / config.accumulation_steps", config.batch_size // config.accumulation_steps),
+        ("config.evaluation.batch_size", config.evaluation.batch_size),
+    ):
+        if size % rows:
+            raise UserError(f"{name} = {size} must be a multiple of config.mesh data x fsdp = {rows}.")
+    model = config.model
+    if not isinstance(model, TransNormerLLMConfig):
+        if sizes["tensor"] * sizes["context"] > 1:
+            raise UserError(
+                f"architecture {config.architecture!r} cannot be divided over tensor or context: set "
+                "config.mesh.tensor and config.mesh.context to 1."
+            )
+        return
+    for name, size in (("config.model.num_heads", model.num_heads), ("config.model.glu_dim", model.glu_dim)):
+        if size % sizes["tensor"]:
+            raise UserError(f"{name} = {size} must be a multiple of config.mesh.tensor = {sizes['tensor']}.")
+    if config.sequence_length % sizes["context"]:
+        raise UserError(
+            f"config.sequence_length = {config.sequence_length} must be a multiple of config.mesh.context = "
+            f"{sizes['context']}."
+        )
+
+
+def _with(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
