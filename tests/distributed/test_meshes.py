@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from transnormer_jax.distributed import MeshConfig, batch_sharding, make_mesh
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.tasks import CausalLM
-from transnormer_jax.training.config import OptimizerConfig
+from transnormer_jax.training.config import Config, OptimizerConfig
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.placement import place_state
+from transnormer_jax.training.placement import check_mesh, place_state
 from transnormer_jax.training.step import TrainState, accumulate_gradients, make_train_step
 
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
@@ -60,8 +62,8 @@ def init(task, optimizer):
 
 
 @functools.cache
-def one_device(name: str = "adamw"):
-    task = make_task()
+def one_device(name: str = "adamw", backend: str = "auto"):
+    task = make_task(backend)
     optimizer, step = make_step(task, name)
     state = init(task, optimizer)
     gradients, _ = jax.jit(accumulate_gradients, static_argnums=(0, 3))(
@@ -97,3 +99,44 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize("sizes", MESHES, ids=lambda sizes: "x".join(map(str, sizes)))
 def test_every_mesh_of_eight_trains_as_one_device(sizes):
     assert_same(on_mesh(sizes, make_task()), one_device())
+
+
+@pytest.mark.slow
+def test_the_tpu_kernels_train_on_parts_of_rows():
+    with interpret_kernels():
+        assert_same(on_mesh((1, 2, 2, 2), make_task("pallas_tpu")), one_device(backend="pallas_tpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_optimizers_with_states_of_other_shapes(name):
+    assert_same(on_mesh((1, 2, 2, 2), make_task(), name), one_device(name))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "fields", "message"),
+    [
+        ({"data": 3}, {}, "does not fit 8 devices"),
+        ({"fsdp": 3}, {}, "does not fit 8 devices"),
+        ({"data": -1, "fsdp": -1}, {}, "does not fit 8 devices"),
+        ({"data": 1, "tensor": 8}, {"num_heads": 4}, "num_heads = 4 must be a multiple of config.mesh.tensor = 8"),
+        ({"data": 1, "tensor": 8}, {"glu_dim": 100}, "glu_dim = 100 must be a multiple of config.mesh.tensor = 8"),
+        ({"data": 1, "context": 8}, {"sequence_length": 100}, "100 must be a multiple of config.mesh.context = 8"),
+        ({"data": 8}, {"batch_size": 12}, "= 12 must be a multiple of config.mesh data x fsdp = 8"),
+    ],
+)
+def test_a_mesh_that_does_not_divide_is_told(mesh, fields, message):
+    run = {"batch_size": 16, "sequence_length": 64} | {
+        key: fields[key] for key in ("batch_size", "sequence_length") if key in fields
+    }
+    model = {key: value for key, value in fields.items() if key not in run}
+    sizes = {"num_layers": 1, "model_dim": 64, "num_heads": 8, "glu_dim": 128} | model
+    config = Config(mesh=MeshConfig(**mesh), model=TransNormerLLMConfig(**sizes), **run)
+    with pytest.raises(UserError, match=message):
+        check_mesh(config, make_mesh(config.mesh))
+
+
+def test_a_baseline_is_not_divided_over_tensor():
+    config = Config(architecture="transnormer", model=TransNormerConfig.preset("tiny"), batch_size=16)
+    with pytest.raises(UserError, match="'transnormer' cannot be divided over tensor or context"):
+        check_mesh(config, make_mesh(MeshConfig(tensor=2)))

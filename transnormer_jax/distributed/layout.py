@@ -39,8 +39,8 @@ def parameter_shardings(params: Any, mesh: Mesh, names: DimensionNames) -> Any:
 def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """The sharding of every array of an optimizer's state: that of the parameter whose path ends its own.
 
-    A factored moment (Adafactor) has one dimension less than its parameter, and lies as the rest does. Counters, and
-    the placeholders of one element that Adafactor keeps, are copied.
+    A factored moment (Adafactor) has one dimension less than its parameter, and lies as the rest does. What is of no
+    parameter (counters, Muon's coefficients) is copied, and so are Adafactor's placeholders of one element.
 
     Raises:
       UserError: an array belongs to no parameter, or its shape is not made from the parameter's.
@@ -53,9 +53,9 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh)
     }
 
     def sharding(path: Any, x: jax.ShapeDtypeStruct) -> NamedSharding:
-        if x.size == 1:
-            return NamedSharding(mesh, PartitionSpec())
         keys = _keys(path)
+        if x.size == 1 or not keys:
+            return NamedSharding(mesh, PartitionSpec())
         shape, spec = known.get(keys, ((), PartitionSpec()))
         spec = _spec_like(x.shape, shape, spec)
         if spec is None:

@@ -65,7 +65,7 @@ class TransNormerLLM(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
         """What the head reads, [B, N, D], and the new cache: for a loss or a prefill that does not need all logits."""
         config = self.config
-        x = jnp.asarray(self.embedding, config.dtype)[tokens]
+        x = self._gathered(self.embedding)[tokens]
         if config.scale_embedding:
             x *= jnp.asarray(np.sqrt(config.model_dim), x.dtype)
         position = _positions(tokens, segment_ids, cache)
@@ -84,10 +84,13 @@ class TransNormerLLM(nn.Module):
     def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
         """Logits, float32."""
         head = self.embedding if self.config.tie_embeddings else self.head
-        logits = jnp.einsum(
-            "bnd,vd->bnv", hidden, jnp.asarray(head, self.config.dtype), preferred_element_type=jnp.float32
-        )
+        logits = jnp.einsum("bnd,vd->bnv", hidden, self._gathered(head), preferred_element_type=jnp.float32)
         return constrain(logits, "batch", "sequence", "vocab")
+
+    def _gathered(self, table: Float[Array, "V D"]) -> Float[Array, "V D"]:
+        # Whole along D: divided as it is stored, a lookup would give all tokens a part of D each, and XLA would then
+        # gather the tokens instead.
+        return constrain(jnp.asarray(table, self.config.dtype), "vocab", None)
 
     @nn.nowrap
     def init_cache(self, batch_size: int) -> Cache:

@@ -1,0 +1,124 @@
+"""Rows in parts on the devices of a mesh axis equal whole rows, by every backend that runs here."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.ops.definition import relative_rms
+from transnormer_jax.distributed import MeshConfig, make_mesh
+from transnormer_jax.ops import linear_attention, token_positions
+from transnormer_jax.ops.hardware import interpret_kernels
+
+LOG_DECAY = np.array([-0.7, -0.05, -1e-5, 0.0], np.float32)
+
+
+def make_segment_ids(batch: int, length: int) -> np.ndarray:
+    """Documents that end within parts and at their borders, parts of padding alone, and padding on either side."""
+    ids = np.sort(np.random.default_rng(0).integers(1, 7, (batch, length)), axis=1).astype(np.int32)
+    ids[0, length // 4 :] = 2
+    ids[0, : length // 4] = 1
+    ids[1, 5 : length - 3] = 0
+    return ids
+
+
+def results(backend: str, *, causal: bool, segments: bool, length: int = 64):
+    """Outputs and all gradients."""
+    rng = np.random.default_rng(1)
+    q, k, v, d_out = rng.normal(size=(4, 2, length, 4, 8)).astype(np.float32)
+    state, d_state = rng.normal(size=(2, 2, 4, 8, 8)).astype(np.float32)
+    log_decay = jnp.asarray(LOG_DECAY) if causal else None
+    ids = jnp.asarray(make_segment_ids(2, length)) if segments else None
+
+    def attend(q, k, v, state, log_decay):
+        options = {"initial_state": state, "segment_ids": ids, "causal": causal, "backend": backend}
+        return linear_attention(q, k, v, log_decay, **options)
+
+    @jax.jit
+    def outputs_and_gradients(*operands):
+        outputs, pull_back = jax.vjp(attend, *operands)
+        return outputs, pull_back((d_out, d_state))
+
+    return outputs_and_gradients(q, k, v, state, log_decay)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("backend", ["chunked", "chunked_associative_scan", "associative_scan", "pallas_tpu"])
+def test_parts_equal_whole_rows(backend, causal, segments):
+    expected = results("quadratic", causal=causal, segments=segments)
+    mesh = make_mesh(MeshConfig(data=1, context=4, tensor=2))
+    with interpret_kernels(), jax.set_mesh(mesh):
+        actual = results(backend, causal=causal, segments=segments)
+    assert actual[0][0].sharding.spec[1] == "context"
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
+
+
+def test_a_state_passes_through_parts_without_drift():
+    """A decay of exp(-1e-5) over a part is 1 - 1e-5 n to the last bit that float32 has."""
+    length = 4096
+    q = k = v = jnp.zeros((1, length, 1, 8))
+    state = jnp.ones((1, 1, 8, 8))
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        _, after = jax.jit(linear_attention)(q, k, v, jnp.array([-1e-5]), initial_state=state)
+    np.testing.assert_allclose(after, np.exp(-1e-5 * length), rtol=2e-7)
+
+
+def test_rows_that_do_not_divide_are_whole_everywhere():
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        actual = results("chunked", causal=True, segments=True, length=60)
+    expected = results("chunked", causal=True, segments=True, length=60)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
+
+
+def test_positions_count_on_from_part_to_part():
+    ids, start = jnp.asarray(make_segment_ids(2, 64)), jnp.array([5, 7], jnp.int32)
+    expected = token_positions(ids, start)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        np.testing.assert_array_equal(jax.jit(token_positions)(ids, start), expected)
+
+
+def test_what_travels_does_not_depend_on_the_length():
+    def traffic(length: int) -> dict[str, list[str]]:
+        rows = jax.ShapeDtypeStruct((2, length, 4, 8), jnp.float32)
+        ids = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+        def loss(q, k, v, ids):
+            return jnp.sum(linear_attention(q, k, v, jnp.asarray(LOG_DECAY), segment_ids=ids)[0] ** 2)
+
+        mesh = make_mesh(MeshConfig(data=1, context=8))
+        rows, ids = (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, jax.P(None, "context")))
+            for x in (rows, ids)
+        )
+        with jax.set_mesh(mesh):
+            text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(rows, rows, rows, ids).compile().as_text()
+        return sorted(re.findall(r"= (\S+) (all-gather|reduce-scatter|all-reduce|collective-permute|all-to-all)", text))
+
+    assert traffic(1024) == traffic(4096)
+    states = [shape for shape, kind in traffic(1024) if "2,4,8,8]" in shape]
+    assert len(states) == 2  # one gather forward, one scatter backward
+
+
+def test_gradient_of_gradient():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 32, 2, 4))
+
+    def curvature(q, k, v, log_decay):
+        def loss(*operands):
+            return jnp.sum(linear_attention(*operands)[0] ** 2)
+
+        gradients = jax.grad(loss, argnums=(0, 1, 2, 3))
+        return jax.grad(lambda *operands: sum(jnp.sum(g**2) for g in gradients(*operands)), argnums=(0, 1, 2, 3))(
+            q, k, v, log_decay
+        )
+
+    operands = (q, k, v, jnp.full(2, -0.1))
+    expected = jax.jit(curvature)(*operands)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        actual = jax.jit(curvature)(*operands)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
