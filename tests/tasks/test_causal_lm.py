@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-from transnormer_jax.tasks import CausalLM, causal_lm
+from transnormer_jax.tasks import CausalLM, cross_entropy
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_slices_of_logits_change_nothing(task, params, batch, monkeypatch):
         return jax.jit(jax.value_and_grad(lambda params: task.sums(params, batch).loss))(params)
 
     whole = loss_and_gradient()
-    monkeypatch.setattr(causal_lm, "_MAX_LOGITS", 3 * 259 * 5)  # at most 4 tokens of the sequence at one time
-    assert causal_lm._num_slices(24, 3 * 24 * 259) == 6
+    monkeypatch.setattr(cross_entropy, "_MAX_LOGITS", 3 * 259 * 5)  # at most 4 tokens of the sequence at one time
+    assert cross_entropy._num_slices(24, 3 * 24 * 259) == 6
     for a, b in zip(jax.tree.leaves(loss_and_gradient()), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 

@@ -67,7 +67,8 @@ class ShardingRules:
                         "change one of the two rules."
                     )
                 taken[axis] = str(name)
-            entries.append(that_divide(size, axes, mesh_sizes))
+            real = {axis: count for axis, count in mesh_sizes.items() if count > 1}
+            entries.append(that_divide(size, axes, real))
         return PartitionSpec(*[entry[0] if len(entry) == 1 else entry or None for entry in entries])
 
     def _axes(self, name: str) -> Axes:
@@ -81,11 +82,10 @@ RULES = ShardingRules()
 
 
 def that_divide(size: int, axes: Sequence[str], mesh_sizes: Mapping[str, int]) -> Axes:
-    """Those of the axes, taken in order, over which `size` divides evenly; axes of size 1 are left out."""
+    """Those of the axes that the mesh has, taken in order, over which `size` divides evenly."""
     taken: Axes = ()
     for axis in axes:
-        together = math.prod(mesh_sizes[one] for one in taken) * mesh_sizes.get(axis, 1)
-        if mesh_sizes.get(axis, 1) > 1 and size % together == 0:
+        if axis in mesh_sizes and size % math.prod(mesh_sizes[one] for one in (*taken, axis)) == 0:
             taken += (axis,)
     return taken
 

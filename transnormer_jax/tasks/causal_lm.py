@@ -1,21 +1,17 @@
 """Language modelling: predict the next token of every document, or the ones that are hidden."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import Cache, TransNormer, TransNormerLLM
+from transnormer_jax.tasks.cross_entropy import cross_entropy_sums
 from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
-
-# Logits that exist at one time, in numbers: at a vocabulary of 64,000 this is 1,024 tokens and 256 MB.
-_MAX_LOGITS = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +59,22 @@ class CausalLM:
             rngs=random_streams(key),
         )
 
-        def unembed(hidden: Array) -> Any:
-            return self.model.apply(variables, hidden, method="unembed")
+        def unembed(readout: Params, hidden: Array) -> Any:
+            # Back to the parameters' own type: the gradients of slices add up in it.
+            wide = jax.tree.map(lambda x, like: x.astype(like.dtype), readout, {name: params[name] for name in readout})
+            return self.model.apply({"params": wide}, hidden, method="unembed")
 
         real = (batch["segment_ids"] != 0).astype(jnp.float32)
         weights = (batch["mask"] != 0).astype(jnp.float32) if "mask" in batch else real
         vocab_size = self.model.config.vocab_size
-        sums = cross_entropy_sums(unembed, hidden, batch["targets"], weights, vocab_size)
+        sums = cross_entropy_sums(unembed, self._readout(params), hidden, batch["targets"], weights, vocab_size)
         return sums._replace(tokens=jnp.sum(real)), after
+
+    def _readout(self, params: Params) -> Params:
+        """What follows the layers, matrices in the type of the computation: half as many bytes to gather."""
+        dtype = self.model.config.dtype
+        rest = {name: x for name, x in params.items() if name != "stack" and not name.startswith("layers")}
+        return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, rest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,42 +88,3 @@ class MaskedLM(CausalLM):
         """Raises UserError for a model that sees one side only."""
         if getattr(self.model.config, "causal", True):
             raise UserError("task 'masked_lm' needs a model that sees both sides: set config.model.causal=False.")
-
-
-def cross_entropy_sums(
-    unembed: Callable[[Array], Array],
-    hidden: Float[Array, "B N D"],
-    targets: Array,
-    weights: Float[Array, "B N"],
-    vocab_size: int,
-) -> Sums:
-    """Cross-entropy of `unembed(hidden)` [B, N, V] with targets [B, N], by slices of the sequence.
-
-    The logits of a slice are made again in the backward pass, so that all of them never exist at one time.
-    """
-
-    def slice_sums(hidden: Array, targets: Array, weights: Array) -> Sums:
-        logits = unembed(hidden)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        correct = jnp.argmax(logits, axis=-1) == targets
-        count = jnp.sum(weights)
-        return Sums(jnp.sum(loss * weights), count, jnp.sum(correct * weights), count)
-
-    batch, length = targets.shape
-    slices = _num_slices(length, batch * length * vocab_size)
-    if slices == 1:
-        return slice_sums(hidden, targets, weights)
-
-    # Token i goes to slice i % slices: each then lies on all devices that hold a part of the row.
-    def split(x: Array) -> Array:
-        return jnp.moveaxis(x.reshape(batch, length // slices, slices, *x.shape[2:]), 2, 0)
-
-    def add(total: Sums, one: tuple[Array, ...]) -> tuple[Sums, None]:
-        return jax.tree.map(jnp.add, total, jax.checkpoint(slice_sums)(*one)), None
-
-    return jax.lax.scan(add, Sums.zero(), (split(hidden), split(targets), split(weights)))[0]
-
-
-def _num_slices(length: int, num_logits: int) -> int:
-    """The fewest equal slices of the sequence whose logits stay within the bound (one token each, at the least)."""
-    return next(n for n in range(1, length + 1) if length % n == 0 and (num_logits // n <= _MAX_LOGITS or n == length))

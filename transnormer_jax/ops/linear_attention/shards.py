@@ -35,7 +35,10 @@ class Specs(NamedTuple):
 
 
 def specs(batch: int, num_tokens: int, num_heads: int) -> Specs:
-    """The specs of B rows of N tokens and H heads on the mesh at hand."""
+    """The specs of B rows of N tokens and H heads on the mesh at hand.
+
+    They name axes of size 1 as well: over an axis that a spec leaves out, a gradient is summed.
+    """
     axes = auto_axes()
     rows = that_divide(batch, RULES.batch, axes) or None
     heads = that_divide(num_heads, RULES.heads, axes) or None
@@ -45,7 +48,8 @@ def specs(batch: int, num_tokens: int, num_heads: int) -> Specs:
 
 def part_axis(num_tokens: int) -> str | None:
     """The mesh axis over which rows of N tokens lie in parts, or None where each device holds whole rows."""
-    axes = that_divide(num_tokens, RULES.sequence, auto_axes())
+    sizes = auto_axes()
+    axes = [axis for axis in that_divide(num_tokens, RULES.sequence, sizes) if sizes[axis] > 1]
     return axes[0] if axes else None
 
 
