@@ -42,7 +42,7 @@ def make_batch(seed: int) -> dict[str, np.ndarray]:
 
 
 def make_step(task, name="adamw"):
-    config = OptimizerConfig(name=name, learning_rate=3e-3, warmup_steps=2)
+    config = OptimizerConfig(name=name, learning_rate=1e-3, warmup_steps=2)
     schedule = make_schedule(config, STEPS)
     optimizer = make_optimizer(config, schedule)
     return optimizer, make_train_step(task, optimizer, schedule, accumulation_steps=2)

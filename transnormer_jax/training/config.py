@@ -128,6 +128,7 @@ class Config:
       profile_at: step at which a profile of `profile_steps` steps begins, for TensorBoard; 0 takes none.
       profile_steps: length of the profile.
       wandb_project: Weights & Biases project to log to as well, or "".
+      watchdog_seconds: a step that takes longer has the stacks of all threads printed; 0 never does.
     """
 
     architecture: str = "transnormer_llm"
@@ -149,6 +150,7 @@ class Config:
     profile_at: int = 0
     profile_steps: int = 5
     wandb_project: str = ""
+    watchdog_seconds: int = 600
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
@@ -172,9 +174,16 @@ class Config:
         return _build(cls, values, "config", {"model": model})
 
 
-def default_config(architecture: str = "transnormer_llm", **model: Any) -> ConfigDict:
-    """Every key of a run with its default, for a file in `configs/` to change; `model` replaces fields of the model."""
-    config = Config(architecture=architecture, model=_architecture(architecture)(**model))
+def default_config(architecture: str = "transnormer_llm", preset: str = "", **model: Any) -> ConfigDict:
+    """Every key of a run with its default, for a file in `configs/` to change.
+
+    Args:
+      architecture: a name in `ARCHITECTURES`.
+      preset: a named size of it, or "" for the architecture's defaults.
+      **model: replaces fields of the model.
+    """
+    kind: Any = _architecture(architecture)
+    config = Config(architecture=architecture, model=kind.preset(preset, **model) if preset else kind(**model))
     return ConfigDict(dataclasses.asdict(config))
 
 

@@ -1,0 +1,32 @@
+"""TransNormerLLM of 13 billion parameters.
+
+    python train.py --config=configs/tnl_13b.py --workdir=runs/tnl_13b --config.data.files='text/*.txt.xz'
+
+The model is that of the paper (arXiv 2307.14995); how its authors trained it is not published. Here: 20 tokens for each
+parameter, at 4 Mi tokens a step, and a learning rate usual for the size.
+
+Made for TPU v6e:16x16. It has not been run; compiled for that and other topologies, docs/scaling.md says what it needs:
+
+    python -m transnormer_jax.compile --config=configs/tnl_13b.py --topology=v6e:16x16
+"""
+
+from transnormer_jax.training.config import default_config
+
+
+def get_config():
+    config = default_config(preset="13b", remat="full")
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    config.data.dataset = "plain_text"
+    config.data.tokenizer = "tokenizer.model"  # SentencePiece, of up to 64,000 pieces
+    config.num_steps = 59_100
+    config.batch_size = 512
+    config.sequence_length = 8192
+    config.optimizer.learning_rate = 0.0003
+    config.optimizer.schedule = "wsd"
+    config.optimizer.warmup_steps = 2000
+    config.evaluation.every = 1000
+    config.evaluation.max_tokens = 10_000_000
+    config.evaluation.batch_size = 512
+    config.checkpoint_every = 1000
+    return config
