@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import glob
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -29,15 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 from benchmarks.measure import one_line
 from benchmarks.tpu_bundles import Replay, replay
 from benchmarks.tpu_hlo import copied_bytes
-from transnormer_jax.errors import UserError
+from transnormer_jax.distributed.topology import ENVIRONMENT, find_libtpu
 
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask for the kind of the machine
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_LOG_DIR": "disabled",
-}
 _DUMPS = r"packed-bundles-post-ra|pre-delay.*|pre-finalize.*"
 _KERNEL = "tpu_custom_call"
 
@@ -141,27 +133,6 @@ class Compiled:
     temp_bytes: int = 0
     seconds: float = 0.0
     failed: str | None = None
-
-
-def find_libtpu() -> Path:
-    """The compiler's library: $TPU_LIBRARY_PATH, the package libtpu, or <sys.prefix>/libtpu/libtpu/libtpu.so.
-
-    Raises:
-      UserError: there is none.
-    """
-    places = [Path(sys.prefix, "libtpu", "libtpu", "libtpu.so")]
-    package = importlib.util.find_spec("libtpu")
-    if package is not None and package.origin is not None:
-        places.insert(0, Path(package.origin).with_name("libtpu.so"))
-    if named := os.environ.get("TPU_LIBRARY_PATH"):
-        places = [Path(named)]
-    for place in places:
-        if place.is_file():
-            return place
-    raise UserError(
-        f"there is no TPU compiler at {' or '.join(map(str, places))}: run "
-        f"`pip install --no-deps --target={Path(sys.prefix, 'libtpu')} libtpu`, or name the file in TPU_LIBRARY_PATH."
-    )
 
 
 def libtpu_version() -> str:

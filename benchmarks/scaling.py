@@ -1,0 +1,111 @@
+"""What the recipes in configs/ need, by the TPU compiler: benchmarks/results/tpu/scaling.json, docs/scaling.md.
+
+    python -m benchmarks.scaling                    # compiles what the record lacks; about three minutes each
+    python -m benchmarks.scaling --only=tnl_7b      # compiles those again
+
+Every line of the table is one `python -m transnormer_jax.compile`, in a process of its own.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmarks.environment import describe_environment
+from transnormer_jax import command
+from transnormer_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORD = ROOT / "benchmarks" / "results" / "tpu" / "scaling.json"
+PAGE = ROOT / "docs" / "scaling.md"
+
+# Arguments of transnormer_jax.compile.
+COMMANDS = (
+    "--config=configs/tnl_385m.py --topology=v5e:2x2",
+    "--config=configs/tnl_1b.py --topology=v5e:4x4",
+    "--config=configs/tnl_3b.py --topology=v5p:2x2x4",
+    "--config=configs/tnl_7b.py --topology=v5p:4x4x4",
+    "--config=configs/tnl_13b.py --topology=v6e:16x16",
+    "--config=configs/tnl_65b.py --topology=v5p:8x8x4",
+    "--config=configs/tnl_175b.py --topology=v5p:8x8x8",
+    "--config=configs/tnl_175b.py --topology=v5p:8x8x16",
+    "--config=configs/tnl_175b.py --topology=tpu7x:4x4x4",
+    "--config=configs/tnl_7b.py --topology=v5p:8x8x8 --config.sequence_length=1048576 --config.batch_size=1 "
+    "--config.evaluation.batch_size=1 --config.mesh.fsdp=1 --config.mesh.context=64 --config.mesh.tensor=8",
+)
+
+_ONLY = flags.DEFINE_string(
+    "only", "", "Compile the commands that hold this text again; empty: those without a record."
+)
+_BEGIN, _END = "<!-- made by python -m benchmarks.scaling -->\n", "<!-- end -->\n"
+
+
+def main() -> None:
+    """Compiles, and rewrites the record after each program and the page at the end."""
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {"programs": {}}
+    chosen = [words for words in COMMANDS if (_ONLY.value in words if _ONLY.value else words not in record["programs"])]
+    if _ONLY.value and not chosen:
+        raise UserError(f"no command holds {_ONLY.value!r}: the last words of {COMMANDS[0]!r} would do.")
+    for words in chosen:
+        report = _compile(words) | {"environment": describe_environment()}
+        record["programs"] = {
+            known: report if known == words else record["programs"][known]
+            for known in COMMANDS
+            if known == words or known in record["programs"]
+        }
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{words}: {report['compile_seconds']:.0f} s", flush=True)
+    PAGE.write_text(page(PAGE.read_text(), record))
+
+
+def page(text: str, record: Mapping[str, Any]) -> str:
+    """The page with the table of the record between its two marks."""
+    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
+    return text[:begin] + _table(record["programs"]) + text[end:]
+
+
+def _compile(words: str) -> dict[str, Any]:
+    process = subprocess.run(
+        [sys.executable, "-m", "transnormer_jax.compile", *shlex.split(words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode:
+        raise UserError(f"{words} does not compile: {process.stderr.strip().splitlines()[-1]}")
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def _table(programs: Mapping[str, Any]) -> str:
+    header = (
+        "| config | topology | mesh | rows x tokens | parameters | GiB per chip (arguments, peak, of) | FLOPs / 6ND | "
+        "gathered and summed, GB per chip | estimated step | MFU |\n" + "|---" * 10 + "|\n"
+    )
+    return header + "".join(_row(words, report) for words, report in programs.items())
+
+
+def _row(words: str, report: Mapping[str, Any]) -> str:
+    arguments = dict(word.lstrip("-").split("=", 1) for word in words.split())
+    config, topology = Path(arguments["config"]).stem, arguments["topology"]
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
+    memory = report["bytes_per_chip"]
+    gib = [f"{memory[name] / 2**30:.1f}" for name in ("arguments", "peak", "available")]
+    sent = sum(collective["bytes"] for collective in report["collectives"]) / 1e9
+    length = arguments.get("config.sequence_length", "8192")
+    rows = report["tokens"] // int(length)
+    cells = [
+        *(config, topology, mesh, f"{rows:,} x {int(length):,}", f"{report['parameters'] / 1e9:.2f}e9", ", ".join(gib)),
+        *(f"{report['recompute_factor']:.2f}", f"{sent:.1f}", f"{report['estimated_seconds']:.2f} s"),
+        f"{report['implied_mfu']:.0%}",
+    ]
+    return "| " + " | ".join(cells) + " |\n"
+
+
+if __name__ == "__main__":
+    command.run(main)
