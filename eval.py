@@ -12,17 +12,20 @@ from pathlib import Path
 from absl import flags
 
 from transnormer_jax import command
+from transnormer_jax.distributed import processes
 from transnormer_jax.training import evaluate_run
 
 _CONFIG = command.define_config_flag(required=False)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 _SPLIT = flags.DEFINE_string("split", "", "Split to evaluate on; empty for the configuration's data.eval_split.")
+_MEMBERSHIP = processes.define_flags()
 
 
 def main() -> None:
     """Evaluates."""
     config = command.read_config_flag(_CONFIG) if _CONFIG.value else None
-    print(json.dumps(evaluate_run(Path(_WORKDIR.value), config, _SPLIT.value)))
+    with processes.joined(_MEMBERSHIP()):
+        print(json.dumps(evaluate_run(Path(_WORKDIR.value), config, _SPLIT.value)))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,24 @@ position in the data.
 """
 
 import dataclasses
+import errno
+import functools
 import json
+import logging
+import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from transnormer_jax.distributed import processes
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.step import TrainState
@@ -21,31 +30,69 @@ from transnormer_jax.training.step import TrainState
 # Fields of the architecture that may change between two starts of a run: they alter speed or memory alone.
 _FREE_FIELDS = ("remat", "backend", "dtype", "dropout")
 
+# What a full, limited, read-only or failing disk answers; TensorStore passes on the words alone.
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+
+
+class UnwritableError(UserError):
+    """The file system refuses a checkpoint."""
+
 
 class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints/`."""
+    """The checkpoints of one run, in `workdir/checkpoints/`; a context that finishes what is under way at its end.
+
+    Every method is called by all processes alike.
+    """
 
     def __init__(self, workdir: Path, *, keep: int, config: Config, tokenizer: str):
         """Opens the directory, and makes it if need be; `tokenizer` is a fingerprint."""
         self._directory = workdir.absolute() / "checkpoints"
         self._config, self._tokenizer = config, tokenizer
+        _silence_repetitions()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with self._told_if_refused("made"):
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._newest = -1
 
     def save(self, state: TrainState, *, rows: int) -> None:
-        """Begins to save `state`, which may be donated at once, and the number of rows of data consumed."""
+        """Begins to save `state`, which may be donated at once, and the number of rows of data consumed.
+
+        Raises:
+          UnwritableError: the disk refuses this checkpoint, or refused the one before in the background.
+        """
         metadata = {"model": _identity(self._config), "tokenizer": self._tokenizer, "rows": rows}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(_as_tree(state.opt_state)),
             metadata=ocp.args.JsonSave(metadata),
         )
-        self._manager.save(int(state.step), args=items, force=True)
+        step = int(state.step)
+        with self._told_if_refused("written"):
+            self._manager.save(step, args=items, force=True)
+        self._newest = step
+
+    def save_in_emergency(self, state: TrainState, *, rows: int) -> None:
+        """Saves `state` while an exception is under way, if that can still be done; never raises.
+
+        Not on several processes: a save takes all of them, and the others may know nothing of the exception.
+        """
+        if jax.process_count() > 1 or any(x.is_deleted() for x in jax.tree.leaves(state)):
+            return
+        try:
+            step = int(jax.block_until_ready(state).step)
+            if step in (0, self._newest):
+                return
+            self.save(state, rows=rows)
+            self._manager.wait_until_finished()
+            print(f"saved step {step} before the exception that follows", file=sys.stderr)
+        except Exception as error:  # the exception under way says more
+            print(f"warning: nothing could be saved in emergency ({_first_line(error)}).", file=sys.stderr)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, int] | None:
         """Returns the newest state that can be read and its rows of data, or None in a new run.
 
-        A checkpoint that cannot be read is set aside in `workdir/broken_checkpoints/`, and the one before is taken.
+        A checkpoint that cannot be read, by one process at least, is set aside in `workdir/broken_checkpoints/`, and
+        the one before is taken.
 
         Args:
           abstract: shapes, dtypes and shardings.
@@ -53,56 +100,89 @@ class Checkpoints:
         Raises:
           UserError: the checkpoints are another model's, or none of them can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        broken: dict[int, Exception] = {}
-        for step in steps:
+        # File systems differ in when they show a new directory: process 0 says which steps there are.
+        steps = sorted(self._manager.all_steps())
+        tried, broken = 0, dict[int, str]()
+        while (step := processes.first_process_says(steps.pop() if steps else -1)) >= 0:
+            tried += 1
+            restored, reason = None, "another process cannot read it"
             try:
                 restored = self._restore_step(step, abstract)
             except (UserError, MemoryError, jax.errors.JaxRuntimeError):
                 raise  # not the checkpoint's fault
             except Exception as error:
                 # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
-                broken[step] = error
+                reason = _first_line(error)
+            if not processes.all_agree(restored is not None) or restored is None:
+                broken[step] = reason
                 continue
-            for newer, reason in broken.items():
-                aside = self._set_aside(newer)
-                print(f"warning: checkpoint {newer} is broken ({_first_line(reason)}); it is now in {aside}.")
+            self._set_aside(broken)
             print(f"resumed from checkpoint {step}", flush=True)
+            self._newest = step
             return restored
-        if steps:
-            raise _none_readable(self._directory, len(steps))
+        if tried:
+            raise _none_readable(self._directory, tried)
         return None
 
-    def close(self) -> None:
-        """Finishes what is under way."""
-        self._manager.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if error is None:
+            with self._told_if_refused("written"):
+                self._manager.close()
+        elif jax.process_count() == 1 and not isinstance(error, UnwritableError):
+            try:
+                self._manager.close()
+            except Exception as other:
+                print(f"warning: the last checkpoint was not finished ({_first_line(other)}).", file=sys.stderr)
+        # Else it would wait for processes that may be gone; what is half written has a name of its own.
 
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
-        metadata = self._manager.restore(step, args=ocp.args.Composite(metadata=ocp.args.JsonRestore())).metadata
+        directory = self._directory / str(step)
+        own = _each_for_itself()
+        json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=own)
+        with ocp.Checkpointer(json_handler, multiprocessing_options=own) as checkpointer:
+            metadata = checkpointer.restore(directory / "metadata")
         _check_identity(metadata["model"], self._config)
         if metadata["tokenizer"] != self._tokenizer:
             raise UserError(
                 "the workdir's model was trained with another tokenizer: use another --workdir, or that tokenizer."
             )
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params),
-                opt_state=ocp.args.StandardRestore(_as_tree(abstract.opt_state)),
-            ),
+        with ocp.StandardCheckpointer(multiprocessing_options=own) as checkpointer:
+            params = checkpointer.restore(directory / "params", abstract.params)
+            leaves = checkpointer.restore(directory / "opt_state", _as_tree(abstract.opt_state))
+        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), leaves)
+        count = jax.make_array_from_callback(
+            (), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype)
         )
-        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), jax.tree.leaves(items.opt_state))
-        count = jax.device_put(jax.numpy.asarray(step, abstract.step.dtype), abstract.step.sharding)
-        return TrainState(count, items.params, opt_state), metadata["rows"]
+        return TrainState(count, params, opt_state), metadata["rows"]
 
-    def _set_aside(self, step: int) -> Path:
-        aside = self._directory.parent / "broken_checkpoints" / str(step)
-        aside.parent.mkdir(exist_ok=True)
-        while aside.exists():
-            aside = aside.with_name(aside.name + "_")
-        (self._directory / str(step)).rename(aside)
+    def _set_aside(self, broken: Mapping[int, str]) -> None:
+        if not broken:
+            return
+        for step, reason in broken.items() if jax.process_index() == 0 else ():
+            aside = self._directory.parent / "broken_checkpoints" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            while aside.exists():
+                aside = aside.with_name(aside.name + "_")
+            (self._directory / str(step)).rename(aside)
+            print(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}.")
+        processes.meet("broken checkpoints are set aside")
         self._manager.reload()
-        return aside
+
+    @contextmanager
+    def _told_if_refused(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = _refusal(error)
+            if not reason:
+                raise
+            raise UnwritableError(
+                f"a checkpoint could not be {done} in {str(self._directory)!r} ({reason}): mend that, or make room, "
+                "and run the same command to resume from the newest one there, which is unharmed."
+            ) from error
 
 
 def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
@@ -115,9 +195,9 @@ def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
     steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     if not steps:
         raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(multiprocessing_options=_each_for_itself()) as checkpointer:
         for step in steps:
             try:
                 return step, checkpointer.restore(directory / str(step) / "params", target)
@@ -127,6 +207,31 @@ def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
                     file=sys.stderr,
                 )
     raise _none_readable(directory, len(steps))
+
+
+@functools.cache  # once in a process
+def _silence_repetitions() -> None:
+    """Keeps tracebacks off stderr that say again, or worse, what is raised and told in one sentence."""
+    # Orbax logs an error in each thread that meets it.
+    logging.getLogger("absl").addFilter(_is_no_repetition)
+    # Reads that are under way when another one fails come back to an event loop that is closed.
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
+
+
+def _each_for_itself() -> ocp.options.MultiprocessingOptions:
+    """Reading without barriers, at which the others would stand if one process fails."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -150,6 +255,16 @@ def _check_identity(saved: dict[str, Any], config: Config) -> None:
 def _as_tree(opt_state: Any) -> list[Any]:
     # As a list of arrays: optax's own state types may change between versions, the order of their leaves seldom does.
     return jax.tree.leaves(opt_state)
+
+
+def _refusal(error: BaseException | None) -> str:
+    """In words, what a file system answered, if that is what went wrong; else ""."""
+    while error is not None:
+        for words in map(os.strerror, _REFUSALS):
+            if words in str(error):
+                return words
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from transnormer_jax.distributed import make_mesh, placement_table
+from transnormer_jax.distributed import make_mesh, placement_table, processes
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.batches import batches_on_mesh
 from transnormer_jax.training.checkpoints import Checkpoints
@@ -20,6 +20,7 @@ from transnormer_jax.training.problem import Problem, load_problem
 from transnormer_jax.training.progress import Progress, duration
 from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
 from transnormer_jax.training.stop_signal import StopSignal
+from transnormer_jax.training.watchdog import Watchdog
 from transnormer_jax.training.workdir import write_config
 
 
@@ -37,7 +38,8 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     schedule = make_schedule(config.optimizer, config.num_steps)
-    problem = load_problem(config, mesh)
+    with processes.first_process_first("the data are prepared"):
+        problem = load_problem(config, mesh)
     task, rows = problem.task, problem.rows
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
@@ -96,46 +98,56 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
             print(progress.line(step, scalars), flush=True)
 
     def evaluate(step: int) -> dict[str, float]:
+        watchdog.pause()
         with progress.pause():
             result = problem.evaluate(state.params)
             writer.write(step, {f"eval/{name}": value for name, value in result.items()})
             print(f"step {step} | held out: {_in_words(result)}", flush=True)
+        watchdog.step()
         return result
 
-    def save(step: int) -> None:
+    def save() -> None:
         with progress.pause():
             checkpoints.save(state, rows=rows_read)
 
+    any_process = processes.AnyProcess(mesh)
+    watchdog = Watchdog(config.watchdog_seconds)
     try:
-        with StopSignal() as stop, jax.set_mesh(mesh):
-            for step in range(first_step + 1, config.num_steps + 1):
-                if step == config.profile_at:
-                    jax.profiler.start_trace(str(workdir / "tensorboard"))
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, metrics = compiled_step(state, next(batches))
-                rows_read += config.batch_size
-                read_pending(step - 1)
-                pending = metrics
-                if step == config.profile_at + config.profile_steps - 1 and config.profile_at:
-                    jax.block_until_ready(state)
-                    jax.profiler.stop_trace()
-                if config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps:
-                    read_pending(step)
-                    pending = None
-                    evaluate(step)
-                if stop or step % config.checkpoint_every == 0 or step == config.num_steps:
-                    save(step)
-                if stop:
-                    break
-            read_pending(int(state.step))
-            if stop and int(state.step) < config.num_steps:
-                print(
-                    f"stopped by {stop.name} after step {int(state.step)}; run the same command to resume", flush=True
-                )
-            else:
-                result = evaluate(int(state.step))
+        with StopSignal() as stop, checkpoints, watchdog, jax.set_mesh(mesh):
+            try:
+                for step in range(first_step + 1, config.num_steps + 1):
+                    if step == config.profile_at:
+                        jax.profiler.start_trace(str(workdir / "tensorboard"))
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, metrics = compiled_step(state, next(batches))
+                    rows_read += config.batch_size
+                    stopping = any_process(bool(stop))
+                    read_pending(step - 1)
+                    pending = metrics
+                    watchdog.step()
+                    if step == config.profile_at + config.profile_steps - 1 and config.profile_at:
+                        jax.block_until_ready(state)
+                        jax.profiler.stop_trace()
+                    if config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps:
+                        read_pending(step)
+                        pending = None
+                        evaluate(step)
+                    if stopping or step % config.checkpoint_every == 0 or step == config.num_steps:
+                        save()
+                    if stopping:
+                        break
+                read_pending(int(state.step))
+                if int(state.step) < config.num_steps:
+                    name = stop.name or "a signal to another process"
+                    print(f"stopped by {name} after step {int(state.step)}; run the same command to resume", flush=True)
+                else:
+                    result = evaluate(int(state.step))
+            except UserError:  # said by the loop itself, which keeps the checkpoints that it has
+                raise
+            except Exception:
+                checkpoints.save_in_emergency(state, rows=rows_read)
+                raise
     finally:
-        checkpoints.close()
         writer.close()
     return result
 

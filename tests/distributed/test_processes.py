@@ -1,0 +1,245 @@
+"""Runs of several processes: they train as one, stop as one, resume on any number, and outlive the loss of any one."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.commands import assert_fails, start, write_tiny_config
+from transnormer_jax.distributed import processes
+from transnormer_jax.distributed.processes import Membership
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLM
+from transnormer_jax.tasks import CausalLM
+from transnormer_jax.training.checkpoints import restore_params
+from transnormer_jax.training.workdir import read_config
+
+STEPS = 12
+OPTIONS = (f"--config.num_steps={STEPS}", "--config.checkpoint_every=4", "--config.evaluation.batch_size=8")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(config: Path, workdir: Path, *, count: int, devices: int, mesh: str = "fsdp=2") -> list[subprocess.Popen]:
+    """Starts the processes of a run, each with so many CPU devices."""
+    command = ["train.py", f"--config={config}", f"--workdir={workdir}", f"--config.mesh.{mesh}", *OPTIONS]
+    port = free_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("JAX_NUM_CPU_DEVICES", str(devices))
+        if count == 1:
+            return [start(*command)]
+        told = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}")
+        return [start(*command, *told, f"--process_id={i}") for i in range(count)]
+
+
+def finish(run: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Waits for all; exit status, stdout and stderr of each."""
+    texts = [process.communicate(timeout=280) for process in run]
+    return [(process.returncode, *text) for process, text in zip(run, texts, strict=True)]
+
+
+def finish_well(run: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    results = finish(run)
+    assert [status for status, _, _ in results] == [0] * len(run), results
+    return results
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    for line in process.stdout:
+        if line.startswith(f"step {step:>2}/{STEPS}"):
+            return
+    raise AssertionError(process.communicate())
+
+
+def losses_of(workdir: Path) -> Iterator[tuple[int, float]]:
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        if "loss" in (scalars := json.loads(line)):
+            yield scalars["step"], scalars["loss"]
+
+
+def assert_same_losses(workdir: Path, expected: Path) -> None:
+    """Every step stands in the log once, with the same loss."""
+    (steps, ours), (_, theirs) = zip(*losses_of(workdir), strict=True), zip(*losses_of(expected), strict=True)
+    assert steps == tuple(range(1, STEPS + 1))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def params_of(workdir: Path) -> list[np.ndarray]:
+    task = CausalLM(TransNormerLLM(read_config(workdir).model))
+    step, params = restore_params(workdir, jax.eval_shape(task.init, jax.random.key(0)))
+    assert step == STEPS
+    return [np.asarray(x) for x in jax.tree.leaves(params)]
+
+
+def rows_read(workdir: Path) -> int:
+    return json.loads((workdir / "checkpoints" / str(STEPS) / "metadata" / "metadata").read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return write_tiny_config(tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def one_process(config) -> Path:
+    """The run of one process with four devices."""
+    workdir = config.parent / "one_process"
+    finish_well(launch(config, workdir, count=1, devices=4))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two_processes(config) -> Path:
+    """The same run by two processes with two devices each, which nothing disturbed."""
+    workdir = config.parent / "two_processes"
+    results = finish_well(launch(config, workdir, count=2, devices=2))
+    assert "process 0 of 2, 4 x cpu" in results[0][1]
+    assert results[1][1] == ""  # only process 0 speaks
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(config) -> Path:
+    """A run on eight devices of two processes, of which the second has been sent SIGTERM."""
+    workdir = config.parent / "stopped"
+    run = launch(config, workdir, count=2, devices=4)
+    wait_for_step(run[0], 5)
+    run[1].send_signal(signal.SIGTERM)
+    (_, told, _), _ = finish_well(run)
+    assert "stopped by a signal to another process after step" in told
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(one_process, two_processes):
+    assert_same_losses(two_processes, one_process)
+    lines = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in (two_processes, one_process)]
+    assert lines[0]["eval/tokens"] == lines[1]["eval/tokens"]
+    np.testing.assert_allclose(lines[0]["eval/loss"], lines[1]["eval/loss"], rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "devices", "mesh"), [(1, 4, "fsdp=2"), (1, 1, "fsdp=1"), (2, 2, "tensor=2")], ids=["4", "1", "2x2"]
+)
+def test_a_stopped_run_resumes_on_another_number_of_devices(
+    config, stopped, one_process, tmp_path, count, devices, mesh
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    results = finish_well(launch(config, workdir, count=count, devices=devices, mesh=mesh))
+    assert "resumed from checkpoint" in results[0][1]
+    assert_same_losses(workdir, one_process)
+    assert rows_read(workdir) == STEPS * 16
+
+
+@pytest.mark.slow
+def test_a_lost_shard_is_told(config, stopped, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(stopped, workdir)
+    shards = [file for file in (workdir / "checkpoints").rglob("d/*") if "params" in file.parts]
+    assert shards
+    for file in shards:
+        file.unlink()
+    (result,) = finish(launch(config, workdir, count=1, devices=1, mesh="fsdp=1"))
+    assert_fails(result, "none of the", "checkpoints", "can be read")
+
+
+def lose(config: Path, workdir: Path, lost: int) -> None:
+    """Kills one of two processes in the middle of a run, and checks how the other ends."""
+    run = launch(config, workdir, count=2, devices=2)
+    wait_for_step(run[0], 6)
+    run[lost].kill()
+    results = finish(run)
+    status, _, err = results[1 - lost]
+    assert results[lost][0] == -signal.SIGKILL
+    assert status == processes.LOST, err
+    (sentence,) = [line for line in err.splitlines() if "error: " in line]
+    assert "another process of this run has died" in sentence
+    assert "start all of them again" in sentence
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_process_ends_the_other(config, tmp_path):
+    lose(config, tmp_path / "run", lost=1)
+
+
+@pytest.mark.slow
+def test_a_run_that_lost_its_first_process_resumes(config, two_processes, tmp_path):
+    workdir = tmp_path / "run"
+    lose(config, workdir, lost=0)
+    results = finish_well(launch(config, workdir, count=2, devices=2))
+    assert "resumed from checkpoint" in results[0][1]
+    for a, b in zip(params_of(workdir), params_of(two_processes), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (Membership(num_processes=2), ["--coordinator and --process_id missing", "all three"]),
+        (Membership("host:1", 2), ["--process_id missing"]),
+        (Membership("host", 2, 0), ["'host' is no address", "HOST:PORT"]),
+        (Membership("host:1", 2, 2), ["--process_id=2 is not below --num_processes=2"]),
+        (Membership("host:1", 2, -1), ["--process_id=-1"]),
+    ],
+)
+def test_wrong_membership_is_told(told, words):
+    with pytest.raises(UserError) as caught, processes.joined(told):
+        pass
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_environment_fills_in_what_flags_leave_out(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match=r"\$JAX_NUM_PROCESSES is 'two'"), processes.joined():
+        pass
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(UserError, match="--coordinator missing"), processes.joined(Membership(process_id=1)):
+        pass
+
+
+def test_a_silent_address_is_told():
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"process 0 does not answer at {address} within 1 s"):  # noqa: SIM117
+        with processes.joined(Membership(address, 2, 1), timeout_seconds=1):
+            pass
+
+
+def test_a_port_in_use_is_told():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UserError, match="cannot listen"), processes.joined(Membership(address, 2, 0)):
+            pass
+
+
+def test_one_process_starts_nothing():
+    with processes.joined(Membership(f"127.0.0.1:{free_port()}", 1, 0)):
+        assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.slow
+def test_where_nothing_is_told_or_detected_nothing_starts():
+    program = """
+import jax
+from transnormer_jax.distributed import processes
+with processes.joined():
+    print(jax.distributed.is_initialized(), jax.process_count())
+"""
+    status, out, err = finish([start("-c", program)])[0]
+    assert (status, out) == (0, "False 1\n"), err
