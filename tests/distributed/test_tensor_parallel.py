@@ -1,15 +1,10 @@
 """Tensor parallelism on TPUs is the paper's: counted in what the TPU compiler makes of a block."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
-from benchmarks.tpu_compiler import ENVIRONMENT, find_libtpu
-from tests.commands import ROOT
-from transnormer_jax.errors import UserError
+from tests.distributed.tpu import compiled_text
 
 _COMPILE = """
 import jax
@@ -39,16 +34,8 @@ _COLLECTIVE = re.compile(
 
 @pytest.mark.slow
 def test_a_block_has_two_sums_of_tokens_each_way_and_two_of_one_number_per_token():
-    try:
-        environment = os.environ | ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
-    except UserError as error:
-        pytest.skip(str(error))
-    environment.pop("XLA_FLAGS", None)
-    program = subprocess.run(
-        [sys.executable, "-c", _COMPILE], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert program.returncode == 0, program.stderr[-2000:]
-    found = [match.groups() for match in map(_COLLECTIVE.search, program.stdout.splitlines()) if match]
+    text = compiled_text(_COMPILE)
+    found = [match.groups() for match in map(_COLLECTIVE.search, text.splitlines()) if match]
     block = sorted(
         (shape.split("{")[0], kind, "transpose" in name) for shape, kind, name in found if "layers_0" in name
     )

@@ -1,14 +1,8 @@
 """The training step, compiled for a slice of TPUs without having one: kernels are found and divided."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-from benchmarks.tpu_compiler import ENVIRONMENT, find_libtpu
-from transnormer_jax.errors import UserError
+from tests.distributed.tpu import compiled_text
 
 _COMPILE = """
 import jax
@@ -39,21 +33,8 @@ with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
 
 @pytest.mark.slow
 def test_the_training_step_takes_the_kernels_on_each_chips_rows():
-    try:
-        environment = os.environ | ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
-    except UserError as error:
-        pytest.skip(str(error))
-    environment.pop("XLA_FLAGS", None)
-    program = subprocess.run(
-        [sys.executable, "-c", _COMPILE],
-        env=environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert program.returncode == 0, program.stderr[-2000:]
-    calls = [line for line in program.stdout.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    text = compiled_text(_COMPILE)
+    calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     # Layers with and without LRPE, each forward, again forward where the backward pass recomputes it, and backward.
     assert sum("linear_attention_backward" in call.split("=")[0] for call in calls) == 2
     assert len(calls) == 6

@@ -26,9 +26,8 @@ def workdir(tmp_path_factory):
     params = TransNormerLLM(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     config = Config(model=model)
     write_config(workdir, config)
-    checkpoints = Checkpoints(workdir, keep=1, config=config, tokenizer="")
-    checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
-    checkpoints.close()
+    with Checkpoints(workdir, keep=1, config=config, tokenizer="") as checkpoints:
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
     return workdir
 
 

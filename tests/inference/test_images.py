@@ -131,9 +131,8 @@ def workdir(tmp_path_factory):
     }
     config = Config.from_dict(values)
     write_config(directory, config)
-    checkpoints = Checkpoints(directory, keep=1, config=config, tokenizer="")
-    checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
-    checkpoints.close()
+    with Checkpoints(directory, keep=1, config=config, tokenizer="") as checkpoints:
+        checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
     write_config(directory / "language_model", Config())
     return directory, config
 

@@ -48,8 +48,8 @@ class ShardingRules:
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> PartitionSpec:
         """How an array with dimensions of these names lies on a mesh; a dimension named None is not divided.
 
-        >>> RULES.spec(("layers", "embed", "heads"), (24, 1024, 1024), {"fsdp": 4, "tensor": 2})
-        PartitionSpec(None, 'fsdp', 'tensor')
+        >>> tuple(RULES.spec(("layers", "embed", "heads"), (24, 1024, 1024), {"fsdp": 4, "tensor": 2}))
+        (None, 'fsdp', 'tensor')
 
         Raises:
           UserError: a name is unknown, or two of them would divide over the same axis.

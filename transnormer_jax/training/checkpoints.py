@@ -214,6 +214,8 @@ def _silence_repetitions() -> None:
     """Keeps tracebacks off stderr that say again, or worse, what is raised and told in one sentence."""
     # Orbax logs an error in each thread that meets it.
     logging.getLogger("absl").addFilter(_is_no_repetition)
+    # So does asyncio for the writes beside the one whose error Orbax passes on.
+    logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())
     # Reads that are under way when another one fails come back to an event loop that is closed.
     previous = sys.unraisablehook
 
