@@ -5,7 +5,7 @@
 The model is that of the paper (arXiv 2307.14995); how its authors trained it is not published. Here: 20 tokens for each
 parameter, at 1 Mi tokens a step, and a learning rate usual for the size.
 
-Made for TPU v5e:4x4. It has not been run; compiled for that and other topologies, docs/scaling.md says what it needs:
+Made for TPU v5e:4x4. It has not been run; the TPU compiler says what it needs:
 
     python -m transnormer_jax.compile --config=configs/tnl_1b.py --topology=v5e:4x4
 """
