@@ -1,9 +1,9 @@
-"""Faults at random times: runs that are killed or told to stop, and started again until they end.
+"""Faults at random steps: runs that are killed or told to stop, and started again until they end.
 
-Each run trains the same small model on text made here, in one process or two. At a random time after its start a
-signal, SIGKILL or SIGTERM, goes to one of its processes, drawn too; a run that had ended by then counts as not hit.
-Whoever is left must end by himself, and the same command is given again. At the end the parameters must be those of a
-run that nothing disturbed, bit by bit.
+Each run trains the same small model on text made here, in one process or two. At a random moment of a random step, or
+before the first one, a signal, SIGKILL or SIGTERM, goes to one of its processes, drawn too; a run that ended before
+the signal came is repeated. Whoever is left must end by himself, and the same command is given again. At the end the
+parameters must be those of a run that nothing disturbed, bit by bit.
 
     python -m benchmarks.faults --runs=30 --seed=0
 
@@ -49,10 +49,10 @@ def get_config():
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 3
     config.num_steps = {num_steps}
-    config.batch_size = 16
-    config.sequence_length = 128
+    config.batch_size = 32
+    config.sequence_length = 256
     config.log_every = 1
-    config.checkpoint_every = 5
+    config.checkpoint_every = 10
     config.evaluation.batch_size = 4
     config.evaluation.window = 32
     return config
@@ -60,6 +60,9 @@ def get_config():
 
 # A process that does not end within this time after a fault hangs.
 _PATIENCE_SECONDS = 240
+# Start-up, from the first import to the first step, is the target of one fault in so many.
+_STARTUP = 6
+_STARTUP_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Settings:
     """What to do to how many runs.
 
     Attributes:
-      runs: training runs in all, every other one of two processes; each suffers one fault.
-      seed: of the times, the signals and the victims.
+      runs: faults in all, every other one to a run of two processes.
+      seed: of the steps, the moments, the signals and the victims.
       num_steps: length of a run.
     """
 
     runs: int = 30
     seed: int = 0
-    num_steps: int = 40
+    num_steps: int = 60
 
     def __post_init__(self):
         if self.runs < 1 or self.num_steps < 5:
@@ -95,17 +98,19 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="faults.") as scratch:
         config = _write_config(Path(scratch), settings.num_steps)
-        expected, seconds = {}, {}
+        expected = {}
         for count in (1, 2):
             workdir = Path(scratch) / f"undisturbed_{count}"
-            begin = time.monotonic()
             _finish(_start(config, workdir, count))
-            seconds[count] = time.monotonic() - begin
             expected[count] = _parameters(workdir, settings.num_steps)
         for number in range(settings.runs):
             count = 1 + number % 2
             workdir = Path(scratch) / f"run_{number}"
-            row = {"run": number, "processes": count, **_disturb(config, workdir, count, draw, seconds[count])}
+            fault = None
+            while fault is None:
+                shutil.rmtree(workdir, ignore_errors=True)
+                fault = _disturb(config, workdir, count, draw, settings.num_steps)
+            row = {"run": number, "processes": count, **fault}
             found = _parameters(workdir, settings.num_steps)
             row["same_parameters"] = len(found) == len(expected[count]) and all(
                 a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(found, expected[count], strict=True)
@@ -115,10 +120,10 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
             shutil.rmtree(workdir)
     summary = {
         "runs": len(rows),
-        "hit": sum(row["hit"] for row in rows),
-        "sigkill": sum(row["hit"] and row["signal"] == "SIGKILL" for row in rows),
-        "sigterm": sum(row["hit"] and row["signal"] == "SIGTERM" for row in rows),
-        "of_two_processes": sum(row["hit"] and row["processes"] == 2 for row in rows),
+        "sigkill": sum(row["signal"] == "SIGKILL" for row in rows),
+        "sigterm": sum(row["signal"] == "SIGTERM" for row in rows),
+        "of_two_processes": sum(row["processes"] == 2 for row in rows),
+        "before_the_first_step": sum(row["after_step"] == 0 for row in rows),
         "resumed_from_a_checkpoint": sum(row["resumed_from"] is not None for row in rows),
         "hung": sum(row["hung"] for row in rows),
         "same_parameters": sum(row["same_parameters"] for row in rows),
@@ -127,23 +132,29 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     return {"output": str(output), **summary}
 
 
-def _disturb(config: Path, workdir: Path, count: int, draw: random.Random, seconds: float) -> dict[str, Any]:
-    """One run: a fault, the end of all its processes, and the same command again."""
-    after, victim = draw.uniform(0, seconds), draw.randrange(count)
-    kind = draw.choice([signal.SIGKILL, signal.SIGTERM])
+def _disturb(config: Path, workdir: Path, count: int, draw: random.Random, num_steps: int) -> dict[str, Any] | None:
+    """One run: a fault, the end of all its processes, and the same command again; None if it ended before the fault."""
+    in_startup = draw.randrange(_STARTUP) == 0
+    target = 0 if in_startup else draw.randrange(1, num_steps)
+    delay = draw.uniform(0, _STARTUP_SECONDS if in_startup else 0.1)
+    victim, kind = draw.randrange(count), draw.choice([signal.SIGKILL, signal.SIGTERM])
     run = _start(config, workdir, count)
-    time.sleep(after)
+    while _last_step(run[0].log) < target and run[0].process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
     hit = all(one.process.poll() is None for one in run)
     if hit:
         run[victim].process.send_signal(kind)
+    after = _last_step(run[0].log)
     results = [_end(one) for one in run]
+    if not hit:
+        return None
     again = _finish(_start(config, workdir, count))
     words = [line.split() for line in again.splitlines() if line.startswith("resumed from checkpoint ")]
     return {
         "signal": kind.name,
         "victim": victim,
-        "after_seconds": round(after, 2),
-        "hit": hit,
+        "after_step": after,
         "exit_statuses": [status for status, _ in results],
         "hung": any(status is None for status, _ in results),
         "told_of_the_loss": sum(status == LOST and "error: " in text for status, text in results),
@@ -151,11 +162,17 @@ def _disturb(config: Path, workdir: Path, count: int, draw: random.Random, secon
     }
 
 
+def _last_step(log: Path) -> int:
+    """The last step that process 0 has written of; 0 before the first."""
+    steps = [line for line in log.read_text().splitlines() if line.startswith("step ") and "/" in line]
+    return int(steps[-1].split()[1].split("/")[0]) if steps else 0
+
+
 def _line(row: dict[str, Any]) -> str:
-    fault = f"{row['signal']} to process {row['victim']} of {row['processes']} after {row['after_seconds']:6.2f} s"
+    fault = f"{row['signal']} to process {row['victim']} of {row['processes']} after step {row['after_step']:2d}"
     end = f"exit statuses {row['exit_statuses']}, resumed from {row['resumed_from']}"
     verdict = "same parameters" if row["same_parameters"] else "OTHER PARAMETERS"
-    return f"{row['run']:4d} {fault}{'' if row['hit'] else ' (too late)'}: {end}: {verdict}"
+    return f"{row['run']:4d} {fault}: {end}: {verdict}"
 
 
 def _write_config(directory: Path, num_steps: int) -> Path:

@@ -34,7 +34,7 @@ COMMANDS = (
     "--config=configs/tnl_65b.py --topology=v5p:8x8x4",
     "--config=configs/tnl_175b.py --topology=v5p:8x8x8",
     "--config=configs/tnl_175b.py --topology=v5p:8x8x16",
-    "--config=configs/tnl_175b.py --topology=tpu7x:4x4x4",
+    "--config=configs/tnl_175b.py --topology=tpu7x:4x4x4 --config.accumulation_steps=16",
     "--config=configs/tnl_7b.py --topology=v5p:8x8x8 --config.sequence_length=1048576 --config.batch_size=1 "
     "--config.evaluation.batch_size=1 --config.mesh.fsdp=1 --config.mesh.context=64 --config.mesh.tensor=8",
 )

@@ -22,6 +22,7 @@ def get_config():
     config.data.tokenizer = "tokenizer.model"  # SentencePiece, of up to 64,000 pieces
     config.num_steps = 295_600
     config.batch_size = 512
+    config.accumulation_steps = 2
     config.sequence_length = 8192
     config.optimizer.learning_rate = 0.00015
     config.optimizer.schedule = "wsd"

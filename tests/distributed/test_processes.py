@@ -34,6 +34,10 @@ def free_port() -> int:
 def launch(config: Path, workdir: Path, *, count: int, devices: int, mesh: str = "fsdp=2") -> list[subprocess.Popen]:
     """Starts the processes of a run, each with so many CPU devices."""
     command = ["train.py", f"--config={config}", f"--workdir={workdir}", f"--config.mesh.{mesh}", *OPTIONS]
+    return start_all(command, count=count, devices=devices)
+
+
+def start_all(command: list[str], *, count: int, devices: int) -> list[subprocess.Popen]:
     port = free_port()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("JAX_NUM_CPU_DEVICES", str(devices))
@@ -127,6 +131,17 @@ def test_two_processes_train_as_one(one_process, two_processes):
     lines = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in (two_processes, one_process)]
     assert lines[0]["eval/tokens"] == lines[1]["eval/tokens"]
     np.testing.assert_allclose(lines[0]["eval/loss"], lines[1]["eval/loss"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_the_run_did(two_processes):
+    results = finish_well(start_all(["eval.py", f"--workdir={two_processes}"], count=2, devices=2))
+    said = json.loads(results[0][1].splitlines()[-1])
+    (*_, last) = map(json.loads, (two_processes / "metrics.jsonl").read_text().splitlines())
+    assert said == json.loads((two_processes / "eval.json").read_text())
+    assert said["step"] == STEPS
+    assert said["loss"] == last["eval/loss"]
+    assert results[1][1] == ""
 
 
 @pytest.mark.slow

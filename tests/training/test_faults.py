@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import pytest
 
 from tests.commands import ROOT, assert_fails, write_tiny_config
+from transnormer_jax.errors import UserError
 from transnormer_jax.training import loop
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.config import Config
+from transnormer_jax.training.metrics import MetricWriter
 from transnormer_jax.training.step import TrainState
 from transnormer_jax.training.watchdog import Watchdog
 
@@ -76,6 +78,17 @@ def test_an_exception_saves_the_last_whole_step_and_goes_on(tmp_path, monkeypatc
     assert resumed is not None
     assert whole is not None
     assert resumed["loss"] == whole["loss"]
+
+
+def test_a_disk_too_full_for_a_line_of_metrics_is_told(tmp_path, monkeypatch):
+    writer = MetricWriter(tmp_path, first_step=1)
+    full = Path("/dev/full")
+    if not full.is_char_device():
+        pytest.skip("needs /dev/full")
+    monkeypatch.setattr(writer, "_lines", full.open("w"))
+    with pytest.raises(UserError, match=r"No space left on device.*make room"):
+        writer.write(1, {"loss": 1.0})
+    writer.close()
 
 
 @pytest.mark.parametrize("gone", ["step", "params"])

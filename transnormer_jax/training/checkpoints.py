@@ -186,27 +186,36 @@ class Checkpoints:
 
 
 def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
-    """Returns the newest step that can be read, and its parameters alone, on one device: for evaluation and generation.
+    """Returns the newest step that can be read, and its parameters alone: for evaluation and generation.
+
+    Called by all processes alike.
+
+    Args:
+      workdir: of the run.
+      abstract: shapes and dtypes, with shardings; where there is none, the array comes whole onto one device.
 
     Raises:
       UserError: there is no checkpoint, or none that can be read.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
-    if not steps:
-        raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device), abstract)
+    tried = 0
     with ocp.StandardCheckpointer(multiprocessing_options=_each_for_itself()) as checkpointer:
-        for step in steps:
+        while (step := processes.first_process_says(steps.pop() if steps else -1)) >= 0:
+            tried += 1
+            params, reason = None, "another process cannot read it"
             try:
-                return step, checkpointer.restore(directory / str(step) / "params", target)
+                params = checkpointer.restore(directory / str(step) / "params", target)
             except Exception as error:  # as in Checkpoints.restore
-                print(
-                    f"warning: checkpoint {step} is broken ({_first_line(error)}); trying the one before.",
-                    file=sys.stderr,
-                )
-    raise _none_readable(directory, len(steps))
+                reason = _first_line(error)
+            if processes.all_agree(params is not None):
+                return step, params
+            print(f"warning: checkpoint {step} is broken ({reason}); trying the one before.", file=sys.stderr)
+    if not tried:
+        raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
+    raise _none_readable(directory, tried)
 
 
 @functools.cache  # once in a process

@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 
-from transnormer_jax.distributed import make_mesh
+from transnormer_jax.distributed import make_mesh, processes
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.placement import check_mesh, place_params
+from transnormer_jax.training.placement import check_mesh
 from transnormer_jax.training.problem import load_evaluation
-from transnormer_jax.training.workdir import load_workdir, write_json
+from transnormer_jax.training.workdir import load_workdir, read_config, write_json
 
 
 def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -> dict[str, Any]:
@@ -28,22 +28,22 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     Raises:
       UserError: there is no such run or split, or the config's tokenizer is not the run's.
     """
-    run = load_workdir(workdir)
-    config = config or run.config
-    if config.data.tokenizer != run.config.data.tokenizer:
+    own = read_config(workdir)
+    config = config or own
+    if config.data.tokenizer != own.data.tokenizer:
         raise UserError(
-            f"the run has tokenizer {run.config.data.tokenizer!r}, the config {config.data.tokenizer!r}: "
+            f"the run has tokenizer {own.data.tokenizer!r}, the config {config.data.tokenizer!r}: "
             "evaluate with the run's own."
         )
-    own = run.config
     config = dataclasses.replace(config, architecture=own.architecture, model=own.model, task=own.task)
     mesh = make_mesh(config.mesh)
     split = split or config.data.eval_split
-    evaluate = load_evaluation(config, run.tokenizer, mesh, split)
     check_mesh(config, mesh)
-    params = jax.device_put(run.params, jax.tree.map(lambda x: x.sharding, place_params(run.params, mesh)))
+    run = load_workdir(workdir, mesh)
+    with processes.first_process_first("the data are prepared"):
+        evaluate = load_evaluation(config, run.tokenizer, mesh, split)
     with jax.set_mesh(mesh):
-        result = evaluate(params)
+        result = evaluate(run.params)
     report = {"step": run.step, "dataset": config.data.dataset, "split": split, **result}
     if jax.process_index() == 0:
         write_json(workdir / "eval.json", report)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -35,8 +36,14 @@ class MetricWriter:
             return
         # JSON has no NaN.
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **finite}) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._lines.name!r} cannot be written ({error.strerror}): make room, and run the same command to "
+                "resume from the newest checkpoint."
+            ) from error
         for name, value in scalars.items():
             self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
@@ -45,7 +52,8 @@ class MetricWriter:
     def close(self) -> None:
         """Flushes all."""
         if self._first_process:
-            self._lines.close()
+            with suppress(OSError):  # of what a full disk refused already; every line is flushed when it is written
+                self._lines.close()
             self._tensorboard.close()
             if self._wandb is not None:
                 self._wandb.finish()

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from transnormer_jax.data import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.checkpoints import restore_params
 from transnormer_jax.training.config import Config, ModelConfig
+from transnormer_jax.training.placement import place_params
 from transnormer_jax.training.problem import make_task
 
 
@@ -28,8 +30,12 @@ class Run(NamedTuple):
         return self.config.model
 
 
-def load_workdir(workdir: Path | str) -> Run:
-    """Reads a run's newest checkpoint: parameters only, onto one device.
+def load_workdir(workdir: Path | str, mesh: Mesh | None = None) -> Run:
+    """Reads a run's newest checkpoint, parameters only.
+
+    Args:
+      workdir: of the run.
+      mesh: over whose devices the parameters are laid as in training; None is one device.
 
     Raises:
       UserError: the directory holds no run, or no checkpoint yet.
@@ -37,8 +43,8 @@ def load_workdir(workdir: Path | str) -> Run:
     workdir = Path(workdir)
     config = read_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    task = make_task(config)
-    step, params = restore_params(workdir, jax.eval_shape(task.init, jax.random.key(0)))
+    abstract = jax.eval_shape(make_task(config).init, jax.random.key(0))
+    step, params = restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh))
     return Run(config, params, tokenizer, step)
 
 
