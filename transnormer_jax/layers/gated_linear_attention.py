@@ -1,5 +1,7 @@
 """Gated linear attention, the token mixer of TransNormerLLM."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.layers.norm import make_norm
+from transnormer_jax.layers.projection import projection
 from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies
 
 
@@ -54,19 +57,17 @@ class GatedLinearAttention(nn.Module):
         state: Float[Array, "B H K V"] | None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"]]:
         """Returns the mixed tokens [B, N, D] and the state after the last, [B, H, K or 2K, V] float32."""
-
-        def dense(name: str, features: int) -> nn.Dense:
-            return nn.Dense(
-                features,
-                use_bias=self.use_bias,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.normal(self.init_std),
-                name=name,
-            )
+        dense = functools.partial(
+            projection,
+            use_bias=self.use_bias,
+            init_std=self.init_std,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
 
         def project(name: str) -> Float[Array, "B N H*K"]:
-            return constrain(dense(name, self.num_heads * self.head_dim)(x), "batch", "sequence", "heads")
+            layer = dense(self.num_heads * self.head_dim, ("embed", "heads"), name=name)
+            return constrain(layer(x), "batch", "sequence", "heads")
 
         def heads(x: Float[Array, "B N H*K"]) -> Float[Array, "B N H K"]:
             return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
@@ -93,4 +94,4 @@ class GatedLinearAttention(nn.Module):
             out = norm(out.reshape(*x.shape[:2], -1))
             if u is not None:
                 out = u * out
-        return dense("out", x.shape[-1])(out), state
+        return dense(x.shape[-1], ("heads", "embed"), name="out")(out), state

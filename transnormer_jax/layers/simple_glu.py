@@ -1,10 +1,13 @@
 """SGLU, the channel mixer of TransNormerLLM."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import constrain
+from transnormer_jax.layers.projection import projection
 from transnormer_jax.ops import activation
 
 
@@ -32,18 +35,16 @@ class SimpleGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Mixes the channels of each token."""
-
-        def dense(name: str, features: int) -> nn.Dense:
-            return nn.Dense(
-                features,
-                use_bias=self.use_bias,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=nn.initializers.normal(self.init_std),
-                name=name,
-            )
+        dense = functools.partial(
+            projection,
+            use_bias=self.use_bias,
+            init_std=self.init_std,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
 
         def project(name: str) -> Float[Array, "B N F"]:
-            return constrain(dense(name, self.glu_dim)(x), "batch", "sequence", "mlp")
+            return constrain(dense(self.glu_dim, ("embed", "mlp"), name=name)(x), "batch", "sequence", "mlp")
 
-        return dense("out", x.shape[-1])(activation(self.activation)(project("gate")) * project("value"))
+        out = dense(x.shape[-1], ("mlp", "embed"), name="out")
+        return out(activation(self.activation)(project("gate")) * project("value"))

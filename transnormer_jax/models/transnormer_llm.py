@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -15,6 +16,19 @@ from transnormer_jax.layers import GatedLinearAttention, SimpleGLU, make_norm
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.config import TransNormerLLMConfig
 from transnormer_jax.ops import paper_log_decay, released_log_decay, sinusoids, token_positions
+
+
+def _all_but_layouts(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
+    """Keeps what was computed, but no other layout of it: gathered, the matrices of all layers are the whole model."""
+    return primitive.name != "sharding_constraint"
+
+
+# What the backward pass finds kept.
+_REMAT = {
+    "none": _all_but_layouts,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class TransNormerLLM(nn.Module):
@@ -153,12 +167,8 @@ def layer_groups(config: TransNormerLLMConfig) -> list[list[int]]:
 
 def _scanned(config: TransNormerLLMConfig, length: int) -> type[nn.Module]:
     """Block, rematerialised by the named policy and scanned over `length` layers."""
-    block = Block
-    if config.remat != "none":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
-        block = nn.remat(Block, prevent_cse=False, policy=policy)
     return nn.scan(
-        block,
+        nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat]),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True},
         in_axes=(0, 0, nn.broadcast, nn.broadcast),
