@@ -185,6 +185,12 @@ class Checkpoints:
             ) from error
 
 
+def save_params(workdir: Path, params: PyTree) -> None:
+    """Writes parameters as the checkpoint of step 0, which `restore_params` finds."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(workdir.absolute() / "checkpoints" / "0" / "params", params)
+
+
 def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
     """Returns the newest step that can be read, and its parameters alone: for evaluation and generation.
 

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from transnormer_jax.data import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
-from transnormer_jax.training.checkpoints import restore_params
-from transnormer_jax.training.config import Config, ModelConfig
+from transnormer_jax.training.checkpoints import restore_params, save_params
+from transnormer_jax.training.config import Config, ModelConfig, default_config
 from transnormer_jax.training.placement import place_params
 from transnormer_jax.training.problem import make_task
 
@@ -42,10 +42,25 @@ def load_workdir(workdir: Path | str, mesh: Mesh | None = None) -> Run:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    abstract = jax.eval_shape(make_task(config).init, jax.random.key(0))
-    step, params = restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh))
+    own = workdir / "tokenizer"  # of a converted model
+    tokenizer = load_tokenizer(str(own) if own.is_dir() else config.data.tokenizer)
+    step, params = load_params(workdir, config, mesh)
     return Run(config, params, tokenizer, step)
+
+
+def load_params(workdir: Path, config: Config, mesh: Mesh | None = None) -> tuple[int, Any]:
+    """The newest step and its parameters; for the mesh and for errors see `load_workdir`."""
+    abstract = jax.eval_shape(make_task(config).init, jax.random.key(0))
+    return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh))
+
+
+def write_model(workdir: Path, model: ModelConfig, params: Any) -> None:
+    """Makes the workdir of a model that was not trained here: its tokenizer is, or will be, in `workdir/tokenizer`."""
+    config = default_config().to_dict()
+    config["model"] = dataclasses.asdict(model)
+    config["data"]["tokenizer"] = str(workdir / "tokenizer")
+    save_params(workdir, params)
+    write_config(workdir, Config.from_dict(config))
 
 
 def read_config(workdir: Path) -> Config:

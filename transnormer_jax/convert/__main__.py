@@ -1,0 +1,91 @@
+"""Converts TransNormerLLM checkpoints of Hugging Face into workdirs, and back.
+
+    python -m transnormer_jax.convert --from_hugging_face=DIR --workdir=DIR
+    python -m transnormer_jax.convert --to_hugging_face=DIR --workdir=DIR
+    python -m transnormer_jax.convert --workdir=DIR --verify=reference.npz
+
+`python -m transnormer_jax.generate` and `eval.py` read such a workdir. --verify compares the logits with saved ones: an
+.npz file with `ids` [B, N] and `logits` [B, N, V] of the model elsewhere. The last line of stdout is a summary in JSON.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from transnormer_jax import command
+from transnormer_jax.convert.hugging_face import copy_tokenizer, load_hugging_face, save_hugging_face
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.training.workdir import load_params, read_config, write_model
+
+_FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to read: config.json, weights, tokenizer.")
+_TO = flags.DEFINE_string("to_hugging_face", "", "Directory to make.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir to make from it, or to read.", required=True)
+_VERIFY = flags.DEFINE_string("verify", "", "An .npz file with ids and logits to compare with.")
+
+
+def main() -> None:
+    """Converts."""
+    workdir, given = Path(_WORKDIR.value), [bool(x) for x in (_FROM.value, _TO.value, _VERIFY.value)]
+    if not any(given) or (_FROM.value and _TO.value):
+        raise UserError("give one of --from_hugging_face=DIR and --to_hugging_face=DIR, or --verify=FILE.")
+    report: dict[str, Any] = {"workdir": str(workdir)}
+    if _FROM.value:
+        report |= _read(Path(_FROM.value), workdir)
+    if _TO.value:
+        report |= _write(workdir, Path(_TO.value))
+    if _VERIFY.value:
+        report |= _verify(workdir, Path(_VERIFY.value))
+    print(json.dumps(report))
+
+
+def _read(directory: Path, workdir: Path) -> dict[str, Any]:
+    if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
+        raise UserError(f"{str(workdir)!r} holds a run already: give a new --workdir.")
+    config, params = load_hugging_face(directory)
+    carried = copy_tokenizer(directory, workdir / "tokenizer")
+    if not carried:
+        print(f"warning: {str(directory)!r} holds no tokenizer; put its files into {str(workdir / 'tokenizer')!r}.")
+    write_model(workdir, config, params)
+    num_parameters = sum(x.size for x in jax.tree.leaves(params))
+    return {"parameters": num_parameters, "dtype": config.param_dtype, "tokenizer": carried}
+
+
+def _write(workdir: Path, directory: Path) -> dict[str, Any]:
+    config, step, params = _load(workdir)
+    own = workdir / "tokenizer"
+    tokenizer = own if own.is_dir() else Path(read_config(workdir).data.tokenizer)
+    save_hugging_face(directory, config, params, tokenizer if tokenizer.exists() else None)
+    return {"to_hugging_face": str(directory), "step": step}
+
+
+def _verify(workdir: Path, file: Path) -> dict[str, Any]:
+    try:
+        with np.load(file) as arrays:
+            ids, expected = np.asarray(arrays["ids"], np.int32), np.asarray(arrays["logits"], np.float32)
+    except (OSError, KeyError, ValueError) as error:
+        raise UserError(f"{str(file)!r} is no .npz file with ids [B, N] and logits [B, N, V] ({error}).") from error
+    config, _, params = _load(workdir)
+    model = TransNormerLLM(dataclasses.replace(config, dtype="float32"))
+    found = np.asarray(jax.jit(model.apply)({"params": params}, ids))
+    if found.shape != expected.shape:
+        raise UserError(
+            f"{str(file)!r} has logits {expected.shape}, the model gives {found.shape}: it is another model's."
+        )
+    return {"largest_logit_difference": float(np.abs(found - expected).max())}
+
+
+def _load(workdir: Path) -> tuple[TransNormerLLMConfig, int, Any]:
+    run = read_config(workdir)
+    if not isinstance(run.model, TransNormerLLMConfig):
+        raise UserError(f"{str(workdir)!r} holds no TransNormerLLM, the only model that has a form on Hugging Face.")
+    return run.model, *load_params(workdir, run)
+
+
+if __name__ == "__main__":
+    command.run(main)
