@@ -178,7 +178,9 @@ dim_labels=0bf_io0->0bf, backend_config={"window_config":{"estimated_cycles":"10
   %rates = f32[1]{0} constant({1})
   %linear_attention.3 = (bf16[16,2048,128]{2,1,0}, f32[16,128,128]{2,1,0}) custom-call(%rates, %x), \
 custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv"}}
-  ROOT %tuple.1 = (s32[], bf16[16,2048,1024], bf16[1024,128,1]) tuple(%i, %x, %w)
+  %turn = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %turn)
+  ROOT %tuple.1 = (s32[], bf16[16,2048,1024], bf16[1024,128,1]) tuple(%next, %x, %w)
 }
 
 %condition (c: (s32[], bf16[16,2048,1024], bf16[1024,128,1])) -> pred[] {
@@ -218,6 +220,12 @@ def test_a_program_for_tpus():
     assert (kernel.name, kernel.count, kernel.flops) == ("linear_attention", 23, None)
     assert [one.shape for one in kernel.results] == [(16, 2048, 128), (16, 128, 128)]
     assert kernel.num_bytes == 4 + 2 * 16 * 2048 * 1024 + 2 * 16 * 2048 * 128 + 4 * 16 * 128 * 128
+
+
+@pytest.mark.parametrize(("step", "turns"), [(2, 12), (5, 5)])
+def test_a_loop_that_the_compiler_has_unrolled_turns_less_often(step, turns):
+    program = read_program(_TPU.replace("constant(1)", f"constant({step})"), SIZES)
+    assert program.flops == turns * 2 * (2 * 16 * 2048 * 1024 * 128)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,17 @@ class Module:
         if last is None:
             self.unknown_loops += 1
             return 1
-        return max(0, last - (first or 0))  # where the text hides it, the beginning of a scan is 0
+        # Where the text hides it, the beginning of a scan is 0.
+        return -(-max(0, last - (first or 0)) // self._step(loop, _same(sides[0], condition)))
+
+    def _step(self, loop: Instruction, counter: Instruction) -> int:
+        """What the body adds to the counter of its loop: more than 1 where the compiler has unrolled it; 1 if hidden."""
+        body = self._computations[_attribute(loop, "body")]
+        root = next(one for one in body.values() if one.is_root)
+        index = re.search(r"\bindex=(\d+)", counter.attributes)
+        if root.operation != "tuple" or index is None:
+            return 1
+        return _increment(root.operands[int(index[1])], body) or 1
 
 
 def _instruction(root: str, name: str, results: str, operation: str, rest: str) -> Instruction:
@@ -158,11 +168,25 @@ def _attribute(instruction: Instruction, name: str) -> str:
     return match[1]
 
 
-def _value(name: str, computation: Computation, loop: Instruction, caller: Computation) -> int | None:
-    """The number that a scalar of a loop's condition has when the loop begins, where the text says it."""
+def _same(name: str, computation: Computation) -> Instruction:
+    """What makes the value of `name`, through what does not change it."""
     one = computation[name]
     while one.operation in _SAME_VALUE:
         one = computation[one.operands[0]]
+    return one
+
+
+def _increment(name: str, computation: Computation) -> int:
+    """The sum of the constants that are added up in a value."""
+    one = _same(name, computation)
+    if one.operation == "constant":
+        return int(one.operands[0])
+    return sum(_increment(operand, computation) for operand in one.operands) if one.operation == "add" else 0
+
+
+def _value(name: str, computation: Computation, loop: Instruction, caller: Computation) -> int | None:
+    """The number that a scalar of a loop's condition has when the loop begins, where the text says it."""
+    one = _same(name, computation)
     if one.operation == "constant":
         return int(one.operands[0])
     if one.operation != "get-tuple-element" or computation is caller:
