@@ -120,7 +120,7 @@ class Module:
         return -(-max(0, last - (first or 0)) // self._step(loop, _same(sides[0], condition)))
 
     def _step(self, loop: Instruction, counter: Instruction) -> int:
-        """What the body adds to the counter of its loop: more than 1 where the compiler has unrolled it; 1 if hidden."""
+        """What the body adds to the counter: more than 1 where the compiler has unrolled the loop; 1 if hidden."""
         body = self._computations[_attribute(loop, "body")]
         root = next(one for one in body.values() if one.is_root)
         index = re.search(r"\bindex=(\d+)", counter.attributes)
