@@ -32,8 +32,7 @@ def projection(
     """
 
     def dot_general(x: jax.Array, kernel: jax.Array, *arguments: Any, **options: Any) -> jax.Array:
-        # Left to itself, XLA may make the product a loop over the parts of W, with twice the operations (libtpu
-        # 0.0.52).
+        # Left to itself, XLA may make the product a loop over the parts of W, which by its own estimate takes longer.
         gathered = constrain(kernel, *(None if name == "embed" else name for name in names))
         return jax.lax.dot_general(x, gathered, *arguments, **options)
 
