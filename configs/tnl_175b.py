@@ -5,9 +5,15 @@
 The model is that of the paper (arXiv 2307.14995); how its authors trained it is not published. Here: 20 tokens for each
 parameter, at 4 Mi tokens a step, and a learning rate usual for the size.
 
-Made for TPU v5p:8x8x8. It has not been run; the TPU compiler says what it needs:
+Made for TPU v5p:8x8x8, not run yet. By the TPU compiler (libtpu 0.0.52), a step needs of each chip:
+
+    v5p:8x8x8: 81.5 GiB, 11,000 TFLOP, 1.26 times 6ND
+    v5p:8x8x16: 41.1 GiB, 5,500 TFLOP, 1.26 times 6ND
+    tpu7x:4x4x4: 136.6 GiB, 88,076 TFLOP, 1.26 times 6ND, with --config.accumulation_steps=16
 
     python -m transnormer_jax.compile --config=configs/tnl_175b.py --topology=v5p:8x8x8
+
+docs/scaling.md has more of that.
 """
 
 from transnormer_jax.training.config import default_config
