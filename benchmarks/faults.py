@@ -58,8 +58,9 @@ def get_config():
     return config
 """
 
-# A process that does not end within this time after a fault hangs.
-_PATIENCE_SECONDS = 240
+# A process that does not end within this time after a fault hangs: more than the 300 s for which one that has just
+# started waits for the others.
+_PATIENCE_SECONDS = 400
 # Start-up, from the first import to the first step, is the target of one fault in so many.
 _STARTUP = 6
 _STARTUP_SECONDS = 10.0
