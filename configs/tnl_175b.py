@@ -5,7 +5,7 @@
 The model is that of the paper (arXiv 2307.14995); how its authors trained it is not published. Here: 20 tokens for each
 parameter, at 4 Mi tokens a step, and a learning rate usual for the size.
 
-Made for TPU v5p:8x8x8, not run yet. By the TPU compiler (libtpu 0.0.52), a step needs of each chip:
+Made for TPU v5p:8x8x8. It has not been run; by the TPU compiler (libtpu 0.0.52), a step needs of each chip:
 
     v5p:8x8x8: 81.5 GiB, 11,000 TFLOP, 1.26 times 6ND
     v5p:8x8x16: 41.1 GiB, 5,500 TFLOP, 1.26 times 6ND

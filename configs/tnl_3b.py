@@ -5,7 +5,7 @@
 The model is that of the paper (arXiv 2307.14995); how its authors trained it is not published. Here: 20 tokens for each
 parameter, at 2 Mi tokens a step, and a learning rate usual for the size.
 
-Made for TPU v5p:2x2x4, not run yet. By the TPU compiler (libtpu 0.0.52), a step needs of each chip:
+Made for TPU v5p:2x2x4. It has not been run; by the TPU compiler (libtpu 0.0.52), a step needs of each chip:
 
     v5p:2x2x4: 48.3 GiB, 2,950 TFLOP, 1.27 times 6ND
 

@@ -81,10 +81,11 @@ def test_an_exception_saves_the_last_whole_step_and_goes_on(tmp_path, monkeypatc
 
 
 def test_a_disk_too_full_for_a_line_of_metrics_is_told(tmp_path, monkeypatch):
-    writer = MetricWriter(tmp_path, first_step=1)
     full = Path("/dev/full")
     if not full.is_char_device():
         pytest.skip("needs /dev/full")
+    writer = MetricWriter(tmp_path, first_step=1)
+    writer._lines.close()
     monkeypatch.setattr(writer, "_lines", full.open("w"))
     with pytest.raises(UserError, match=r"No space left on device.*make room"):
         writer.write(1, {"loss": 1.0})
