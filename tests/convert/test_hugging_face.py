@@ -169,6 +169,20 @@ def test_a_file_of_pytorch_that_wants_to_run_something_is_refused(tmp_path):
         open_torch_file(tmp_path / "old.bin")
 
 
+def test_a_view_that_reaches_outside_its_storage_is_refused(tmp_path):
+    with zipfile.ZipFile(DATA / "pytorch_model.bin") as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    (pickled,) = [name for name in content if name.endswith("/data.pkl")]
+    strides = b"K\x06K\x01\x86"  # of the first tensor: (6, 1)
+    assert strides in content[pickled]
+    content[pickled] = content[pickled].replace(strides, b"K\x06J\xff\xff\xff\xff\x86", 1)  # (6, -1)
+    with zipfile.ZipFile(tmp_path / "outside.bin", "w") as archive:
+        for name, entry in content.items():
+            archive.writestr(name, entry)
+    with pytest.raises(UserError, match="a negative offset, size or stride"):
+        open_torch_file(tmp_path / "outside.bin")
+
+
 def test_the_weights_of_pytorch_make_a_model(tmp_path, monkeypatch):
     _, params = write(tmp_path / "hf")
     weights = load_file(tmp_path / "hf" / "model.safetensors")

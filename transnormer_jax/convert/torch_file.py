@@ -26,6 +26,8 @@ _STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+# What a state dict of another form makes the reading of it raise.
+_MALFORMED = (AttributeError, EOFError, LookupError, TypeError, ValueError)
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip entry: 26 bytes, then the lengths of its name and its extra field
 
 
@@ -76,6 +78,10 @@ def open_torch_file(path: Path) -> dict[str, TorchTensor]:
             pickled = next(name for name in entries if name.endswith("/data.pkl"))
             state = _Unpickler(archive.open(pickled)).load()
             starts = dict[str, int]()
+            for tensor in state.values():
+                # A view with these would reach outside the storage.
+                if min(tensor.offset, *tensor.shape, *tensor.strides, 0) < 0:
+                    raise ValueError("a negative offset, size or stride")
             for key in {tensor.storage.key for tensor in state.values()}:
                 entry = entries[pickled.removesuffix("data.pkl") + f"data/{key}"]
                 if entry.compress_type != zipfile.ZIP_STORED:
@@ -83,7 +89,7 @@ def open_torch_file(path: Path) -> dict[str, TorchTensor]:
                 file.seek(entry.header_offset)
                 lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 starts[key] = entry.header_offset + _LOCAL_HEADER.size + sum(lengths)
-    except (OSError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, AttributeError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, *_MALFORMED) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
             f"{str(path)!r} is no file of tensors that PyTorch 1.6 or later has saved ({reason}): save the weights as "
