@@ -3,49 +3,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.inference.letters import CONFIG, MODEL, Letters, log_probabilities, make_params
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
-from transnormer_jax.inference.decoding import WINDOW, prefill
+from transnormer_jax.inference.decoding import WINDOW, empty_state, prefill
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-
-# A wider initialisation than usual, for logits that differ.
-CONFIG = TransNormerLLMConfig.preset("tiny", init_std=0.2)
-MODEL = TransNormerLLM(CONFIG)
-
-
-class Letters:
-    """Every id is a letter of its own, so that equal texts are equal tokens."""
-
-    vocab_size = 259
-    pad_id, bos_id = 0, 1
-
-    def __init__(self, eos_id=-1):  # no id: a text does not end unless a test wants it to
-        self.eos_id = eos_id
-
-    def encode(self, text):
-        return [ord(letter) for letter in text]
-
-    def decode(self, ids):
-        return "".join(chr(index) for index in ids)
 
 
 @pytest.fixture(scope="module")
 def params():
-    params = MODEL.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    # As after training: an embedding of padding that would be noticed, and bound to a device.
-    params["embedding"] = params["embedding"].at[Letters.pad_id].set(params["embedding"][5])
-    return jax.device_put(params, jax.devices()[0])
+    return make_params()
 
 
 @pytest.fixture(scope="module")
 def generator(params):
     return Generator(CONFIG, params, Letters())
-
-
-@jax.jit
-def likeliest(params, tokens):
-    return jnp.argmax(MODEL.apply({"params": params}, tokens), axis=-1)
 
 
 def greedy_by_full_passes(params, prompt, count):
@@ -54,7 +27,7 @@ def greedy_by_full_passes(params, prompt, count):
     tokens = np.zeros((1, 64 if start + count <= 64 else 1408), np.int32)
     tokens[0, :start] = [1, *map(ord, prompt)]
     for place in range(start, start + count):
-        tokens[0, place] = likeliest(params, tokens)[0, place - 1]
+        tokens[0, place] = np.argmax(log_probabilities(params, tokens)[0, place - 1])
     return "".join(map(chr, tokens[0, start : start + count]))
 
 
@@ -89,7 +62,7 @@ def test_the_repetition_penalty_sees_prompt_and_output(generator):
 
 
 def test_the_repetition_penalty_does_not_see_padding(params):
-    seen = prefill(MODEL, params, [[1, 5], [1, 6, 7, 6]], vocab_size=259).seen
+    seen = prefill(MODEL, params, empty_state(MODEL, params, 2, 259), [[1, 5], [1, 6, 7, 6]]).seen
     assert [np.flatnonzero(row).tolist() for row in seen] == [[1, 5], [1, 6, 7]]
 
 
@@ -125,9 +98,7 @@ def test_the_end_token_ends_a_text_and_the_generation(params, generator):
 
 
 def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(params):
-    known = Letters()
-    known.vocab_size = 100
-    [text] = Generator(CONFIG, params, known).generate(["ab"], max_new_tokens=50, temperature=2.0)
+    [text] = Generator(CONFIG, params, Letters(vocab_size=100)).generate(["ab"], max_new_tokens=50, temperature=2.0)
     assert max(map(ord, text)) < 100
 
 
@@ -199,7 +170,5 @@ def test_stream_refuses_before_the_first_piece(generator):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(params):
-    tokenizer = Letters()
-    tokenizer.vocab_size = 300
     with pytest.raises(UserError, match="the tokenizer has 300 tokens, the model 259"):
-        Generator(CONFIG, params, tokenizer)
+        Generator(CONFIG, params, Letters(vocab_size=300))

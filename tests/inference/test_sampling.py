@@ -5,7 +5,7 @@ import pytest
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import SamplingSettings
-from transnormer_jax.inference.sampling import keep_likeliest, penalize_repetition, sample
+from transnormer_jax.inference.sampling import keep_likeliest, penalize_repetition, sample, stack_settings
 
 LOGITS = jax.random.normal(jax.random.key(0), (6, 50))
 UNSEEN = jnp.zeros(LOGITS.shape, bool)
@@ -16,11 +16,12 @@ jitted_sample = jax.jit(sample)
 
 
 def draw(logits=LOGITS, keys=KEYS, seen=UNSEEN, **settings):
-    return jitted_sample(keys, logits, seen, **SamplingSettings(**settings).traced())
+    return jitted_sample(keys, logits, seen, stack_settings([SamplingSettings(**settings)] * len(logits)))
 
 
 def kept_tokens(logits, top_k=0, top_p=1.0):
-    return np.flatnonzero(np.isfinite(keep_likeliest(logits, top_k, top_p)[0])).tolist()
+    kept = keep_likeliest(logits, jnp.array([top_k]), jnp.array([top_p]))
+    return np.flatnonzero(np.isfinite(kept[0])).tolist()
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
@@ -73,7 +74,7 @@ def test_samples_stay_in_the_nucleus():
 def test_repetition_penalty_by_hand():
     logits = jnp.array([[2.0, -1.0, 3.0, -0.5]])
     seen = jnp.array([[True, True, False, False]])
-    np.testing.assert_array_equal(penalize_repetition(logits, seen, 2.0), [[1.0, -2.0, 3.0, -0.5]])
+    np.testing.assert_array_equal(penalize_repetition(logits, seen, jnp.array([2.0])), [[1.0, -2.0, 3.0, -0.5]])
 
 
 def test_repetition_penalty_changes_the_greedy_token():
@@ -89,6 +90,23 @@ def test_a_row_does_not_depend_on_the_others(settings):
     for row in range(len(LOGITS)):
         one = slice(row, row + 1)
         assert draw(LOGITS[one], KEYS[one], UNSEEN[one], **settings) == together[row]
+
+
+def test_rows_with_settings_of_their_own():
+    settings = [
+        SamplingSettings(temperature=0.0),
+        SamplingSettings(),
+        SamplingSettings(top_k=5),
+        SamplingSettings(temperature=2.0, top_p=0.5),
+        SamplingSettings(repetition_penalty=3.0),
+        SamplingSettings(temperature=0.0, repetition_penalty=3.0),
+    ]
+    seen = jnp.zeros_like(UNSEEN).at[:, ::2].set(True)
+    together = jitted_sample(KEYS, LOGITS, seen, stack_settings(settings))
+    for row, own in enumerate(settings):
+        one = slice(row, row + 1)
+        alone = jitted_sample(KEYS[one], LOGITS[one], seen[one], stack_settings([own]))
+        assert alone == together[row]
 
 
 def test_other_settings_compile_nothing():

@@ -1,6 +1,18 @@
-"""Inference: sampling and generation."""
+"""Inference: sampling, generation, and batches that requests join and leave."""
 
-from transnormer_jax.inference.generator import Generator
+from transnormer_jax.inference.continuous_batch import ContinuousBatch, Progress, Request, TokenLogProbs
+from transnormer_jax.inference.generator import Beam, Generator, LogProbabilities
+from transnormer_jax.inference.prompt_state import PromptState
 from transnormer_jax.inference.sampling import SamplingSettings
 
-__all__ = ["Generator", "SamplingSettings"]
+__all__ = [
+    "Beam",
+    "ContinuousBatch",
+    "Generator",
+    "LogProbabilities",
+    "Progress",
+    "PromptState",
+    "Request",
+    "SamplingSettings",
+    "TokenLogProbs",
+]

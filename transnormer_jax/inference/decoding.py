@@ -1,19 +1,22 @@
-"""The two compiled functions of generation: read a window of the prompts, and write a block of tokens."""
+"""The compiled functions of generation: read a window of prompts, write a block of tokens, move rows."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy.typing as npt
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from transnormer_jax.inference.sampling import TracedSettings, sample
+from transnormer_jax.inference.sampling import RowSettings, sample
+from transnormer_jax.inference.scoring import TokenScores, score
 from transnormer_jax.models import Cache, TransNormerLLM
 
 WINDOW = 512
 _SHORTEST_WINDOW = 32
+_SCORED_AT_ONCE = 64
 
 
 class DecodeState(NamedTuple):
@@ -30,92 +33,204 @@ class DecodeState(NamedTuple):
     logits: Float[Array, "B V"]
 
 
-def prefill(model: TransNormerLLM, params: Any, prompts: list[list[int]], vocab_size: int) -> DecodeState:
-    """Reads prompts of any lengths, at least one token each.
+def windows(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+    """Cuts prompts into windows of tokens and their segment ids, each [B, W] int32.
 
-    They go through the model in windows of `WINDOW` tokens, or if they are shorter in one window of the next power of
-    two: memory is constant, and a prompt of another length seldom compiles anything. Shorter prompts are padded on the
-    left, so that all end together.
+    They have `WINDOW` tokens, and the last the next power of two: memory is constant, and a prompt of another length
+    seldom compiles anything. Shorter prompts are followed by padding. So a window holds the same tokens whatever comes
+    after it, and what was read of one prompt can serve another that begins alike.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    for start in range(0, longest, WINDOW):
+        left = min(WINDOW, longest - start)
+        width = max(_SHORTEST_WINDOW, 1 << (left - 1).bit_length())
+        tokens = np.zeros((len(prompts), width), np.int32)
+        segment_ids = np.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            piece = prompt[start : start + WINDOW]
+            tokens[row, : len(piece)] = piece
+            segment_ids[row, : len(piece)] = 1
+        yield tokens, segment_ids
+
+
+def prefill(
+    model: TransNormerLLM,
+    params: Any,
+    state: DecodeState,
+    prompts: Sequence[Sequence[int]],
+) -> DecodeState:
+    """Reads prompts of any lengths, window by window, after `state`, which is donated."""
+    for tokens, segment_ids in windows(prompts):
+        state = read(model, params, state, tokens, segment_ids)
+    return state
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3), keep_unused=True)
+def empty_state(model: TransNormerLLM, params: Any, batch_size: int, vocab_size: int) -> DecodeState:
+    """The state of texts of which nothing was read.
 
     Args:
       model: the model.
       params: its parameters.
-      prompts: token ids.
+      batch_size: B.
       vocab_size: V, of the tokenizer: the model may have more logits, which mean nothing.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    width = min(WINDOW, max(_SHORTEST_WINDOW, 1 << (longest - 1).bit_length()))
-    padded_length = -(-longest // width) * width
-    tokens = np.zeros((len(prompts), padded_length), np.int32)
-    segment_ids = np.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
-        tokens[row, -len(prompt) :] = prompt
-        segment_ids[row, -len(prompt) :] = 1
-
-    state = _empty_state(model, params, len(prompts), vocab_size)
-    for window in range(0, padded_length, width):
-        columns = slice(window, window + width)
-        state = _read_window(model, params, state, tokens[:, columns], segment_ids[:, columns])
-    return state
+    del params  # They only say on which device, in the form that later states have: another would compile again.
+    shape = (batch_size, vocab_size)
+    return DecodeState(model.init_cache(batch_size), jnp.zeros(shape, bool), jnp.zeros(shape))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def read(
+    model: TransNormerLLM,
+    params: Any,
+    state: DecodeState,
+    tokens: Int[Array, "B N"],
+    segment_ids: Int[Array, "B N"],
+) -> DecodeState:
+    """Goes on by a window, [B, N] each as from `windows`; the state is donated.
+
+    Only the last token of each row meets the head: all logits of a window would be the largest array here. A row
+    without tokens in this window stays as it is.
+    """
+    hidden, cache = _hidden(model, params, state, tokens, segment_ids)
+    return _after_window(model, params, state, tokens, segment_ids, hidden, cache)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def read_and_score(
+    model: TransNormerLLM,
+    params: Any,
+    state: DecodeState,
+    tokens: Int[Array, "B N"],
+    segment_ids: Int[Array, "B N"],
+) -> tuple[DecodeState, TokenScores]:
+    """`read`, and the scores [B, N] of these tokens, each given those before; what stands at padding means nothing."""
+    vocab_size = state.logits.shape[1]
+    hidden, cache = _hidden(model, params, state, tokens, segment_ids)
+
+    def scores(piece: tuple[Array, Array]) -> TokenScores:
+        hidden, next_token = piece
+        return score(_logits(model, params, hidden, vocab_size), next_token)
+
+    pieces = [_in_pieces(x) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
+    # The logits of all tokens never exist at one time. Those after token t score token t + 1.
+    after = jax.tree.map(_in_one, jax.lax.map(scores, tuple(pieces)))
+    first = score(state.logits[:, None], tokens[:, :1])
+    shifted = jax.tree.map(lambda first, after: jnp.concatenate([first, after[:, :-1]], axis=1), first, after)
+    return _after_window(model, params, state, tokens, segment_ids, hidden, cache), shifted
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=2)
 def decode(
     model: TransNormerLLM,
     params: Any,
     state: DecodeState,
-    keys: Key[Array, " B"],
-    settings: TracedSettings,
-    tokens_so_far: Int[Array, ""],
+    seeds: UInt32[Array, " B"],
+    settings: RowSettings,
+    tokens_so_far: Int[Array, " B"],
+    top_wanted: Bool[Array, ""],
     block_size: int,
-) -> tuple[DecodeState, Int[Array, "B block_size"]]:
-    """Writes `block_size` tokens.
+) -> tuple[DecodeState, Int[Array, "B block_size"], TokenScores]:
+    """Writes `block_size` tokens in every row.
 
     Args:
       model: the model.
       params: its parameters.
       state: after the prompts, or after the last block; it is donated.
-      keys: [B], of the rows; the t-th token of a row is drawn with key fold_in(key, t), whatever the blocks.
+      seeds: [B] uint32; the t-th token of a row is drawn with fold_in(key(seed), t), whatever the blocks.
       settings: of `sample`.
-      tokens_so_far: number of tokens written by earlier blocks.
+      tokens_so_far: [B] int32, number of tokens that earlier blocks wrote.
+      top_wanted: bool, whether the likeliest tokens are told.
       block_size: static.
 
     Returns:
-      The state after them, and the tokens [B, block_size] int32.
+      The state after them, the tokens [B, block_size] int32, and their scores [B, block_size].
     """
+    keys = jax.vmap(jax.random.key)(seeds)
 
-    def step(state: DecodeState, t: Int[Array, ""]) -> tuple[DecodeState, Int[Array, " B"]]:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+    def step(state: DecodeState, t: Int[Array, ""]) -> tuple[DecodeState, tuple[Array, TokenScores]]:
         with jax.named_scope("sample"):
-            token = sample(step_keys, state.logits, state.seen, **settings)
-        return _read(model, params, state, token[:, None]), token
+            step_keys = jax.vmap(jax.random.fold_in)(keys, tokens_so_far + t)
+            token = sample(step_keys, state.logits, state.seen, settings)
+            scores = score(state.logits, token, top_wanted)
+        return advance(model, params, state, token), (token, scores)
 
-    state, tokens = jax.lax.scan(step, state, tokens_so_far + jnp.arange(block_size))
-    return state, tokens.T
+    state, written = jax.lax.scan(step, state, jnp.arange(block_size))
+    tokens, scores = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), written)
+    return state, tokens, scores
 
 
-def _read(
+def advance(model: TransNormerLLM, params: Any, state: DecodeState, token: Int[Array, " B"]) -> DecodeState:
+    """Goes on by one token in every row."""
+    hidden, cache = _hidden(model, params, state, token[:, None], None)
+    seen = state.seen.at[jnp.arange(len(token)), token].set(True)
+    return DecodeState(cache, seen, _logits(model, params, hidden, seen.shape[1])[:, 0])
+
+
+@jax.jit
+def take_rows(state: DecodeState, rows: Int[Array, " R"]) -> DecodeState:
+    """The state of the rows [R] int32, in this order; a row may come more than once."""
+    return jax.tree.map(lambda axis, x: jnp.take(x, rows, axis=axis), _row_axes(state), state)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def put_row(state: DecodeState, row: Int[Array, ""], one: DecodeState) -> DecodeState:
+    """The state with the one of a single text in row `row`; `state` is donated."""
+
+    def put(axis: int, x: Array, y: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, y, row, axis)
+
+    return jax.tree.map(put, _row_axes(state), state, one)
+
+
+def _row_axes(state: DecodeState) -> DecodeState:
+    """Along which axis of each array the rows lie."""
+    return DecodeState(Cache(0, (1,) * len(state.cache.states)), 0, 0)  # type: ignore[arg-type]
+
+
+def _hidden(
     model: TransNormerLLM,
     params: Any,
     state: DecodeState,
     tokens: Int[Array, "B N"],
-    segment_ids: Int[Array, "B N"] | None = None,
+    segment_ids: Int[Array, "B N"] | None,
+) -> tuple[Float[Array, "B N D"], Cache]:
+    apply: Callable[..., Any] = model.apply
+    return apply({"params": params}, tokens, cache=state.cache, segment_ids=segment_ids, method="hidden")
+
+
+def _logits(
+    model: TransNormerLLM, params: Any, hidden: Float[Array, "B N D"], vocab_size: int
+) -> Float[Array, "B N V"]:
+    apply: Callable[..., Any] = model.apply
+    return apply({"params": params}, hidden, method="unembed")[..., :vocab_size]
+
+
+def _after_window(
+    model: TransNormerLLM,
+    params: Any,
+    state: DecodeState,
+    tokens: Int[Array, "B N"],
+    segment_ids: Int[Array, "B N"],
+    hidden: Float[Array, "B N D"],
+    cache: Cache,
 ) -> DecodeState:
-    """Goes on by N tokens. Only the last meets the head: all logits of a window would be the largest array here."""
-    apply: Callable[..., Any] = functools.partial(model.apply, {"params": params})
-    hidden, cache = apply(tokens, cache=state.cache, segment_ids=segment_ids, method="hidden")
-    logits = apply(hidden[:, -1:], method="unembed")
-    rows = jnp.arange(tokens.shape[0])[:, None]
-    seen = state.seen.at[rows, tokens].max(True if segment_ids is None else segment_ids != 0)
-    return DecodeState(cache, seen, logits[:, 0, : seen.shape[1]])
+    real = segment_ids != 0
+    count = jnp.sum(real, axis=1)
+    last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
+    logits = _logits(model, params, last, state.logits.shape[1])[:, 0]
+    seen = state.seen.at[jnp.arange(len(tokens))[:, None], tokens].max(real)
+    return DecodeState(cache, seen, jnp.where(count[:, None] > 0, logits, state.logits))
 
 
-_read_window = jax.jit(_read, static_argnums=0, donate_argnums=2)
+def _in_pieces(x: Array) -> Array:
+    """[B, N, ...] -> [N / n, B, n, ...]."""
+    n = min(_SCORED_AT_ONCE, x.shape[1])
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, n, *x.shape[2:]), 1, 0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 3), keep_unused=True)
-def _empty_state(model: TransNormerLLM, params: Any, batch_size: int, vocab_size: int) -> DecodeState:
-    """The state before the first window."""
-    del params  # They only say on which device, in the form that later states have: another would compile again.
-    shape = (batch_size, vocab_size)
-    return DecodeState(model.init_cache(batch_size), jnp.zeros(shape, bool), jnp.zeros(shape))
+def _in_one(x: Array) -> Array:
+    """[N / n, B, n, ...] -> [B, N, ...]."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])

@@ -1,26 +1,20 @@
 """From logits to a token: repetition penalty, temperature, top-k and top-p, in the order of Hugging Face.
 
-Every function treats each row by itself. The settings are traced, so another temperature compiles nothing.
+Every function treats each row by itself. The settings are traced, so another temperature compiles nothing, and rows of
+one batch may have different ones.
 """
 
 import dataclasses
 import math
-from typing import TypedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from transnormer_jax.errors import UserError
-
-
-class TracedSettings(TypedDict):
-    """The keyword arguments of `sample` that a `SamplingSettings` gives: scalars."""
-
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
-    repetition_penalty: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +46,29 @@ class SamplingSettings:
                 f"repetition_penalty is {self.repetition_penalty}: give a positive number; 1 is no penalty."
             )
 
-    def traced(self) -> TracedSettings:
-        """As arguments of `sample`."""
-        return {
-            "temperature": jnp.asarray(self.temperature, jnp.float32),
-            "top_k": jnp.asarray(min(self.top_k, jnp.iinfo(jnp.int32).max), jnp.int32),
-            "top_p": jnp.asarray(self.top_p, jnp.float32),
-            "repetition_penalty": jnp.asarray(self.repetition_penalty, jnp.float32),
-        }
+
+class RowSettings(NamedTuple):
+    """The `SamplingSettings` of B rows, each [B]."""
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    repetition_penalty: Any
+
+
+def stack_settings(settings: Sequence[SamplingSettings]) -> RowSettings:
+    """The settings of rows as arrays [B] of NumPy: float32, and int32 for `top_k`."""
+    no_limit = np.iinfo(np.int32).max
+    return RowSettings(
+        np.array([row.temperature for row in settings], np.float32),
+        np.array([min(row.top_k, no_limit) for row in settings], np.int32),
+        np.array([row.top_p for row in settings], np.float32),
+        np.array([row.repetition_penalty for row in settings], np.float32),
+    )
 
 
 def sample(
-    keys: Key[Array, " B"],
-    logits: Float[Array, "B V"],
-    seen: Bool[Array, "B V"],
-    *,
-    temperature: Float[Array, ""],
-    top_k: Int[Array, ""],
-    top_p: Float[Array, ""],
-    repetition_penalty: Float[Array, ""],
+    keys: Key[Array, " B"], logits: Float[Array, "B V"], seen: Bool[Array, "B V"], settings: RowSettings
 ) -> Int[Array, " B"]:
     """Draws a token for each row.
 
@@ -78,35 +76,36 @@ def sample(
       keys: [B], a random key for each row, so that no row depends on the others.
       logits: [B, V] float32.
       seen: [B, V] bool, the tokens of the prompt and of the text so far.
-      temperature: scalar float32, and the others likewise: see `SamplingSettings`.
-      top_k: scalar int32.
-      top_p: scalar float32.
-      repetition_penalty: scalar float32.
+      settings: of each row.
 
     Returns:
       [B] int32.
     """
-    logits = penalize_repetition(logits, seen, repetition_penalty)
+    logits = penalize_repetition(logits, seen, settings.repetition_penalty)
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = settings.temperature == 0
 
     def draw() -> Int[Array, " B"]:
         # Without a limit there is nothing to sort, and sorting costs more than all else here.
-        limited = (top_k > 0) | (top_p < 1)
-        scaled = logits / temperature
-        kept = jax.lax.cond(limited, lambda: keep_likeliest(scaled, top_k, top_p), lambda: scaled)
-        return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+        limited = jnp.any((settings.top_k > 0) | (settings.top_p < 1))
+        scaled = logits / jnp.where(greedy, 1, settings.temperature)[:, None]
+        kept = jax.lax.cond(limited, lambda: keep_likeliest(scaled, settings.top_k, settings.top_p), lambda: scaled)
+        drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+        return jnp.where(greedy, likeliest, drawn)
 
-    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32))
+    return jax.lax.cond(jnp.all(greedy), lambda: likeliest, draw)
 
 
 def penalize_repetition(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, ""] | float
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: Float[Array, " B"]
 ) -> Float[Array, "B V"]:
     """Divides positive logits of seen tokens by the penalty and multiplies negative ones (CTRL, arXiv 1909.05858)."""
+    penalty = penalty[:, None]
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def keep_likeliest(
-    logits: Float[Array, "B V"], top_k: Int[Array, ""] | int, top_p: Float[Array, ""] | float
+    logits: Float[Array, "B V"], top_k: Int[Array, " B"], top_p: Float[Array, " B"]
 ) -> Float[Array, "B V"]:
     """Sets to -inf all but the `top_k` likeliest tokens, and of these all but the nucleus of `top_p`.
 
@@ -115,9 +114,10 @@ def keep_likeliest(
 
     Args:
       logits: [B, V] float32.
-      top_k: 0 is no limit.
-      top_p: 1 is no limit.
+      top_k: [B]; 0 is no limit.
+      top_p: [B]; 1 is no limit.
     """
+    top_k, top_p = top_k[:, None], top_p[:, None]
     order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     by_rank = jnp.take_along_axis(logits, order, axis=-1)
     rank = jnp.arange(logits.shape[-1])[None]

@@ -1,0 +1,16 @@
+"""The parameters as generation keeps them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def at_compute_dtype(params: Any, dtype: str) -> Any:
+    """Rounds the parameters that the model rounds at each use: the same logits for half the bytes per token."""
+
+    def cast(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        # The frequencies of LRPE, for one, stay float32 in every dtype.
+        return jnp.asarray(leaf, dtype if path[-1].key in ("kernel", "bias", "embedding", "head") else None)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
