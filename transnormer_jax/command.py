@@ -10,6 +10,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
+from transnormer_jax.inference import Generator
+from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.training import load_workdir
 from transnormer_jax.training.config import Config, default_config
 
 # Flags defined here belong to the command that asks for them, and its --help shows them.
@@ -34,6 +37,18 @@ def run(main: Callable[[], None]) -> None:
         main()
 
     exit_on_user_error(parse_and_run)
+
+
+def load_generator(workdir: str) -> Generator:
+    """The model of a run of train.py, ready to generate.
+
+    Raises:
+      UserError: there is none, or it is no TransNormerLLM.
+    """
+    run = load_workdir(workdir)
+    if not isinstance(run.model_config, TransNormerLLMConfig):
+        raise UserError(f"{workdir!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
+    return Generator(run.model_config, run.params, run.tokenizer)
 
 
 def define_config_flag(*, required: bool = True) -> flags.FlagHolder:

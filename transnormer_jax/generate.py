@@ -14,9 +14,6 @@ from absl import flags
 
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
-from transnormer_jax.inference import Generator
-from transnormer_jax.models import TransNormerLLMConfig
-from transnormer_jax.training import load_workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue")
@@ -42,10 +39,7 @@ def main() -> None:
     prompts = _PROMPT.value + [_read_prompt(Path(path)) for path in _PROMPT_FILE.value]
     if not prompts:
         raise UserError('there is nothing to continue: give --prompt="..." or --prompt_file=FILE.')
-    run = load_workdir(_WORKDIR.value)
-    if not isinstance(run.model_config, TransNormerLLMConfig):
-        raise UserError(f"{_WORKDIR.value!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
-    generator = Generator(run.model_config, run.params, run.tokenizer)
+    generator = command.load_generator(_WORKDIR.value)
     arguments: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,
         "temperature": _TEMPERATURE.value,

@@ -219,7 +219,8 @@ class ContinuousBatch:
 
     def _read_window(self, text: _Text, tokens: npt.NDArray[np.int32], segment_ids: npt.NDArray[np.int32]) -> None:
         if text.request.prompt_log_probs:
-            text.state, scores = read_and_score(self._model, self._params, text.state, tokens, segment_ids)
+            top_wanted = np.bool_(text.request.top_log_probs)
+            text.state, scores = read_and_score(self._model, self._params, text.state, tokens, segment_ids, top_wanted)
             count = int(segment_ids.sum())
             new = _told(tokens[:, :count], scores, 0, text.request.top_log_probs)
             text.prompt_scores += new if text.tokens_read else new[1:]

@@ -104,19 +104,20 @@ def read_and_score(
     state: DecodeState,
     tokens: Int[Array, "B N"],
     segment_ids: Int[Array, "B N"],
+    top_wanted: Bool[Array, ""],
 ) -> tuple[DecodeState, TokenScores]:
-    """`read`, and the scores [B, N] of these tokens, each given those before; what stands at padding means nothing."""
+    """`read`, and the `score` [B, N] of these tokens, each given those before; what stands at padding means nothing."""
     vocab_size = state.logits.shape[1]
     hidden, cache = _hidden(model, params, state, tokens, segment_ids)
 
     def scores(piece: tuple[Array, Array]) -> TokenScores:
         hidden, next_token = piece
-        return score(_logits(model, params, hidden, vocab_size), next_token)
+        return score(_logits(model, params, hidden, vocab_size), next_token, top_wanted)
 
     pieces = [_in_pieces(x) for x in (hidden, jnp.roll(tokens, -1, axis=1))]
     # The logits of all tokens never exist at one time. Those after token t score token t + 1.
     after = jax.tree.map(_in_one, jax.lax.map(scores, tuple(pieces)))
-    first = score(state.logits[:, None], tokens[:, :1])
+    first = score(state.logits[:, None], tokens[:, :1], top_wanted)
     shifted = jax.tree.map(lambda first, after: jnp.concatenate([first, after[:, :-1]], axis=1), first, after)
     return _after_window(model, params, state, tokens, segment_ids, hidden, cache), shifted
 

@@ -56,6 +56,9 @@ class Generator:
     Memory and time per token do not depend on the length of a prompt or of its continuation, and neither has a limit.
     Prompts of different lengths go together; none influences another.
 
+    Attributes:
+      tokenizer: of the texts.
+
     Example:
       run = load_workdir("runs/tiny")
       generator = Generator(run.model_config, run.params, run.tokenizer)
@@ -75,7 +78,7 @@ class Generator:
             )
         self._model = TransNormerLLM(config)
         self._params = at_compute_dtype(params, config.dtype)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
 
     def generate(
         self,
@@ -164,7 +167,7 @@ class Generator:
         if not prompts:
             return
         state, contexts = self._prefill(prompts, prefix)
-        texts = [TextStream(self._tokenizer, ids, stop) for ids in contexts]
+        texts = [TextStream(self.tokenizer, ids, stop) for ids in contexts]
         rows = stack_settings([settings] * len(prompts))
         for done in range(0, max_new_tokens, block_size):
             so_far = np.full(len(prompts), done, np.int32)
@@ -212,11 +215,11 @@ class Generator:
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
             length_penalty=length_penalty,
-            eos_id=self._tokenizer.eos_id,
+            eos_id=self.tokenizer.eos_id,
         )
 
         def beam(context: Sequence[int], tokens: list[int], score: float) -> Beam:
-            return Beam(TextStream(self._tokenizer, context, ()).push(tokens, last=True), score)
+            return Beam(TextStream(self.tokenizer, context, ()).push(tokens, last=True), score)
 
         return [
             [beam(context, *hypothesis) for hypothesis in best] for context, best in zip(contexts, found, strict=True)
@@ -228,7 +231,7 @@ class Generator:
         Natural logarithms, of the model itself; their sum is the log-probability of the text.
         """
         _check(texts, 1)
-        return self.score_tokens([self._tokenizer.encode(text) for text in texts], prefix)
+        return self.score_tokens([self.tokenizer.encode(text) for text in texts], prefix)
 
     def score_tokens(self, rows: Sequence[Sequence[int]], prefix: PromptState | None = None) -> list[LogProbabilities]:
         """`log_probabilities` of token ids. The begin token goes before each row unless there is a `prefix`."""
@@ -236,12 +239,12 @@ class Generator:
             return [_no_tokens() for _ in rows]
         state = self._start(len(rows), prefix)
         if prefix is None:
-            state = prefill(self._model, self._params, state, [[self._tokenizer.bos_id]] * len(rows))
+            state = prefill(self._model, self._params, state, [[self.tokenizer.bos_id]] * len(rows))
         log_probs, likeliest = [], []
         for tokens, segment_ids in windows(rows):
-            state, scores = read_and_score(self._model, self._params, state, tokens, segment_ids)
+            state, scores = read_and_score(self._model, self._params, state, tokens, segment_ids, np.bool_(False))
             log_probs.append(np.asarray(scores.log_prob))
-            likeliest.append(np.asarray(scores.top_tokens[..., 0]) == tokens)
+            likeliest.append(np.asarray(scores.likeliest))
         log_probs_of_rows, likeliest_of_rows = (np.concatenate(pieces, axis=1) for pieces in (log_probs, likeliest))
         return [
             LogProbabilities(np.array(ids, np.int32), log_prob[: len(ids)], best[: len(ids)])
@@ -267,9 +270,9 @@ class Generator:
 
     def _prefill(self, prompts: Sequence[str], prefix: PromptState | None) -> tuple[DecodeState, list[list[int]]]:
         """The state after the prompts, and the tokens before the text that follows, as far as its form needs them."""
-        rows = [self._tokenizer.encode(prompt) for prompt in prompts]
+        rows = [self.tokenizer.encode(prompt) for prompt in prompts]
         before = () if prefix is None else prefix.last_ids
-        begin = [self._tokenizer.bos_id] if prefix is None else []
+        begin = [self.tokenizer.bos_id] if prefix is None else []
         read = [[*begin, *ids] for ids in rows]
         state = prefill(self._model, self._params, self._start(len(rows), prefix), read)
         return state, [[*before, *ids] for ids in rows]
@@ -277,7 +280,7 @@ class Generator:
     def _start(self, batch_size: int, prefix: PromptState | None) -> DecodeState:
         """The state before prompts, for the caller to donate."""
         if prefix is None:
-            return empty_state(self._model, self._params, batch_size, self._tokenizer.vocab_size)
+            return empty_state(self._model, self._params, batch_size, self.tokenizer.vocab_size)
         if prefix.model != self._fingerprint:
             raise UserError("the prefix was read by another model: read it again with this one.")
         return take_rows(prefix.state, np.zeros(batch_size, np.int32))

@@ -1,0 +1,101 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.commands import assert_fails, run
+from tests.inference.letters import CONFIG, log_probabilities, make_params
+from transnormer_jax.data import ByteTokenizer
+from transnormer_jax.inference import Generator
+from transnormer_jax.training.workdir import write_model
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{text}}}}"
+"""
+CHOICES = """
+doc_to_target: "{{gold}}"
+doc_to_choice: "{{choices}}"
+target_delimiter: ""
+metric_list: [{metric: acc}]
+"""
+ROLLING = """
+doc_to_target: "{{text}}"
+doc_to_text: ""
+metric_list: [{metric: bits_per_byte}, {metric: byte_perplexity}]
+"""
+UNTIL = """
+doc_to_target: "{{answer}}"
+target_delimiter: ""
+generation_kwargs: {until: ["@@@"], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match}]
+"""
+TEXTS = ["The king", "", "a much longer text than the others " * 20, "x", "Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"]
+WORDS = [" and", " of the", "s"]
+
+
+def log_probability(params, text, after=""):
+    """The definition, by one pass over the whole."""
+    before, own = (np.array(ByteTokenizer().encode(part)) for part in (after, text))
+    row = np.array([[1, *before, *own]])
+    places = np.arange(len(before), len(before) + len(own))
+    return float(np.asarray(log_probabilities(params, row), np.float64)[0, places, own].sum())
+
+
+@pytest.fixture(scope="module")
+def expected_and_tasks(tmp_path_factory):
+    params = make_params()
+    directory = tmp_path_factory.mktemp("harness")
+    write_model(directory / "run", CONFIG, params)
+    config = json.loads((directory / "run" / "config.json").read_text())
+    config["data"]["tokenizer"] = "bytes"
+    (directory / "run" / "config.json").write_text(json.dumps(config))
+
+    best = [int(np.argmax([log_probability(params, word, text) for word in WORDS])) for text in TEXTS]
+    gold = [best[0], *((index + 1) % len(WORDS) for index in best[1:3]), *best[3:]]
+    continuations = Generator(CONFIG, params, ByteTokenizer()).generate(TEXTS, max_new_tokens=12)
+    answers = [text if i != 1 else text + "!" for i, text in enumerate(continuations)]
+    documents = [
+        {"text": text, "gold": right, "choices": WORDS, "answer": answer}
+        for text, right, answer in zip(TEXTS, gold, answers, strict=True)
+    ]
+    for name, kind, rest in (
+        ("words", "multiple_choice", CHOICES),
+        ("bytes", "loglikelihood_rolling", ROLLING),
+        ("writing", "generate_until", UNTIL),
+    ):
+        file = directory / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(each) + "\n" for each in documents if each["text"] or name != "bytes"))
+        (directory / f"{name}.yaml").write_text(TASK.format(name=f"tnl_{name}", file=file, kind=kind) + rest)
+
+    whole = [text for text in TEXTS if text]
+    nats = sum(log_probability(params, text) for text in whole)
+    bits_per_byte = -nats / sum(len(text.encode()) for text in whole) / np.log(2)
+    return directory, {"acc": 3 / 5, "bits_per_byte": bits_per_byte, "exact_match": 4 / 5}
+
+
+@pytest.mark.slow
+def test_tasks_of_all_three_kinds(expected_and_tasks):
+    directory, expected = expected_and_tasks
+    status, out, err = run(
+        *("-m", "transnormer_jax.lm_eval", f"--workdir={directory / 'run'}", f"--include_path={directory}"),
+        *("--tasks=tnl_words,tnl_bytes,tnl_writing", "--batch_size=4", f"--output={directory / 'results.json'}"),
+    )
+    assert status == 0, err
+    assert "tnl_writing" in out
+    results = json.loads((directory / "results.json").read_text())["results"]
+    assert results["tnl_words"]["acc,none"] == expected["acc"]
+    assert results["tnl_writing"]["exact_match,none"] == expected["exact_match"]
+    np.testing.assert_allclose(results["tnl_bytes"]["bits_per_byte,none"], expected["bits_per_byte"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_an_unknown_task_is_refused(expected_and_tasks):
+    directory, _ = expected_and_tasks
+    result = run("-m", "transnormer_jax.lm_eval", f"--workdir={directory / 'run'}", "--tasks=no_such_task")
+    assert_fails(result, "the harness has no task 'no_such_task'")

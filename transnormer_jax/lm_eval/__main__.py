@@ -1,0 +1,51 @@
+"""Evaluates a trained model on tasks of the LM Evaluation Harness.
+
+    python -m transnormer_jax.lm_eval --workdir=runs/tiny --tasks=lambada_openai,hellaswag
+
+Prints the harness's table. Tasks of your own: `--include_path=DIR` with the YAML files of the harness. From Python,
+`transnormer_jax.lm_eval.model.TransNormerHarness(generator)` is a model that `lm_eval.simple_evaluate` takes.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from transnormer_jax import command
+from transnormer_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
+_TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, with commas between them.", required=True)
+_INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with more tasks, as YAML files.")
+_NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; the task's own by default.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Only so many documents of each task.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Texts that go through the model together.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+
+
+def main() -> None:
+    """Evaluates."""
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+        from lm_eval.utils import make_table
+
+        from transnormer_jax.lm_eval.model import TransNormerHarness
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[lm_eval]'.") from error
+    manager = TaskManager(include_path=_INCLUDE_PATH.value)
+    for task in _TASKS.value:
+        if not manager.match_tasks([task]):
+            raise UserError(f"the harness has no task {task!r}: `lm_eval ls tasks` lists them.")
+    harness = TransNormerHarness(command.load_generator(_WORKDIR.value), _BATCH_SIZE.value)
+    results = lm_eval.simple_evaluate(
+        harness, tasks=_TASKS.value, num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value, task_manager=manager
+    )
+    print(make_table(results))
+    if _OUTPUT.value:
+        kept = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples", "higher_is_better")}
+        Path(_OUTPUT.value).write_text(json.dumps(kept, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    command.run(main)
