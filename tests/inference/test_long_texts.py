@@ -1,0 +1,87 @@
+"""Texts of any length: reading in windows and writing token by token are one pass over the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.inference.letters import CONFIG, MODEL, make_params
+from transnormer_jax.inference.decoding import WINDOW, advance, decode, empty_state, prefill, take_rows
+from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+
+full_pass = jax.jit(MODEL.apply)
+one_step = jax.jit(advance, static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return make_params()
+
+
+def make_text(length):
+    return np.random.default_rng(0).integers(3, 259, length).astype(np.int32)
+
+
+def assert_close(actual, expected):
+    """Within 1e-4 of the largest logit."""
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_after_every_prompt_of_1_to_2049_tokens_a_step_is_a_full_pass(params):
+    text = make_text(2050)
+    expected = np.asarray(full_pass({"params": params}, text[None])[0])
+    whole_windows = empty_state(MODEL, params, 1, CONFIG.vocab_size)
+    for start in range(0, 2049, WINDOW):
+        for shortest, longest in ((1, 32), (33, 64), (65, 128), (129, 256), (257, 384), (385, 512)):
+            lengths = [n for n in range(shortest, longest + 1) if start + n <= 2049]
+            if not lengths:
+                continue
+            # All prompts that begin with these windows and end in one of equal width.
+            rows = take_rows(whole_windows, np.zeros(len(lengths), np.int32))
+            state = prefill(MODEL, params, rows, [text[start : start + n] for n in lengths])
+            ends = start + np.array(lengths)
+            assert_close(state.logits, expected[ends - 1])
+            assert_close(one_step(MODEL, params, state, text[ends]).logits, expected[ends])
+        whole_windows = prefill(MODEL, params, whole_windows, [text[start : start + WINDOW]])
+
+
+@pytest.mark.slow
+def test_after_65536_tokens_steps_are_a_full_pass(params):
+    text = make_text(65_536 + 4)
+    last = jax.jit(lambda params, tokens: MODEL.apply({"params": params}, tokens, method="hidden")[0][:, -5:])
+    hidden = last(params, text[None])
+    expected = np.asarray(MODEL.apply({"params": params}, hidden, method="unembed")[0])
+    state = prefill(MODEL, params, empty_state(MODEL, params, 1, CONFIG.vocab_size), [text[:65_536]])
+    assert_close(state.logits[0], expected[0])
+    for step in range(4):
+        state = one_step(MODEL, params, state, text[65_536 + step, None])
+        assert_close(state.logits[0], expected[step + 1])
+
+
+@pytest.mark.slow
+def test_a_million_steps_stay_finite_and_bounded():
+    config = TransNormerLLMConfig(
+        vocab_size=16, num_layers=3, model_dim=16, num_heads=2, glu_dim=16, dtype="float32", init_std=0.3
+    )
+    model = TransNormerLLM(config)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    state = prefill(model, params, empty_state(model, params, 1, 16), [[1]])
+    settings = stack_settings([SamplingSettings()])
+    seed, no, block = np.zeros(1, np.uint32), np.bool_(False), 10_000
+    norms, logits = [], []
+    for start in range(0, 1_000_000, block):
+        so_far = np.array([start], np.int32)
+        state, tokens, _ = decode(model, params, state, seed, settings, so_far, no, block)
+        assert len(np.unique(tokens)) > 1
+        norms.append([np.linalg.norm(layer) for states in state.cache.states for layer in np.asarray(states)])
+        logits.append(np.abs(state.logits).max())
+    assert state.cache.position == 1_000_001
+    assert np.isfinite(norms).all()
+    early, late = np.split(np.array(norms), 2)
+    # What the first layers forget in thousands of tokens stays as large as it is.
+    np.testing.assert_array_less(late[:, :-1].max(axis=0), 1.1 * early[:, :-1].max(axis=0))
+    # The last layer forgets in millions: until then its state is a sum, which the norm after it takes to one size.
+    assert late[-1, -1] < 1.01 * 100 * early[0, -1]
+    assert max(logits[50:]) < 1.5 * max(logits[:50])
