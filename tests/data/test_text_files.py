@@ -1,9 +1,14 @@
 import gzip
+import json
 import lzma
+from pathlib import Path
 
+import fsspec
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from transnormer_jax.data.text_files import check_document_mode, find_files, read_documents
+from transnormer_jax.data.text_files import check_document_mode, file_identity, find_files, read_documents
 from transnormer_jax.errors import UserError
 
 MARKED = '<doc id="1" title="A">\nA\n\nfirst\n</doc>\n<doc id="2">\nsecond <doc>\n</doc>\n\nthird\n<|endoftext|>\ncut o'
@@ -49,8 +54,8 @@ def test_files_directories_and_patterns_are_found_once_and_sorted(tmp_path):
         (tmp_path / name).touch()
 
     def found(*patterns):
-        paths = find_files(", ".join(f"{tmp_path}/{pattern}" for pattern in patterns))
-        return [path.relative_to(tmp_path.resolve()).as_posix() for path in paths]
+        files = find_files(", ".join(f"{tmp_path}/{pattern}" for pattern in patterns))
+        return [Path(file).relative_to(tmp_path.resolve()).as_posix() for file in files]
 
     assert found("") == ["a.txt.xz", "b.txt", "odd[1].txt", "sub/c.txt.gz"]
     assert found("sub/d.md", "b.txt", "*.txt") == ["b.txt", "odd[1].txt", "sub/d.md"]
@@ -75,3 +80,73 @@ def test_no_files_is_the_users_error(patterns):
 def test_an_unknown_document_mode_is_the_users_error():
     with pytest.raises(UserError, match="unknown document mode 'lines': did you mean 'line'"):
         check_document_mode("lines")
+
+
+RECORDS = [
+    {"text": "first\nline", "id": 1},
+    {"text": " ", "id": 2},
+    {"id": 3, "text": "Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"},
+]
+
+
+def write_records(path):
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+        return
+    with {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in RECORDS)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.b.jsonl.xz", "a.parquet"])
+def test_records_are_documents(tmp_path, name):
+    write_records(tmp_path / name)
+    assert find_files(str(tmp_path)) == (str((tmp_path / name).resolve()),)
+    assert list(read_documents(tmp_path / name, "file")) == ["first\nline", RECORDS[2]["text"]]
+    with pytest.raises(UserError, match=r"no (text in|column) 'body'"):
+        list(read_documents(tmp_path / name, "file", "body"))
+
+
+def test_a_record_cut_short_is_the_users_error_after_those_before_it(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n{"text": "cut o')
+    documents = read_documents(tmp_path / "a.jsonl", "file")
+    assert next(documents) == "whole"
+    with pytest.raises(UserError, match=r"cannot read .*a\.jsonl.*: replace it"):
+        next(documents)
+    write_records(tmp_path / "a.parquet")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"cannot read .*a\.parquet.*: replace it"):
+        list(read_documents(tmp_path / "a.parquet", "file"))
+
+
+def test_files_of_a_store(tmp_path):
+    store = fsspec.filesystem("memory")
+    store.pipe(
+        {"/corpus/a.txt": b"one\ntwo\n", "/corpus/deep/b.txt.gz": gzip.compress(b"three"), "/corpus/c.md": b"no"}
+    )
+    try:
+        files = find_files("memory://corpus")
+        assert files == ("memory:///corpus/a.txt", "memory:///corpus/deep/b.txt.gz")
+        assert find_files("memory://corpus/**/*.txt*") == files
+        assert [list(read_documents(file, "line")) for file in files] == [["one", "two"], ["three"]]
+        before = file_identity(files[0])
+        assert before == file_identity(files[0])
+        store.pipe("/corpus/a.txt", b"one\ntwo\nmore\n")
+        assert before != file_identity(files[0])
+    finally:
+        store.rm("/corpus", recursive=True)
+
+
+class Locked(fsspec.AbstractFileSystem):
+    """A store that knows us not."""
+
+    protocol = "locked"
+
+    def info(self, path, **_):
+        raise PermissionError("no credentials\nfor this bucket")
+
+
+@pytest.mark.parametrize("url", ["locked://bucket/*.txt", "nonsense://bucket/a.txt"])
+def test_a_store_that_does_not_answer_is_the_users_error(url):
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    with pytest.raises(UserError, match=r"cannot look for '.*' \(.*\): check the name, the network, and"):
+        find_files(url)

@@ -6,6 +6,7 @@ from transnormer_jax.data.example_rows import ExampleRows, example_batches
 from transnormer_jax.data.examples import Examples, load_examples
 from transnormer_jax.data.image_rows import ImageRows
 from transnormer_jax.data.masked_rows import MaskedRows
+from transnormer_jax.data.mixture import MixedRows
 from transnormer_jax.data.packing import PackedRows
 from transnormer_jax.data.pipeline import train_batches
 from transnormer_jax.data.rows import Rows, batches_of
@@ -21,6 +22,7 @@ __all__ = [
     "Examples",
     "ImageRows",
     "MaskedRows",
+    "MixedRows",
     "PackedRows",
     "Rows",
     "TokenizedDocuments",

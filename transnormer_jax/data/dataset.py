@@ -5,8 +5,9 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 _OWN_DATASETS = ("plain_text", "python_source")
+_AMOUNTS = ("weight", "epochs")
 # Records are compressed in groups: read one by one, each would unpack its whole group.
 _BYTES_PER_READ = 1 << 22
 
@@ -30,7 +32,8 @@ class DataConfig:
     Attributes:
       dataset: `"python_source"`, `"plain_text"`, a name in `catalog.CATALOG` (`"imdb_reviews"`, `"glue/sst2"`,
         `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`, `"wiki40b/en:1.3.0"`).
-      files: for `plain_text`: paths, directories and glob patterns, parted by commas. For a dataset of the catalog: the
+      files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, parted by
+        commas, see `text_files.find_files`. For a dataset of the catalog: the
         directory of its unpacked files, as the docstring of its builder says; empty for TFDS's own copy of it.
       documents: for `plain_text`: `"file"`, `"line"` or `"marked"`, see `text_files.read_documents`.
       held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
@@ -42,6 +45,10 @@ class DataConfig:
         numbers); two, parted by a comma, are a pair. Empty: what the catalog says, else `"text"`.
       label_feature: of examples, the feature that is the label. Empty: what the catalog says, else `"label"`.
       grey: coloured images become grey ones.
+      mixture: of text: source -> weight, or source -> a dictionary of any of the fields above but `tokenizer` and
+        `data_dir`, with `weight` or `epochs`. Alone, the name is the dataset: {"lm1b": 0.7, "own": {"dataset":
+        "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs` says how often
+        the source is read while the others are read as often as they say.
     """
 
     dataset: str = "python_source"
@@ -55,6 +62,43 @@ class DataConfig:
     text_feature: str = ""
     label_feature: str = ""
     grey: bool = False
+    mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the mixture has no meaning."""
+        self.sources()
+        self.amounts()
+
+    def sources(self) -> "dict[str, DataConfig]":
+        """The configurations of the datasets of the mixture by name; without a mixture, this one under its dataset's."""
+        if not self.mixture:
+            return {self.dataset: self}
+        return {name: self._source(name) for name in self.mixture}
+
+    def _source(self, name: str) -> "DataConfig":
+        fields = _source_fields(self.mixture[name])
+        known = {field.name for field in dataclasses.fields(self)} - {"mixture", "tokenizer", "data_dir"}
+        for field in fields.keys() - known - set(_AMOUNTS):
+            raise UserError(f"unknown config key config.data.mixture.{name}.{field}: {did_you_mean(field, known)}")
+        own = {"dataset": name} | {field: value for field, value in fields.items() if field in known}
+        return DataConfig(tokenizer=self.tokenizer, data_dir=self.data_dir, **own)
+
+    def amounts(self) -> tuple[str, dict[str, float]]:
+        """How much of every source is wanted: ("weight" or "epochs", name -> number)."""
+        amounts = {}
+        for name, source in self.mixture.items():
+            fields = _source_fields(source)
+            given = [kind for kind in _AMOUNTS if kind in fields]
+            if len(given) != 1 or not 0 < fields[given[0]] < math.inf:
+                raise UserError(
+                    f"source {name!r} of the mixture needs one positive number, its `weight` or its `epochs`: "
+                    "give it, or leave the source out."
+                )
+            amounts[name] = (given[0], float(fields[given[0]]))
+        kinds = {kind for kind, _ in amounts.values()} or {"weight"}
+        if len(kinds) > 1:
+            raise UserError("some sources of the mixture have `weight` and some `epochs`: give all of them the same.")
+        return kinds.pop(), {name: amount for name, (_, amount) in amounts.items()}
 
     @property
     def input_features(self) -> tuple[str, ...]:
@@ -71,6 +115,10 @@ class DataConfig:
             return self.label_feature
         entry = find_entry(self.dataset)
         return entry.label if entry else "label"
+
+
+def _source_fields(source: Any) -> dict[str, Any]:
+    return dict(source) if isinstance(source, Mapping) else {"weight": source}
 
 
 def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> TokenizedDocuments:
@@ -125,7 +173,8 @@ def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
     if config.dataset == "plain_text":
         from transnormer_jax.data.plain_text import PlainText, plain_text_config
 
-        text_config = plain_text_config(config.files, config.documents, config.held_out)
+        field = config.text_feature or "text"
+        text_config = plain_text_config(config.files, config.documents, config.held_out, field)
         return PlainText(config=text_config, data_dir=data_dir)
     entry = find_entry(config.dataset)
     if entry:
@@ -198,7 +247,9 @@ def as_text(value: str | bytes) -> str:
 def _text_feature(builder: "tfds.core.DatasetBuilder", config: DataConfig) -> str:
     import tensorflow_datasets as tfds
 
-    feature, dataset = ",".join(config.input_features), config.dataset
+    # What holds the text in JSON lines and Parquet is `text` after `PlainText` has read it.
+    feature = "text" if config.dataset == "plain_text" else ",".join(config.input_features)
+    dataset = config.dataset
     known = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Text)]
     if feature not in known:
         suggestion = did_you_mean(feature, known) if known else "choose a dataset of text."

@@ -3,12 +3,11 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from transnormer_jax.data.text_files import check_document_mode, find_files, read_documents
+from transnormer_jax.data.text_files import check_document_mode, file_identity, find_files, read_documents
 from transnormer_jax.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
@@ -18,12 +17,15 @@ _SPLITS = ("train", "validation", "test")
 class PlainTextConfig(tfds.core.BuilderConfig):
     """Which files, how they divide into documents, and how many are held out; made by `plain_text_config`."""
 
-    files: tuple[Path, ...] = ()
+    files: tuple[str, ...] = ()
     documents: str = "file"
+    field: str = "text"
     held_out: float = 0.01
 
 
-def plain_text_config(files: str, documents: str = "file", held_out: float = 0.01) -> PlainTextConfig:
+def plain_text_config(
+    files: str, documents: str = "file", held_out: float = 0.01, field: str = "text"
+) -> PlainTextConfig:
     """Returns the builder config of some text files.
 
     Its name carries a fingerprint of the paths, sizes and modification times, so that a changed file is a new dataset.
@@ -32,6 +34,7 @@ def plain_text_config(files: str, documents: str = "file", held_out: float = 0.0
       files: paths, directories and patterns, parted by commas; see `text_files.find_files`.
       documents: `"file"`, `"line"` or `"marked"`; see `text_files.read_documents`.
       held_out: the fraction of the documents in each of `validation` and `test`.
+      field: of JSON lines and Parquet, what holds the text.
 
     Raises:
       UserError: no such file or document mode, or `held_out` is not in [0, 0.5).
@@ -39,10 +42,12 @@ def plain_text_config(files: str, documents: str = "file", held_out: float = 0.0
     check_document_mode(documents)
     if not 0 <= held_out < 0.5:
         raise UserError(f"held_out is {held_out}: choose a fraction from 0 up to, not including, 0.5.")
-    paths = find_files(files)
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    fingerprint = hashlib.sha256(repr((stats, documents, held_out)).encode()).hexdigest()[:16]
-    return PlainTextConfig(name=f"{documents}-{fingerprint}", files=paths, documents=documents, held_out=held_out)
+    found = find_files(files)
+    identity = ([file_identity(file) for file in found], documents, held_out, field)
+    fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+    return PlainTextConfig(
+        name=f"{documents}-{fingerprint}", files=found, documents=documents, held_out=held_out, field=field
+    )
 
 
 class PlainText(tfds.core.GeneratorBasedBuilder):
@@ -68,8 +73,9 @@ class PlainText(tfds.core.GeneratorBasedBuilder):
                 yield index, {"text": text}
 
     def _documents(self) -> Iterator[str]:
-        for path in self.builder_config.files:
-            yield from read_documents(path, self.builder_config.documents)
+        config = self.builder_config
+        for file in config.files:
+            yield from read_documents(file, config.documents, config.field)
 
     def _filled_splits(self) -> set[str]:
         # TFDS cannot write a split without examples. Few documents are read before every split has one.

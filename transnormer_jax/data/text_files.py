@@ -1,64 +1,91 @@
-"""Local text files and the documents in them: found by path or pattern, read as a stream, plain or compressed."""
+"""Files of text and the documents in them: found by path, pattern or URL, read as a stream, plain or compressed."""
 
-import glob
-import gzip
+import io
+import json
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import fsspec
 
 from transnormer_jax.errors import UserError, did_you_mean
 
 # A directory holds documents under these names; any other name is reached by a pattern.
-_SUFFIXES = (".txt", ".txt.gz", ".txt.xz")
-_OPENERS: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".xz": lzma.open}
+_KINDS = (".txt", ".jsonl", ".parquet")
+_SUFFIXES = tuple(kind + compression for kind in _KINDS for compression in ("", ".gz", ".xz", ".zst"))
 # Wikipedia extractor's tags, and the line GPT-2-style corpora put between documents.
 _MARKER = re.compile(r"<doc[ >]|</doc>\s*$|<\|endoftext\|>\s*$")
 
 
-def find_files(patterns: str) -> tuple[Path, ...]:
-    """Returns the absolute paths of the files that a comma-separated list names, sorted, each once.
+def find_files(patterns: str) -> tuple[str, ...]:
+    """Returns the files that a comma-separated list names, sorted, each once: absolute paths and URLs.
 
     Args:
-      patterns: files, directories (searched recursively for `.txt`, `.txt.gz`, `.txt.xz`) and glob patterns (`**` is
-        recursive), parted by commas.
+      patterns: files, directories (searched recursively for `.txt`, `.jsonl` and `.parquet`, plain or compressed) and
+        glob patterns (`**` is recursive), parted by commas; local, or URLs that fsspec reads, such as
+        `gs://bucket/**/*.jsonl.gz` (with gcsfs installed) or `s3://...` (with s3fs).
 
     Raises:
-      UserError: `patterns` is empty, or one of them matches no file.
+      UserError: `patterns` is empty, one of them matches no file, or a store does not answer.
     """
-    found = set[Path]()
+    found = set[str]()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
-        matches = [path for match in _matches(pattern) for path in _files_below(match)]
-        if not matches:
+        try:
+            files = _matches(pattern)
+        except Exception as error:  # Of any store: no such protocol, no credentials, no network.
+            raise UserError(f"cannot look for {pattern!r} ({_one_line(error)}): {_mend_store(error)}.") from error
+        if not files:
             raise UserError(f"no text file matches {pattern!r}: give an existing file, directory or glob pattern.")
-        found.update(path.resolve() for path in matches)
+        found.update(files)
     if not found:
         raise UserError("dataset 'plain_text' needs files: set `files` to paths or patterns, parted by commas.")
     return tuple(sorted(found))
 
 
-def read_documents(path: Path, documents: str) -> Iterator[str]:
+def file_identity(file: str) -> list[Any]:
+    """Returns what changes when a file does: its name, size, and time or tag of its last change."""
+    store, path = fsspec.core.url_to_fs(file)
+    info = store.info(path)
+    changed = next((info[key] for key in ("mtime", "updated", "LastModified", "ETag", "etag") if key in info), "")
+    return [file, info["size"], str(changed)]
+
+
+def read_documents(file: str | Path, documents: str, field: str = "text") -> Iterator[str]:
     """Yields the documents of one file that are more than white space; only one is held in memory at a time.
 
     A file that stops in the middle (of a document, or of a UTF-8 character, which becomes U+FFFD) is read to its end.
 
     Args:
-      path: a UTF-8 text file, compressed if its name ends in `.gz` or `.xz`.
-      documents: `"file"`: the whole file, unchanged; `"line"`: each line, without its line break; `"marked"`: the
-        text between marker lines (`<doc ...>`, `</doc>`, `<|endoftext|>`), which are dropped.
+      file: a path or URL of UTF-8 text, JSON lines (`.jsonl`) or Parquet (`.parquet`), compressed if its name ends in
+        `.gz`, `.xz` or `.zst`.
+      documents: of text. `"file"`: the whole file, unchanged; `"line"`: each line, without its line break; `"marked"`:
+        the text between marker lines (`<doc ...>`, `</doc>`, `<|endoftext|>`), which are dropped. A line of JSON and a
+        row of Parquet are a document each.
+      field: of JSON and Parquet, the one that holds the text.
 
     Raises:
-      UserError: the file cannot be read, or is damaged.
+      UserError: the file cannot be read, is damaged, or has no such field.
     """
+    name = str(file)
+    kind = next((kind for kind in _KINDS if Path(name).name.partition(kind)[1]), ".txt")
     try:
-        # Line breaks are data: newline="\n" keeps each "\r" that "universal newlines" would rewrite.
-        opened = _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8", errors="replace", newline="\n")
-        with opened as lines:
-            yield from filter(str.strip, _READERS[documents](lines))
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"cannot read {str(path)!r} ({error}): replace it with an intact, readable file.") from error
+        with fsspec.open(name, "rb", compression="infer") as opened:
+            if kind == ".parquet":
+                yield from filter(str.strip, _rows_of_parquet(opened, field))
+                return
+            # Line breaks are data: newline="\n" keeps each "\r" that "universal newlines" would rewrite.
+            lines = io.TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="\n")
+            texts = _from_json(lines, field) if kind == ".jsonl" else _READERS[documents](lines)
+            yield from filter(str.strip, texts)
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(
+            f"cannot read {name!r} ({_one_line(error)}): replace it with an intact, readable file."
+        ) from error
 
 
 def check_document_mode(documents: str) -> None:
@@ -67,16 +94,34 @@ def check_document_mode(documents: str) -> None:
         raise UserError(f"unknown document mode {documents!r}: {did_you_mean(documents, _READERS)}")
 
 
-def _matches(pattern: str) -> list[Path]:
-    expanded = str(Path(pattern).expanduser())
+def _matches(pattern: str) -> Iterable[str]:
+    store, path = fsspec.core.url_to_fs(str(Path(pattern).expanduser()) if "://" not in pattern else pattern)
     # A name with brackets in it is a file before it is a pattern.
-    return [Path(expanded)] if Path(expanded).exists() else [Path(name) for name in glob.glob(expanded, recursive=True)]
+    names = [path] if _exists(store, path) else store.glob(path)
+    files = [file for name in names for file in (_files_below(store, name) if store.isdir(name) else [name])]
+    local = "file" in store.protocol
+    return [str(Path(file).resolve()) if local else store.unstrip_protocol(file) for file in files]
 
 
-def _files_below(path: Path) -> Iterable[Path]:
-    if path.is_dir():
-        return (file for file in path.rglob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
-    return [path]
+def _exists(store: Any, path: str) -> bool:
+    try:
+        return bool(store.info(path))
+    except FileNotFoundError:  # `exists` would answer every error with no.
+        return False
+
+
+def _files_below(store: Any, directory: str) -> list[str]:
+    return [file for file in store.find(directory) if file.endswith(_SUFFIXES)]
+
+
+def _mend_store(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return "install what it names"
+    return "check the name, the network, and that this machine has credentials for it"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _whole(lines: IO[str]) -> Iterator[str]:
@@ -98,4 +143,27 @@ def _between_markers(lines: IO[str]) -> Iterator[str]:
     yield "".join(document)
 
 
-_READERS = {"file": _whole, "line": _by_line, "marked": _between_markers}
+_READERS: dict[str, Callable[[IO[str]], Iterator[str]]] = {
+    "file": _whole,
+    "line": _by_line,
+    "marked": _between_markers,
+}
+
+
+def _from_json(lines: IO[str], field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            record = json.loads(line)
+            if not isinstance(record, dict) or not isinstance(record.get(field), str):
+                raise ValueError(f"line {number} has no text in {field!r}")
+            yield record[field]
+
+
+def _rows_of_parquet(file: IO[bytes], field: str) -> Iterator[str]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(file)
+    if field not in table.schema_arrow.names:
+        raise ValueError(f"no column {field!r}; {did_you_mean(field, table.schema_arrow.names)}")
+    for batch in table.iter_batches(columns=[field]):
+        yield from (text or "" for text in batch.column(0).to_pylist())

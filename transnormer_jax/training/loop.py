@@ -55,7 +55,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     restored = checkpoints.restore(abstract)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed)), 0)
-    first_step = int(state.step)
+    first_step, first_row = int(state.step), rows_read
 
     # ---- Tell what will run. ----
     write_config(workdir, config)
@@ -93,7 +93,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
                 "lower config.optimizer.learning_rate or look at the data; checkpoints are kept."
             )
         if step % config.log_every == 0 or step == config.num_steps:
-            scalars |= progress.rates(step)
+            scalars |= progress.rates(step) | problem.consumption(first_row + (step - first_step) * config.batch_size)
             writer.write(step, scalars)
             print(progress.line(step, scalars), flush=True)
 

@@ -1,5 +1,6 @@
 """What a run trains and measures: from a configuration to a task, its rows of data, and its evaluation."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from transnormer_jax.data import (
     Examples,
     ImageRows,
     MaskedRows,
+    MixedRows,
     PackedRows,
     Rows,
     TokenizedDocuments,
@@ -47,6 +49,7 @@ from transnormer_jax.training.config import Config
 from transnormer_jax.training.evaluation import DocumentEvaluator, RowEvaluator
 
 Evaluation = Callable[[Params], dict[str, float]]
+Consumption = Callable[[int], dict[str, float]]
 
 _EVALUATION_SEED = 0
 _DUPLICATION_EXAMPLES = 1024
@@ -62,6 +65,7 @@ class Problem(NamedTuple):
       evaluate: parameters -> metrics on the held-out split.
       tokenizer: fingerprint of the tokenizer.
       description: of the data, in words.
+      consumption: number of rows read -> tokens and epochs of every source of a mixture.
     """
 
     task: Task
@@ -70,6 +74,7 @@ class Problem(NamedTuple):
     evaluate: Evaluation
     tokenizer: str
     description: str
+    consumption: Consumption
 
 
 def load_problem(config: Config, mesh: Mesh) -> Problem:
@@ -81,8 +86,8 @@ def load_problem(config: Config, mesh: Mesh) -> Problem:
     tokenizer = load_tokenizer(config.data.tokenizer)
     task = make_task(config)
     evaluate = load_evaluation(config, tokenizer, mesh, config.data.eval_split, config.evaluation.max_tokens)
-    rows, rows_per_epoch, description = _training_rows(config, tokenizer)
-    return Problem(task, rows, rows_per_epoch, evaluate, tokenizer.fingerprint, description)
+    rows, rows_per_epoch, description, consumption = _training_rows(config, tokenizer)
+    return Problem(task, rows, rows_per_epoch, evaluate, tokenizer.fingerprint, description, consumption)
 
 
 def make_task(config: Config) -> Task:
@@ -121,6 +126,8 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
       UserError: as `load_problem`.
     """
     task, batch_size, length = make_task(config), config.evaluation.batch_size, config.sequence_length
+    if config.data.mixture:
+        return _mixture_evaluation(config, tokenizer, mesh, split, max_tokens)
     if config.task.name in ("causal_lm", "masked_lm"):
         documents = load_split(config.data, tokenizer, split)
         if max_tokens:
@@ -145,22 +152,77 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
     return RowEvaluator(task, lambda: itertools.islice(example_batches(examples, lengths, batch_size), batches), mesh)
 
 
-def _training_rows(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str]:
-    """The source of training rows, how many of them are an epoch, and the data in words."""
+def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str, max_tokens: int) -> Evaluation:
+    """Every source by itself, and the mean of what they share, by their weights."""
+    evaluations = {
+        name: load_evaluation(
+            dataclasses.replace(config, data=source),
+            tokenizer,
+            mesh,
+            source.eval_split if split == config.data.eval_split else split,
+            max_tokens,
+        )
+        for name, source in config.data.sources().items()
+    }
+
+    def evaluate(params: Params) -> dict[str, float]:
+        results = {name: evaluation(params) for name, evaluation in evaluations.items()}
+        report = {
+            f"{name}/{key}": results[name][key]
+            for name in results
+            for key in ("loss", "bits_per_byte")
+            if key in results[name]
+        }
+        return report | {"seconds": sum(result["seconds"] for result in results.values())}
+
+    return evaluate
+
+
+def _training_rows(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str, Consumption]:
+    """The source of training rows, how many of them are an epoch, the data in words, and what has been read of it."""
     name, split = config.task.name, config.data.train_split
     if name in ("causal_lm", "masked_lm"):
-        documents = load_split(config.data, tokenizer, split)
-        packed = _packed(config, documents, tokenizer, config.seed)
-        words = f"{len(documents):,} documents and {documents.num_tokens:,} tokens"
-        return _text_rows(config, packed, tokenizer, config.seed), packed.rows_per_epoch, words
+        return _training_text(config, tokenizer)
     if name == "duplication":
         _check_vocabulary(config, DuplicationRows.vocab_size)
-        return DuplicationRows(config.seed), config.num_steps * config.batch_size, "sequences made on the fly"
+        return DuplicationRows(config.seed), config.num_steps * config.batch_size, "sequences made on the fly", _untold
     examples = _examples(config, tokenizer, split)
     words = f"{len(examples):,} examples of {config.data.dataset}"
     if name == "images":
-        return ImageRows(examples, config.seed), len(examples), words
-    return ExampleRows(examples, _lengths(config, examples), config.seed), len(examples), words
+        return ImageRows(examples, config.seed), len(examples), words, _untold
+    return ExampleRows(examples, _lengths(config, examples), config.seed), len(examples), words, _untold
+
+
+def _untold(rows: int) -> dict[str, float]:
+    """The consumption of a single source, which the number of steps tells."""
+    del rows
+    return {}
+
+
+def _training_text(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str, Consumption]:
+    documents = {
+        name: load_split(source, tokenizer, source.train_split) for name, source in config.data.sources().items()
+    }
+    packed = {name: _packed(config, source, tokenizer, config.seed) for name, source in documents.items()}
+    rows_per_epoch = {name: source.rows_per_epoch for name, source in packed.items()}
+    words = ", ".join(
+        f"{f'{name} ' if config.data.mixture else ''}{len(source):,} documents and {source.num_tokens:,} tokens"
+        for name, source in documents.items()
+    )
+    if not config.data.mixture:
+        [rows] = packed.values()
+        return _text_rows(config, rows, tokenizer, config.seed), rows.rows_per_epoch, words, _untold
+    kind, amounts = config.data.amounts()
+    weights = amounts if kind == "weight" else {name: amounts[name] * rows_per_epoch[name] for name in amounts}
+    mixed = MixedRows(packed, weights)
+
+    def consumption(rows: int) -> dict[str, float]:
+        read = mixed.counts(rows)
+        tokens = {f"data/{name}/tokens": float(count * config.sequence_length) for name, count in read.items()}
+        return tokens | {f"data/{name}/epochs": count / rows_per_epoch[name] for name, count in read.items()}
+
+    all_rows = sum(rows_per_epoch.values())
+    return _text_rows(config, mixed, tokenizer, config.seed), all_rows, words, consumption
 
 
 def _packed(config: Config, documents: TokenizedDocuments, tokenizer: Tokenizer, seed: int) -> PackedRows:
@@ -168,7 +230,7 @@ def _packed(config: Config, documents: TokenizedDocuments, tokenizer: Tokenizer,
     return PackedRows(documents, config.sequence_length, seed=seed, **special)
 
 
-def _text_rows(config: Config, packed: PackedRows, tokenizer: Tokenizer, seed: int) -> Rows:
+def _text_rows(config: Config, packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:
     if config.task.name == "causal_lm":
         _check_vocabulary(config, tokenizer.vocab_size)
         return packed
