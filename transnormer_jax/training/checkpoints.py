@@ -24,11 +24,8 @@ from jaxtyping import PyTree
 
 from transnormer_jax.distributed import processes
 from transnormer_jax.errors import UserError
-from transnormer_jax.training.config import Config
+from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config
 from transnormer_jax.training.step import TrainState
-
-# Fields of the architecture that may change between two starts of a run: they alter speed or memory alone.
-_FREE_FIELDS = ("remat", "backend", "dtype", "dropout")
 
 # What a full, limited, read-only or failing disk answers; TensorStore passes on the words alone.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
@@ -262,7 +259,7 @@ def _check_identity(saved: dict[str, Any], config: Config) -> None:
     default = _identity(Config(architecture=config.architecture, model=type(config.model)()))
     for field, value in _identity(config).items():
         found = saved.get(field, default[field])
-        if field not in _FREE_FIELDS and found != value:
+        if field not in FREE_MODEL_FIELDS and found != value:
             raise UserError(
                 f"the workdir holds a model with {field}={found!r}, the config says {value!r}: "
                 "use another --workdir or the config of that run."

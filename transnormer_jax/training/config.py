@@ -21,6 +21,9 @@ ARCHITECTURES: dict[str, type[ModelConfig]] = {
     "bilstm": BiLSTMConfig,
 }
 
+# Fields of the architecture that may differ between a checkpoint and a run: they alter speed or memory alone.
+FREE_MODEL_FIELDS = ("remat", "backend", "dtype", "dropout")
+
 _POSITIVE = (
     "num_steps",
     "batch_size",
@@ -116,6 +119,9 @@ class Config:
       optimizer: optimizer and schedule.
       evaluation: held-out loss.
       mesh: devices along the axes data, fsdp, context and tensor.
+      init_from: workdir of another run, or of a converted checkpoint, whose newest parameters this one begins with; the
+        optimizer begins anew. The model is that run's: of `model` only what alters speed and memory counts. Empty:
+        random parameters.
       seed: of the initial parameters and of the order of the data.
       num_steps: optimizer steps in all.
       batch_size: rows per step, over all hosts.
@@ -138,6 +144,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    init_from: str = ""
     seed: int = 0
     num_steps: int = 1000
     batch_size: int = 32

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
+from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, placement_table, processes
 from transnormer_jax.errors import UserError
+from transnormer_jax.tasks import Params, Task
 from transnormer_jax.training.batches import batches_on_mesh
-from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.checkpoints import Checkpoints, restore_params
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.flops import training_flops_per_token
 from transnormer_jax.training.metrics import MetricWriter
@@ -21,7 +24,7 @@ from transnormer_jax.training.progress import Progress, duration
 from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.watchdog import Watchdog
-from transnormer_jax.training.workdir import write_config
+from transnormer_jax.training.workdir import model_to_begin_with, write_config
 
 
 def train(config: Config, workdir: Path) -> dict[str, float] | None:
@@ -35,6 +38,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         not finite.
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
+    config = model_to_begin_with(config, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     schedule = make_schedule(config.optimizer, config.num_steps)
@@ -45,16 +49,12 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
     optimizer = make_optimizer(config.optimizer, schedule)
 
-    def init(key: jax.Array) -> TrainState:
-        params = task.init(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
     abstract = place_state(task, optimizer, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, config=config, tokenizer=problem.tokenizer)
     restored = checkpoints.restore(abstract)
     with jax.set_mesh(mesh):
-        state, rows_read = restored or (jax.jit(init, out_shardings=shardings)(jax.random.key(config.seed)), 0)
+        state, rows_read = restored or (_begin(config, task, optimizer, abstract), 0)
     first_step, first_row = int(state.step), rows_read
 
     # ---- Tell what will run. ----
@@ -150,6 +150,20 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     finally:
         writer.close()
     return result
+
+
+def _begin(config: Config, task: Task, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """The state of step 0, every part made where it belongs."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def around(params: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    if config.init_from:
+        step, params = restore_params(Path(config.init_from), abstract.params)
+        print(f"begins with the parameters of step {step} of {config.init_from}")
+        return jax.jit(around, out_shardings=shardings, donate_argnums=0)(params)
+    return jax.jit(lambda key: around(task.init(key)), out_shardings=shardings)(jax.random.key(config.seed))
 
 
 def _in_words(result: dict[str, float]) -> str:

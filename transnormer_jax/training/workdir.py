@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from transnormer_jax.data import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.checkpoints import restore_params, save_params
-from transnormer_jax.training.config import Config, ModelConfig, default_config
+from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConfig, default_config
 from transnormer_jax.training.placement import place_params
 from transnormer_jax.training.problem import make_task
 
@@ -42,16 +42,38 @@ def load_workdir(workdir: Path | str, mesh: Mesh | None = None) -> Run:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    own = workdir / "tokenizer"  # of a converted model
-    tokenizer = load_tokenizer(str(own) if own.is_dir() else config.data.tokenizer)
     step, params = load_params(workdir, config, mesh)
-    return Run(config, params, tokenizer, step)
+    return Run(config, params, _tokenizer_of(workdir, config), step)
 
 
 def load_params(workdir: Path, config: Config, mesh: Mesh | None = None) -> tuple[int, Any]:
     """The newest step and its parameters; for the mesh and for errors see `load_workdir`."""
     abstract = jax.eval_shape(make_task(config).init, jax.random.key(0))
     return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh))
+
+
+def model_to_begin_with(config: Config, tokenizer: str) -> Config:
+    """The configuration with the model of `config.init_from`, if there is one.
+
+    Args:
+      config: of a run.
+      tokenizer: fingerprint of its tokenizer.
+
+    Raises:
+      UserError: there is no such run, or it has another tokenizer.
+    """
+    if not config.init_from:
+        return config
+    workdir = Path(config.init_from)
+    other = read_config(workdir)
+    if _tokenizer_of(workdir, other).fingerprint != tokenizer:
+        raise UserError(
+            f"config.init_from={config.init_from!r} was trained with another tokenizer than "
+            f"{config.data.tokenizer!r}: set config.data.tokenizer to its own."
+        )
+    fields = {field.name for field in dataclasses.fields(other.model)} & {*FREE_MODEL_FIELDS, "param_dtype"}
+    kept = {name: getattr(config.model, name) for name in fields if hasattr(config.model, name)}
+    return dataclasses.replace(config, architecture=other.architecture, model=dataclasses.replace(other.model, **kept))
 
 
 def write_model(workdir: Path, model: ModelConfig, params: Any) -> None:
@@ -73,6 +95,11 @@ def read_config(workdir: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{str(workdir)!r} holds no run: give the --workdir of a run of train.py.")
     return Config.from_dict(json.loads(path.read_text()))
+
+
+def _tokenizer_of(workdir: Path, config: Config) -> Tokenizer:
+    own = workdir / "tokenizer"  # of a converted model
+    return load_tokenizer(str(own) if own.is_dir() else config.data.tokenizer)
 
 
 def write_config(workdir: Path, config: Config) -> None:

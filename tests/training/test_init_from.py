@@ -1,0 +1,72 @@
+"""Training on from other parameters: of a run, or of a converted checkpoint."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
+from transnormer_jax.training.workdir import write_model
+
+MODEL = TransNormerLLMConfig(
+    vocab_size=259, num_layers=2, model_dim=32, num_heads=2, glu_dim=48, param_dtype="bfloat16", init_std=0.1
+)
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "text.txt").write_text("".join(f"{i} and {i + 1} are {2 * i + 1}\n" for i in range(400)))
+    config = default_config(dtype="float32")  # of the model, only this counts
+    config.data.dataset, config.data.files = "plain_text", str(tmp_path / "text.txt")
+    config.data.documents, config.data.held_out = "line", 0.1
+    config.data.data_dir = str(tmp_path / "datasets")
+    config.num_steps, config.batch_size, config.sequence_length = 30, 16, 64
+    config.log_every = config.checkpoint_every = 10
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 1
+    config.evaluation.every, config.evaluation.batch_size, config.evaluation.window = 0, 8, 32
+    config.init_from = str(tmp_path / "converted")
+    return config
+
+
+def make_converted(directory):
+    """As `python -m transnormer_jax.convert` leaves it, for the tokenizer of bytes."""
+    params = TransNormerLLM(MODEL).init(jax.random.key(7), jnp.zeros((1, 1), jnp.int32))["params"]
+    write_model(directory, MODEL, params)
+    content = json.loads((directory / "config.json").read_text())
+    content["data"]["tokenizer"] = "bytes"
+    (directory / "config.json").write_text(json.dumps(content))
+    return params
+
+
+def test_a_run_begins_with_the_parameters_and_the_model_of_another(config, tmp_path):
+    params = make_converted(tmp_path / "converted")
+    config.optimizer.learning_rate, config.num_steps = 0.0, 2
+    train(Config.from_dict(config.to_dict()), tmp_path / "still")
+    still = load_workdir(tmp_path / "still")
+    assert still.model_config.num_layers == 2
+    assert (still.model_config.dtype, still.model_config.param_dtype) == ("float32", "float32")
+    jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours, np.float32(theirs)), still.params, params)
+
+    config.optimizer.learning_rate, config.num_steps = 1e-2, 30
+    result = train(Config.from_dict(config.to_dict()), tmp_path / "tuned")
+    assert result["loss"] < evaluate_run(tmp_path / "still")["loss"] - 1
+
+
+def test_what_cannot_be_begun_with_is_refused(config, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        train(Config.from_dict(config.to_dict()), tmp_path / "run")
+    make_converted(tmp_path / "converted")
+    content = json.loads((tmp_path / "converted" / "config.json").read_text())
+    content["data"]["tokenizer"] = str(tmp_path / "tokenizer.json")
+    (tmp_path / "converted" / "config.json").write_text(json.dumps(content))
+    vocabulary = {"<s>": 0, "</s>": 1, "a": 2}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="trained with another tokenizer than 'bytes'"):
+        train(Config.from_dict(config.to_dict()), tmp_path / "run")
