@@ -104,7 +104,7 @@ def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(params):
 
 def test_rounding_the_parameters_beforehand_changes_no_logit(params):
     config = TransNormerLLMConfig.preset("tiny", dtype="bfloat16")
-    rounded = Generator(config, params, Letters())._params
+    rounded = Generator(config, params, Letters()).params
     assert rounded["embedding"].dtype == jnp.bfloat16
     forward = jax.jit(TransNormerLLM(config).apply)
     logits, expected = (forward({"params": tree}, jnp.arange(40)[None]) for tree in (rounded, params))

@@ -1,5 +1,6 @@
 """Datasets to batches: builders, tokenizers, splits encoded on disk, rows for training, batches for evaluation."""
 
+from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
 from transnormer_jax.data.dataset import DataConfig, load_split
 from transnormer_jax.data.duplication import DuplicationRows
 from transnormer_jax.data.example_rows import ExampleRows, example_batches
@@ -15,7 +16,9 @@ from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
+    "RELEASED_TEMPLATE",
     "ByteTokenizer",
+    "ChatTemplate",
     "DataConfig",
     "DuplicationRows",
     "ExampleRows",
@@ -30,6 +33,7 @@ __all__ = [
     "batches_of",
     "evaluation_windows",
     "example_batches",
+    "find_chat_template",
     "load_examples",
     "load_split",
     "load_tokenizer",

@@ -70,7 +70,7 @@ class DataConfig:
         self.amounts()
 
     def sources(self) -> "dict[str, DataConfig]":
-        """The configurations of the datasets of the mixture by name; without a mixture, this one under its dataset's."""
+        """The configuration of each dataset of the mixture by name; without a mixture, this one by its dataset's."""
         if not self.mixture:
             return {self.dataset: self}
         return {name: self._source(name) for name in self.mixture}

@@ -43,6 +43,11 @@ class HuggingFaceTokenizer:
         self.bos_id = _first_id(_BOS_NAMES, vocabulary, self.eos_id)
         self.pad_id = _first_id(_PAD_NAMES, vocabulary, self.eos_id)
         self._special = {self.bos_id, self.eos_id, self.pad_id}
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        ends = {name: index for name, index in vocabulary.items() if index in self._special}
+        self.special_tokens: Mapping[str, int] = ends | {
+            token.content: index for index, token in added if token.special
+        }
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""
@@ -78,6 +83,8 @@ class SentencePieceTokenizer:
             raise UserError(f"tokenizer {str(path)!r} has no end token: train it with an eos_id.")
         self.bos_id = self._id_or_eos(self._processor.bos_id())
         self.pad_id = self._id_or_eos(self._processor.pad_id())
+        control = filter(self._processor.is_control, range(self.vocab_size))
+        self.special_tokens: Mapping[str, int] = {self._processor.id_to_piece(index): index for index in control}
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""

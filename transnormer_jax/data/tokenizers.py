@@ -1,6 +1,7 @@
 """What a tokenizer is, the one of UTF-8 bytes, and the way to all of them by name."""
 
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,7 @@ class Tokenizer(Protocol):
       pad_id: fills the end of a row.
       bos_id: stands before a document.
       eos_id: is predicted after a document.
+      special_tokens: name -> id of the tokens that are no text.
       fingerprint: differs between tokenizers that encode differently.
     """
 
@@ -31,6 +33,7 @@ class Tokenizer(Protocol):
     pad_id: int
     bos_id: int
     eos_id: int
+    special_tokens: Mapping[str, int]
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
@@ -72,6 +75,7 @@ class ByteTokenizer:
 
     vocab_size = 259
     pad_id, bos_id, eos_id = 0, 1, 2
+    special_tokens: Mapping[str, int] = types.MappingProxyType({"<pad>": 0, "<s>": 1, "</s>": 2})
     fingerprint = "bytes-1"
 
     def encode(self, text: str) -> list[int]:

@@ -57,6 +57,8 @@ class Generator:
     Prompts of different lengths go together; none influences another.
 
     Attributes:
+      config: of the model.
+      params: as generation keeps them, rounded to the dtype of the computation.
       tokenizer: of the texts.
 
     Example:
@@ -76,8 +78,9 @@ class Generator:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
                 "use the tokenizer the model was trained with."
             )
+        self.config = config
         self._model = TransNormerLLM(config)
-        self._params = at_compute_dtype(params, config.dtype)
+        self.params = at_compute_dtype(params, config.dtype)
         self.tokenizer = tokenizer
 
     def generate(
@@ -171,9 +174,7 @@ class Generator:
         rows = stack_settings([settings] * len(prompts))
         for done in range(0, max_new_tokens, block_size):
             so_far = np.full(len(prompts), done, np.int32)
-            state, tokens, _ = decode(
-                self._model, self._params, state, seeds, rows, so_far, np.bool_(False), block_size
-            )
+            state, tokens, _ = decode(self._model, self.params, state, seeds, rows, so_far, np.bool_(False), block_size)
             left = max_new_tokens - done
             block = np.asarray(tokens)[:, :left].tolist()
             yield [text.push(ids, last=left <= block_size) for text, ids in zip(texts, block, strict=True)]
@@ -210,7 +211,7 @@ class Generator:
         state, contexts = self._prefill(prompts, prefix)
         found = beam_search(
             self._model,
-            self._params,
+            self.params,
             state,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
@@ -239,10 +240,10 @@ class Generator:
             return [_no_tokens() for _ in rows]
         state = self._start(len(rows), prefix)
         if prefix is None:
-            state = prefill(self._model, self._params, state, [[self.tokenizer.bos_id]] * len(rows))
+            state = prefill(self._model, self.params, state, [[self.tokenizer.bos_id]] * len(rows))
         log_probs, likeliest = [], []
         for tokens, segment_ids in windows(rows):
-            state, scores = read_and_score(self._model, self._params, state, tokens, segment_ids, np.bool_(False))
+            state, scores = read_and_score(self._model, self.params, state, tokens, segment_ids, np.bool_(False))
             log_probs.append(np.asarray(scores.log_prob))
             likeliest.append(np.asarray(scores.likeliest))
         log_probs_of_rows, likeliest_of_rows = (np.concatenate(pieces, axis=1) for pieces in (log_probs, likeliest))
@@ -266,7 +267,7 @@ class Generator:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        return model_fingerprint(self._model.config, self._params)
+        return model_fingerprint(self.config, self.params)
 
     def _prefill(self, prompts: Sequence[str], prefix: PromptState | None) -> tuple[DecodeState, list[list[int]]]:
         """The state after the prompts, and the tokens before the text that follows, as far as its form needs them."""
@@ -274,13 +275,13 @@ class Generator:
         before = () if prefix is None else prefix.last_ids
         begin = [self.tokenizer.bos_id] if prefix is None else []
         read = [[*begin, *ids] for ids in rows]
-        state = prefill(self._model, self._params, self._start(len(rows), prefix), read)
+        state = prefill(self._model, self.params, self._start(len(rows), prefix), read)
         return state, [[*before, *ids] for ids in rows]
 
     def _start(self, batch_size: int, prefix: PromptState | None) -> DecodeState:
         """The state before prompts, for the caller to donate."""
         if prefix is None:
-            return empty_state(self._model, self._params, batch_size, self.tokenizer.vocab_size)
+            return empty_state(self._model, self.params, batch_size, self.tokenizer.vocab_size)
         if prefix.model != self._fingerprint:
             raise UserError("the prefix was read by another model: read it again with this one.")
         return take_rows(prefix.state, np.zeros(batch_size, np.int32))

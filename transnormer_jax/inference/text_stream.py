@@ -12,11 +12,12 @@ class TextStream:
 
     Attributes:
       finished: an end token, a stop string or the last push came; later tokens are ignored.
+      stopped: it was an end token or a stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]):
         """Begins after the ids of `prompt`, and ends before the first of the strings `stop`."""
-        self.finished = False
+        self.finished = self.stopped = False
         self._tokenizer = tokenizer
         self._stop = stop
         self._held = ""
@@ -32,13 +33,14 @@ class TextStream:
             return ""
         if self._tokenizer.eos_id in ids:
             ids, last = ids[: ids.index(self._tokenizer.eos_id)], True
+            self.stopped = True
         self._window += ids
         text = self._held + self._decode(last)
 
         matches = [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]
         if matches:
             # The one that ends first, as if the text had come letter by letter.
-            self.finished = True
+            self.finished = self.stopped = True
             return text[: min(matches)[1]]
         self.finished = last
         certain = len(text) if last else len(text) - self._length_of_begun_stop(text)

@@ -1,0 +1,69 @@
+"""`python -m transnormer_jax.serve` in a process of its own."""
+
+import json
+import signal
+import socket
+import threading
+
+import httpx
+import pytest
+
+from tests.commands import assert_fails, run, start
+from tests.inference.letters import CONFIG, make_params
+from transnormer_jax.training.workdir import write_model
+
+pytestmark = pytest.mark.slow
+
+MODULE = ("-m", "transnormer_jax.serve")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("serve") / "little"
+    write_model(directory, CONFIG, make_params())
+    content = json.loads((directory / "config.json").read_text())
+    content["data"]["tokenizer"] = "bytes"
+    (directory / "config.json").write_text(json.dumps(content))
+    return directory
+
+
+def test_a_stop_signal_lets_answers_end(workdir):
+    process = start(*MODULE, f"--workdir={workdir}", "--port=0", "--slots=2", "--chat_template=released")
+    line = process.stdout.readline()
+    assert line.startswith("serving 'little' at http://127.0.0.1:"), (line, process.stderr.read() if not line else "")
+    url = line.split()[3]
+    events: list[str] = []
+    begun = threading.Event()
+
+    def read():
+        body = {"prompt": "x", "max_tokens": 1500, "stream": True, "temperature": 0}
+        with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as response:
+            for event in response.iter_lines():
+                events.append(event)
+                begun.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert begun.wait(30)
+    process.send_signal(signal.SIGTERM)
+    reader.join(60)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, (out, err)
+    assert "Traceback" not in err
+    assert events[-2] == "data: [DONE]"
+    pieces = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
+    assert pieces[-1]["finish_reason"] == "length"
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/models")
+
+
+def test_what_is_wrong_is_said_in_a_sentence(workdir, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_fails(run(*MODULE, f"--workdir={workdir}", f"--port={port}"), f"cannot listen on 127.0.0.1:{port}")
+    assert_fails(run(*MODULE, f"--workdir={tmp_path}", "--port=0"), "holds no run")
+    content = json.loads((workdir / "config.json").read_text())
+    content["data"]["tokenizer"] = str(tmp_path / "gone")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
+    assert_fails(run(*MODULE, f"--workdir={tmp_path}", "--port=0"), "unknown tokenizer")

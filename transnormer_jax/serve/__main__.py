@@ -1,0 +1,110 @@
+"""Serves a trained model by the protocol of OpenAI.
+
+    python -m transnormer_jax.serve --workdir=runs/quickstart --port=8000
+
+Answers `/v1/completions`, `/v1/chat/completions` (if the model has a chat template), `/v1/models`, `/health` and
+`/metrics`. With the environment variable TRANSNORMER_API_KEY, clients must send that key. SIGTERM: what has begun is
+finished, nothing new is taken.
+"""
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+from absl import flags
+
+from transnormer_jax import command
+from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
+from transnormer_jax.errors import UserError
+from transnormer_jax.inference import ContinuousBatch, Request
+from transnormer_jax.inference.decoding import WINDOW
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 is every network this machine is in.")
+_PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=0, upper_bound=65535)
+_MODEL = flags.DEFINE_string("model", "", "The model's name for clients; by default that of the workdir.")
+_SLOTS = flags.DEFINE_integer("slots", 8, "Texts that are written at one time.", lower_bound=1)
+_MAX_REQUESTS = flags.DEFINE_integer("max_requests", 256, "Open requests; more are answered 429.", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 4096, "Longest answer, in tokens.", lower_bound=1)
+_MAX_PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 1 << 20, "Longest prompt, in tokens.", lower_bound=1)
+_PREFIX_CACHE = flags.DEFINE_integer("prefix_cache", 16, "States kept for prompts that begin alike.", lower_bound=0)
+_CHAT_TEMPLATE = flags.DEFINE_string(
+    "chat_template",
+    "",
+    "Jinja file, or 'released' for that of TransNormerLLM's fine-tuning; by default the model's own.",
+)
+_GRACE_SECONDS = flags.DEFINE_integer("grace_seconds", 60, "How long SIGTERM waits for answers.", lower_bound=1)
+
+
+def main() -> None:
+    """Serves until a signal comes."""
+    try:
+        import uvicorn
+
+        from transnormer_jax.serve.app import Service, create_app
+        from transnormer_jax.serve.engine import Engine
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[serve]'.") from error
+    listener = _listen(_HOST.value, _PORT.value)
+    generator = command.load_generator(_WORKDIR.value)
+    tokenizer = generator.tokenizer
+    batch = ContinuousBatch(
+        generator.config,
+        generator.params,
+        vocab_size=tokenizer.vocab_size,
+        slots=_SLOTS.value,
+        prefix_cache=_PREFIX_CACHE.value,
+    )
+    _warm_up(batch, tokenizer.bos_id)
+    source = _chat_template()
+    service = Service(
+        Engine(batch, _MAX_REQUESTS.value),
+        tokenizer,
+        _MODEL.value or Path(_WORKDIR.value).resolve().name,
+        ChatTemplate(source, tokenizer) if source else None,
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
+        api_key=os.environ.get("TRANSNORMER_API_KEY", ""),
+    )
+    config = uvicorn.Config(
+        create_app(service), log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS.value, lifespan="on"
+    )
+    host, port = listener.getsockname()[:2]
+    print(f"serving {service.model!r} at http://{host}:{port}/v1 with {_SLOTS.value} slots", flush=True)
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stop, lambda *_: None)  # Uvicorn raises again what stopped it, when all is done.
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), backlog=1024)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port.") from error
+
+
+def _warm_up(batch: ContinuousBatch, bos_id: int) -> None:
+    """Compiles everything, so that no client waits for it."""
+    width = WINDOW
+    while width >= 1:
+        for scored in (False, True):
+            batch.submit(Request([bos_id] * width, max_new_tokens=1, prompt_log_probs=scored))
+        width //= 2
+    while not batch.idle:
+        batch.step()
+
+
+def _chat_template() -> str | None:
+    if _CHAT_TEMPLATE.value == "released":
+        return RELEASED_TEMPLATE
+    if _CHAT_TEMPLATE.value:
+        try:
+            return Path(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot read {_CHAT_TEMPLATE.value!r}: {error.strerror}.") from error
+    return find_chat_template(Path(_WORKDIR.value) / "tokenizer")
+
+
+if __name__ == "__main__":
+    command.run(main)

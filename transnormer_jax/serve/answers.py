@@ -1,0 +1,118 @@
+"""From the tokens of the engine to the text of an answer, one choice of a client's request at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
+
+from transnormer_jax.data import Tokenizer
+from transnormer_jax.inference import Request, TokenLogProbs
+from transnormer_jax.inference.text_stream import TextStream
+from transnormer_jax.serve.engine import Engine, Stream
+
+
+class Choice(NamedTuple):
+    """One text to write.
+
+    Attributes:
+      request: for the engine.
+      stops: strings that end the text.
+      echo: whether the prompt comes first.
+      writes: whether anything follows the prompt.
+    """
+
+    request: Request
+    stops: Sequence[str]
+    echo: bool = False
+    writes: bool = True
+
+
+class Piece(NamedTuple):
+    """The next part of a choice.
+
+    Attributes:
+      choice: its number.
+      text: certain, as from `TextStream`.
+      echoed: tokens of the prompt that are part of the text.
+      tokens: new tokens.
+      finish_reason: "stop" or "length" in the last piece, None before.
+    """
+
+    choice: int
+    text: str
+    echoed: list[TokenLogProbs]
+    tokens: list[TokenLogProbs]
+    finish_reason: str | None
+
+
+class Answer:
+    """All choices of a client's request, under way together; to be iterated over, and closed in any case."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, choices: Sequence[Choice]):
+        """Puts every choice into the engine's queue, or none.
+
+        Raises:
+          OverloadedError: too many requests are open.
+        """
+        self._tokenizer, self._choices = tokenizer, choices
+        self._streams: list[Stream] = []
+        try:
+            for choice in choices:
+                self._streams.append(engine.open(choice.request))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leaves the batch."""
+        for stream in self._streams:
+            stream.close()
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Yields the pieces of all choices as they come."""
+        pieces = asyncio.Queue[Piece | BaseException]()
+
+        async def follow(number: int) -> None:
+            try:
+                async for piece in self._pieces_of(number):
+                    pieces.put_nowait(piece)
+            except Exception as error:
+                pieces.put_nowait(error)
+
+        tasks = [asyncio.create_task(follow(number)) for number in range(len(self._choices))]
+        try:
+            unfinished = len(tasks)
+            while unfinished:
+                piece = await pieces.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+                unfinished -= piece.finish_reason is not None
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _pieces_of(self, number: int) -> AsyncIterator[Piece]:
+        choice, stream = self._choices[number], self._streams[number]
+        prompt = list(choice.request.prompt[1:])
+        text = TextStream(self._tokenizer, prompt, choice.stops)
+        if choice.echo and not (prompt and choice.request.prompt_log_probs):
+            yield Piece(number, self._tokenizer.decode(prompt), [], [], None if choice.writes else "length")
+            if not choice.writes:
+                return
+        async for news in stream:
+            if news.prompt:
+                echoed = self._tokenizer.decode(prompt)
+                yield Piece(number, echoed, news.prompt, [], None if choice.writes else "length")
+                if not choice.writes:
+                    return
+            new, kept = "", []
+            for place, told in enumerate(news.tokens):
+                kept.append(told)
+                new += text.push([told.token], last=news.last and place == len(news.tokens) - 1)
+                if text.finished:
+                    break
+            reason = ("stop" if text.stopped else "length") if text.finished else None
+            yield Piece(number, new, [], kept, reason)
+            if text.finished:
+                stream.close()
+                return

@@ -1,0 +1,47 @@
+"""Log-probabilities in the two forms of OpenAI's protocol."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transnormer_jax.data import Tokenizer
+from transnormer_jax.inference import TokenLogProbs
+
+
+class TokenNames:
+    """Tokens as text: special ones by their names."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Takes the model's tokenizer."""
+        self._tokenizer = tokenizer
+        self._special = {index: name for name, index in tokenizer.special_tokens.items()}
+
+    def __getitem__(self, token: int) -> str:
+        return self._special.get(token) or self._tokenizer.decode([token])
+
+
+def of_completion(told: Sequence[TokenLogProbs], names: TokenNames, offset: int) -> dict[str, Any]:
+    """The `logprobs` of a choice of `/v1/completions`, whose first token stands `offset` characters into the text."""
+    tokens = [names[each.token] for each in told]
+    offsets = [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))]
+    # Where two tokens read alike, the likelier one is told.
+    tops = [{names[token]: value for token, value in reversed(each.top)} for each in told]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [each.log_prob for each in told],
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+def of_chat(told: Sequence[TokenLogProbs], names: TokenNames) -> dict[str, Any]:
+    """The `logprobs` of a choice of `/v1/chat/completions`."""
+
+    def entry(token: int, value: float) -> dict[str, Any]:
+        return {"token": names[token], "logprob": value, "bytes": list(names[token].encode())}
+
+    return {
+        "content": [
+            entry(each.token, each.log_prob) | {"top_logprobs": [entry(*pair) for pair in each.top]} for each in told
+        ],
+        "refusal": None,
+    }
