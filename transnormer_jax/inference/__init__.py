@@ -3,6 +3,7 @@
 from transnormer_jax.inference.continuous_batch import ContinuousBatch, Progress, Request, TokenLogProbs
 from transnormer_jax.inference.generator import Beam, Generator, LogProbabilities
 from transnormer_jax.inference.prompt_state import PromptState
+from transnormer_jax.inference.quantization import quantize
 from transnormer_jax.inference.sampling import SamplingSettings
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Request",
     "SamplingSettings",
     "TokenLogProbs",
+    "quantize",
 ]

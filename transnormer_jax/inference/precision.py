@@ -10,7 +10,8 @@ def at_compute_dtype(params: Any, dtype: str) -> Any:
     """Rounds the parameters that the model rounds at each use: the same logits for half the bytes per token."""
 
     def cast(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        # The frequencies of LRPE, for one, stay float32 in every dtype.
-        return jnp.asarray(leaf, dtype if path[-1].key in ("kernel", "bias", "embedding", "head") else None)
+        # The frequencies of LRPE, for one, stay float32 in every dtype; int8 is what `quantize` made.
+        rounded = path[-1].key in ("kernel", "bias", "embedding", "head") and leaf.dtype != jnp.int8
+        return jnp.asarray(leaf, dtype if rounded else None)
 
     return jax.tree_util.tree_map_with_path(cast, params)

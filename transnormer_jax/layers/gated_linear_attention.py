@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.layers.norm import make_norm
-from transnormer_jax.layers.projection import projection
+from transnormer_jax.layers.projection import Projection
 from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies
 
 
@@ -58,7 +58,7 @@ class GatedLinearAttention(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"]]:
         """Returns the mixed tokens [B, N, D] and the state after the last, [B, H, K or 2K, V] float32."""
         dense = functools.partial(
-            projection,
+            Projection,
             use_bias=self.use_bias,
             init_std=self.init_std,
             dtype=self.dtype,

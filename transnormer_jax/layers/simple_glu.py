@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import constrain
-from transnormer_jax.layers.projection import projection
+from transnormer_jax.layers.projection import Projection
 from transnormer_jax.ops import activation
 
 
@@ -36,7 +36,7 @@ class SimpleGLU(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Mixes the channels of each token."""
         dense = functools.partial(
-            projection,
+            Projection,
             use_bias=self.use_bias,
             init_std=self.init_std,
             dtype=self.dtype,

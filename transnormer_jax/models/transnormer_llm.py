@@ -79,7 +79,7 @@ class TransNormerLLM(nn.Module):
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
         """What the head reads, [B, N, D], and the new cache: for a loss or a prefill that does not need all logits."""
         config = self.config
-        x = self._gathered(self.embedding)[tokens]
+        x = self._embed(tokens)
         if config.scale_embedding:
             x *= jnp.asarray(np.sqrt(config.model_dim), x.dtype)
         position = _positions(tokens, segment_ids, cache)
@@ -97,9 +97,18 @@ class TransNormerLLM(nn.Module):
 
     def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
         """Logits, float32."""
-        head = self.embedding if self.config.tie_embeddings else self.head
-        logits = jnp.einsum("bnd,vd->bnv", hidden, self._gathered(head), preferred_element_type=jnp.float32)
+        name = "embedding" if self.config.tie_embeddings else "head"
+        table = self._gathered(self.embedding if self.config.tie_embeddings else self.head)
+        logits = jnp.einsum("bnd,vd->bnv", hidden, table, preferred_element_type=jnp.float32)
+        if self.has_variable("params", f"{name}_scale"):  # The table is int8, see `inference.quantization`.
+            logits *= self.get_variable("params", f"{name}_scale")[None, None]
         return constrain(logits, "batch", "sequence", "vocab")
+
+    def _embed(self, tokens: Int[Array, "B N"]) -> Float[Array, "B N D"]:
+        if self.has_variable("params", "embedding_scale"):
+            scale: Array = self.get_variable("params", "embedding_scale")[tokens]
+            return (self.embedding[tokens] * scale[..., None]).astype(self.config.dtype)
+        return self._gathered(self.embedding)[tokens]
 
     def _gathered(self, table: Float[Array, "V D"]) -> Float[Array, "V D"]:
         # Whole along D: divided as it is stored, a lookup would give all tokens a part of D each, and XLA would then
