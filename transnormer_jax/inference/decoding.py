@@ -165,7 +165,7 @@ def decode(
 def advance(model: TransNormerLLM, params: Any, state: DecodeState, token: Int[Array, " B"]) -> DecodeState:
     """Goes on by one token in every row."""
     hidden, cache = _hidden(model, params, state, token[:, None], None)
-    seen = state.seen.at[jnp.arange(len(token)), token].set(True)
+    seen = state.seen.at[jnp.arange(token.shape[0]), token].set(True)
     return DecodeState(cache, seen, _logits(model, params, hidden, seen.shape[1])[:, 0])
 
 
@@ -221,7 +221,7 @@ def _after_window(
     count = jnp.sum(real, axis=1)
     last = jnp.take_along_axis(hidden, jnp.maximum(count - 1, 0)[:, None, None], axis=1)
     logits = _logits(model, params, last, state.logits.shape[1])[:, 0]
-    seen = state.seen.at[jnp.arange(len(tokens))[:, None], tokens].max(real)
+    seen = state.seen.at[jnp.arange(tokens.shape[0])[:, None], tokens].max(real)
     return DecodeState(cache, seen, jnp.where(count[:, None] > 0, logits, state.logits))
 
 

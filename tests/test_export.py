@@ -1,0 +1,88 @@
+"""The exported model, called as docs/export.md says, by a process without Flax and without this package."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+
+from tests.commands import ROOT, assert_fails, run
+from tests.inference.letters import CONFIG, MODEL, Letters, make_params
+from transnormer_jax.errors import UserError
+from transnormer_jax.export import PLATFORMS, export_model
+from transnormer_jax.inference import Generator, quantize
+from transnormer_jax.training.workdir import write_model
+
+PROMPTS = [[1, *range(3, 150)], [1, 70], [1, *range(60, 124)]]
+WINDOW = 64
+
+# After the code of the page: what it computes, for the test to compare.
+COMPARISON = """
+prompts, steps = json.loads(Path("prompts.json").read_text())
+cache = read(prompts)
+logits = [np.asarray(cache["logits"])]
+for step in range(len(steps)):
+    cache = decode(params, cache, np.array(steps[step], np.int32))
+    logits.append(np.asarray(cache["logits"]))
+np.save("logits.npy", logits)
+"""
+
+
+def code_of_the_page():
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
+    return code
+
+
+@pytest.fixture(scope="module")
+def params():
+    return make_params()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "int8"])
+def test_the_exported_model_gives_the_logits_of_the_live_one(tmp_path, params, kind):
+    params = quantize(params) if kind == "int8" else params
+    export_model(Generator(CONFIG, params, Letters()), tmp_path / "exported", WINDOW)
+    steps = np.random.default_rng(0).integers(3, 259, (20, len(PROMPTS)))
+    (tmp_path / "prompts.json").write_text(json.dumps([PROMPTS, steps.tolist()]))
+    blocked = "import sys\nsys.modules['flax'] = sys.modules['transnormer_jax'] = None\n"
+    (tmp_path / "page.py").write_text(blocked + code_of_the_page() + COMPARISON)
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    logits = np.load(tmp_path / "logits.npy")
+    for row, prompt in enumerate(PROMPTS):
+        whole = np.array([[*prompt, *steps[:, row]]])
+        expected = np.asarray(MODEL.apply({"params": params}, whole))[0, len(prompt) - 1 :]
+        np.testing.assert_allclose(logits[:, row], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_it_is_for_every_platform_and_batch(tmp_path, params):
+    export_model(Generator(CONFIG, params, Letters()), tmp_path / "exported", WINDOW)
+    for name in ("prefill", "decode"):
+        exported = jax.export.deserialize(bytearray((tmp_path / "exported" / f"{name}.bin").read_bytes()))
+        assert exported.platforms == PLATFORMS
+        assert str(exported.out_avals[0].shape[0]) == "batch"
+    with pytest.raises(UserError, match="exists: choose another --out"):
+        export_model(Generator(CONFIG, params, Letters()), tmp_path / "exported", WINDOW)
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path, params):
+    write_model(tmp_path / "run", CONFIG, params)
+    content = json.loads((tmp_path / "run" / "config.json").read_text())
+    content["data"]["tokenizer"] = "bytes"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    arguments = ("-m", "transnormer_jax.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    assert "wrote" in out
+    assert {path.name for path in Path(tmp_path / "out").iterdir()} == {
+        *("prefill.bin", "decode.bin", "params.safetensors", "manifest.json")
+    }
+    assert_fails(run(*arguments), "exists: choose another --out")

@@ -1,0 +1,141 @@
+"""Writes a trained model as two programs and their parameters, for a process that has JAX and nothing else of ours.
+
+    python -m transnormer_jax.export --workdir=runs/quickstart --out=exported
+
+`prefill.bin` and `decode.bin` are StableHLO for CPU, CUDA and TPU (`jax.export`), for any batch size. Both map
+(parameters, cache, tokens, ...) to a cache, which holds the logits of the next token: see docs/export.md.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from absl import flags
+from jaxtyping import Array, Int
+from safetensors.flax import save_file
+
+from transnormer_jax import command
+from transnormer_jax.errors import UserError
+from transnormer_jax.inference import Generator
+from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
+from transnormer_jax.models import Cache, TransNormerLLM
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Directory to make.", required=True)
+_WINDOW = flags.DEFINE_integer("window", 512, "Tokens that one call of prefill reads.", lower_bound=1)
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+# {"position": int32 [B], "states_0": float32 [layers, B, H, K, V], ..., "logits": float32 [B, V]}
+ExportedCache = dict[str, Array]
+
+
+def export_model(generator: Generator, directory: Path, window: int = 512) -> None:
+    """Writes `prefill.bin`, `decode.bin`, `params.safetensors` and `manifest.json` into a new directory.
+
+    Args:
+      generator: the model; its parameters are written at the dtype of the computation.
+      directory: must not exist.
+      window: tokens of a prompt that one call reads.
+
+    Raises:
+      UserError: the directory exists.
+    """
+    if directory.exists():
+        raise UserError(f"{str(directory)!r} exists: choose another --out.")
+    # The kernels of one platform are not those of another.
+    model = TransNormerLLM(dataclasses.replace(generator.config, backend="chunked"))
+    vocab_size = generator.tokenizer.vocab_size
+    params = _flat(generator.params)
+
+    def prefill(
+        params: dict[str, Array], cache: ExportedCache, tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"]
+    ) -> ExportedCache:
+        return _exported(read(model, _nested(params), _state(cache), tokens, segment_ids))
+
+    def decode(params: dict[str, Array], cache: ExportedCache, token: Int[Array, " B"]) -> ExportedCache:
+        return _exported(advance(model, _nested(params), _state(cache), token))
+
+    [batch] = jax.export.symbolic_shape("batch")
+    empty: Any = jax.eval_shape(lambda: _exported(empty_state(model, generator.params, 1, vocab_size)))
+    shapes = {name: _with_batch(x, batch) for name, x in empty.items()}
+    tokens = jax.ShapeDtypeStruct((batch, window), jnp.int32)
+    programs = {
+        "prefill": _export(prefill, params, shapes, tokens, tokens),
+        "decode": _export(decode, params, shapes, jax.ShapeDtypeStruct((batch,), jnp.int32)),
+    }
+    manifest = {
+        "format": 1,
+        "window": window,
+        "vocab_size": vocab_size,
+        "bos_id": generator.tokenizer.bos_id,
+        "eos_id": generator.tokenizer.eos_id,
+        "cache": {name: {"shape": [str(n) for n in x.shape], "dtype": x.dtype.name} for name, x in shapes.items()},
+        "platforms": PLATFORMS,
+        "jax": jax.__version__,
+        "calling_convention_version": programs["decode"].calling_convention_version,
+    }
+    directory.mkdir(parents=True)
+    for name, program in programs.items():
+        (directory / f"{name}.bin").write_bytes(program.serialize())
+    save_file(params, directory / "params.safetensors")
+    (directory / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _export(function: Callable[..., Any], *arguments: Any) -> jax.export.Exported:
+    # The cache is donated, as in generation.
+    return jax.export.export(jax.jit(function, donate_argnums=1), platforms=PLATFORMS)(*arguments)
+
+
+def _with_batch(x: jax.ShapeDtypeStruct, batch: Any) -> jax.ShapeDtypeStruct:
+    axis = 1 if x.ndim == 5 else 0
+    return jax.ShapeDtypeStruct((*x.shape[:axis], batch, *x.shape[axis + 1 :]), x.dtype)
+
+
+def _exported(state: DecodeState) -> ExportedCache:
+    states = {f"states_{i}": x for i, x in enumerate(state.cache.states)}
+    return {"position": state.cache.position, **states, "logits": state.logits}
+
+
+def _state(cache: ExportedCache) -> DecodeState:
+    states = tuple(cache[f"states_{i}"] for i in range(len(cache) - 2))
+    # Which tokens were read matters to the repetition penalty alone, and nobody here samples.
+    seen = jnp.zeros(cache["logits"].shape, bool)
+    return DecodeState(Cache(cache["position"], states), seen, cache["logits"])
+
+
+def _flat(params: Any) -> dict[str, Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {"/".join(key.key for key in path): leaf for path, leaf in leaves}
+
+
+def _nested(flat: dict[str, Array]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = leaf
+    return nested
+
+
+def main() -> None:
+    """Exports."""
+    directory = Path(_OUT.value)
+    export_model(command.load_generator(_WORKDIR.value), directory, _WINDOW.value)
+    tokenizer = Path(_WORKDIR.value) / "tokenizer"
+    if tokenizer.is_dir():
+        shutil.copytree(tokenizer, directory / "tokenizer")
+    megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
+    print(f"wrote {directory}: prefill, decode and parameters, {megabytes:,.1f} MB")
+
+
+if __name__ == "__main__":
+    command.run(main)
