@@ -4,12 +4,12 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.export
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from tests.commands import ROOT, assert_fails, run
 from tests.inference.letters import CONFIG, MODEL, Letters, make_params
@@ -75,14 +75,14 @@ def test_it_is_for_every_platform_and_batch(tmp_path, params):
 @pytest.mark.slow
 def test_the_command(tmp_path, params):
     write_model(tmp_path / "run", CONFIG, params)
-    content = json.loads((tmp_path / "run" / "config.json").read_text())
-    content["data"]["tokenizer"] = "bytes"
-    (tmp_path / "run" / "config.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2}, unk_token="a"))
+    (tmp_path / "run" / "tokenizer").mkdir()
+    tokenizer.save(str(tmp_path / "run" / "tokenizer" / "tokenizer.json"))
     arguments = ("-m", "transnormer_jax.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
     status, out, err = run(*arguments)
     assert status == 0, err
     assert "wrote" in out
-    assert {path.name for path in Path(tmp_path / "out").iterdir()} == {
-        *("prefill.bin", "decode.bin", "params.safetensors", "manifest.json")
-    }
+    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    programs = {"prefill.bin", "decode.bin", "params.safetensors", "manifest.json"}
+    assert files == programs | {"tokenizer/tokenizer.json"}
     assert_fails(run(*arguments), "exists: choose another --out")

@@ -10,7 +10,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
-from transnormer_jax.inference import Generator
+from transnormer_jax.inference import Generator, quantize
 from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.training import load_workdir
 from transnormer_jax.training.config import Config, default_config
@@ -39,8 +39,8 @@ def run(main: Callable[[], None]) -> None:
     exit_on_user_error(parse_and_run)
 
 
-def load_generator(workdir: str) -> Generator:
-    """The model of a run of train.py, ready to generate.
+def load_generator(workdir: str, *, int8: bool = False) -> Generator:
+    """The model of a run of train.py, ready to generate; with `int8`, its matrices rounded.
 
     Raises:
       UserError: there is none, or it is no TransNormerLLM.
@@ -48,7 +48,8 @@ def load_generator(workdir: str) -> Generator:
     run = load_workdir(workdir)
     if not isinstance(run.model_config, TransNormerLLMConfig):
         raise UserError(f"{workdir!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
-    return Generator(run.model_config, run.params, run.tokenizer)
+    params = quantize(run.params) if int8 else run.params
+    return Generator(run.model_config, params, run.tokenizer)
 
 
 def define_config_flag(*, required: bool = True) -> flags.FlagHolder:

@@ -25,8 +25,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
 from transnormer_jax.models import Cache, TransNormerLLM
+from transnormer_jax.training import tokenizer_directory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
 _OUT = flags.DEFINE_string("out", None, "Directory to make.", required=True)
 _WINDOW = flags.DEFINE_integer("window", 512, "Tokens that one call of prefill reads.", lower_bound=1)
 
@@ -126,13 +128,17 @@ def _nested(flat: dict[str, Array]) -> dict[str, Any]:
     return nested
 
 
+def _directories(directory: str, names: list[str]) -> list[str]:
+    return [name for name in names if (Path(directory) / name).is_dir()]
+
+
 def main() -> None:
     """Exports."""
     directory = Path(_OUT.value)
-    export_model(command.load_generator(_WORKDIR.value), directory, _WINDOW.value)
-    tokenizer = Path(_WORKDIR.value) / "tokenizer"
-    if tokenizer.is_dir():
-        shutil.copytree(tokenizer, directory / "tokenizer")
+    export_model(command.load_generator(_WORKDIR.value, int8=_INT8.value), directory, _WINDOW.value)
+    tokenizer = tokenizer_directory(_WORKDIR.value)
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, directory / "tokenizer", ignore=_directories)
     megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
     print(f"wrote {directory}: prefill, decode and parameters, {megabytes:,.1f} MB")
 

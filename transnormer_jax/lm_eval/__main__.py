@@ -15,6 +15,7 @@ from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
 _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, with commas between them.", required=True)
 _INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with more tasks, as YAML files.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; the task's own by default.")
@@ -37,7 +38,7 @@ def main() -> None:
     for task in _TASKS.value:
         if not manager.match_tasks([task]):
             raise UserError(f"the harness has no task {task!r}: `lm_eval ls tasks` lists them.")
-    harness = TransNormerHarness(command.load_generator(_WORKDIR.value), _BATCH_SIZE.value)
+    harness = TransNormerHarness(command.load_generator(_WORKDIR.value, int8=_INT8.value), _BATCH_SIZE.value)
     results = lm_eval.simple_evaluate(
         harness, tasks=_TASKS.value, num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value, task_manager=manager
     )

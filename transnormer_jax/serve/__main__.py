@@ -19,8 +19,10 @@ from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate, find_chat_temp
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request
 from transnormer_jax.inference.decoding import WINDOW
+from transnormer_jax.training import tokenizer_directory
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 is every network this machine is in.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=0, upper_bound=65535)
 _MODEL = flags.DEFINE_string("model", "", "The model's name for clients; by default that of the workdir.")
@@ -47,7 +49,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[serve]'.") from error
     listener = _listen(_HOST.value, _PORT.value)
-    generator = command.load_generator(_WORKDIR.value)
+    generator = command.load_generator(_WORKDIR.value, int8=_INT8.value)
     tokenizer = generator.tokenizer
     batch = ContinuousBatch(
         generator.config,
@@ -103,7 +105,8 @@ def _chat_template() -> str | None:
             return Path(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot read {_CHAT_TEMPLATE.value!r}: {error.strerror}.") from error
-    return find_chat_template(Path(_WORKDIR.value) / "tokenizer")
+    tokenizer = tokenizer_directory(_WORKDIR.value)
+    return None if tokenizer is None else find_chat_template(tokenizer)
 
 
 if __name__ == "__main__":
