@@ -3,16 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.inference.letters import CONFIG, Letters, log_probabilities, make_params
+from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 
 EOS = 2
-
-
-@pytest.fixture(scope="module")
-def params():
-    return make_params()
 
 
 @pytest.fixture(scope="module")

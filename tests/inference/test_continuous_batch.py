@@ -4,14 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests.inference.letters import CONFIG, Letters, log_probabilities, make_params
+from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Generator, Request, SamplingSettings, continuous_batch
-
-
-@pytest.fixture(scope="module")
-def params():
-    return make_params()
 
 
 def make_batch(params, **options):

@@ -3,22 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.inference.letters import CONFIG, MODEL, Letters, log_probabilities, make_params
+from tests.inference.letters import CONFIG, MODEL, Letters, log_probabilities
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import WINDOW, empty_state, prefill
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-
-
-@pytest.fixture(scope="module")
-def params():
-    return make_params()
-
-
-@pytest.fixture(scope="module")
-def generator(params):
-    return Generator(CONFIG, params, Letters())
 
 
 def greedy_by_full_passes(params, prompt, count):

@@ -5,18 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.inference.letters import CONFIG, MODEL, make_params
+from tests.inference.letters import CONFIG, MODEL
 from transnormer_jax.inference.decoding import WINDOW, advance, decode, empty_state, prefill, take_rows
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
 full_pass = jax.jit(MODEL.apply)
 one_step = jax.jit(advance, static_argnums=0)
-
-
-@pytest.fixture(scope="module")
-def params():
-    return make_params()
 
 
 def make_text(length):

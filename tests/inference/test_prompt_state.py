@@ -3,19 +3,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.inference.letters import CONFIG, Letters, log_probabilities, make_params
+from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator, PromptState
-
-
-@pytest.fixture(scope="module")
-def params():
-    return make_params()
-
-
-@pytest.fixture(scope="module")
-def generator(params):
-    return Generator(CONFIG, params, Letters())
 
 
 @pytest.mark.parametrize("length", [0, 3, 512, 1500])

@@ -3,14 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.inference.letters import CONFIG, MODEL, Letters, make_params
+from tests.inference.letters import CONFIG, MODEL, Letters
 from transnormer_jax.inference import Generator, quantize
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-
-
-@pytest.fixture(scope="module")
-def params():
-    return make_params()
 
 
 def dequantized(params):
