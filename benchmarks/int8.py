@@ -28,7 +28,7 @@ from transnormer_jax.inference import SamplingSettings, quantize
 from transnormer_jax.inference.decoding import decode, empty_state, prefill
 from transnormer_jax.inference.precision import at_compute_dtype
 from transnormer_jax.inference.sampling import stack_settings
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 from transnormer_jax.training import Run, load_workdir
 
 _ROW = 512
@@ -87,8 +87,9 @@ class _Model:
     """One way to keep and to use the same parameters."""
 
     def __init__(self, config: TransNormerLLMConfig, params: Any, dtype: str, int8: bool):
-        self._model = TransNormerLLM(dataclasses.replace(config, dtype=dtype))
-        self._params = at_compute_dtype(quantize(params) if int8 else params, dtype)
+        config, own = unstack_layers(dataclasses.replace(config, dtype=dtype), quantize(params) if int8 else params)
+        self._model = TransNormerLLM(config)
+        self._params = at_compute_dtype(own, dtype)
         self.megabytes = sum(x.nbytes for x in jax.tree.leaves(self._params)) / 1e6
         self._apply = jax.jit(self._model.apply)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
 from transnormer_jax.inference import Generator, quantize
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
 from transnormer_jax.training import load_workdir
 from transnormer_jax.training.config import Config, default_config
 
@@ -49,7 +49,7 @@ def load_generator(workdir: str, *, int8: bool = False) -> Generator:
     if not isinstance(run.model_config, TransNormerLLMConfig):
         raise UserError(f"{workdir!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
     params = quantize(run.params) if int8 else run.params
-    return Generator(run.model_config, params, run.tokenizer)
+    return Generator(*unstack_layers(run.model_config, params, donate=True), run.tokenizer)
 
 
 def define_config_flag(*, required: bool = True) -> flags.FlagHolder:

@@ -21,11 +21,12 @@ from jaxtyping import Array, Int
 from safetensors.flax import save_file
 
 from transnormer_jax import command
+from transnormer_jax.data import tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
 from transnormer_jax.models import Cache, TransNormerLLM
-from transnormer_jax.training import tokenizer_directory
+from transnormer_jax.training.workdir import read_config, tokenizer_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
 _INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
@@ -136,7 +137,8 @@ def main() -> None:
     """Exports."""
     directory = Path(_OUT.value)
     export_model(command.load_generator(_WORKDIR.value, int8=_INT8.value), directory, _WINDOW.value)
-    tokenizer = tokenizer_directory(_WORKDIR.value)
+    workdir = Path(_WORKDIR.value)
+    tokenizer = tokenizer_directory(tokenizer_name(workdir, read_config(workdir)))
     if tokenizer is not None:
         shutil.copytree(tokenizer, directory / "tokenizer", ignore=_directories)
     megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6

@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.commands import assert_fails, run
 from tests.shared import shared_file
@@ -128,10 +130,27 @@ def test_the_command_converts_verifies_generates_and_converts_back(released, tmp
 
 def test_a_tokenizer_goes_with_the_weights(tmp_path):
     config, params = write(tmp_path / "hf")
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "tokenizer.model").write_text("pieces")
-    save_hugging_face(tmp_path / "with", config, params, tmp_path / "own" / "tokenizer.model")
-    assert (tmp_path / "with" / "tokenizer.model").read_text() == "pieces"
+    file = tmp_path / "own" / "tokenizer.json"
+    file.parent.mkdir()
+    tokenizer = Tokenizer(WordLevel({"a": 0, "</s>": 1, "b": 2, "<s>": 3}, unk_token="a"))
+    tokenizer.save(str(file))
+    for name, given in {"of_a_file": file, "of_a_directory": file.parent}.items():
+        save_hugging_face(tmp_path / name, config, params, given)
+        assert (tmp_path / name / "tokenizer.json").read_bytes() == file.read_bytes()
+        fields = json.loads((tmp_path / name / "config.json").read_text())
+        assert (fields["bos_token_id"], fields["eos_token_id"]) == (3, 1)
+    fields = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert (fields["bos_token_id"], fields["eos_token_id"]) == (1, 2)
+    file.write_text("pieces")
+    with pytest.raises(UserError, match="cannot read the tokenizer"):
+        save_hugging_face(tmp_path / "broken", config, params, file)
+    assert not (tmp_path / "broken").exists()
+
+
+def test_parameters_are_taken_onto_the_cpu_without_a_copy(tmp_path):
+    write(tmp_path / "hf")
+    for array in jax.tree.leaves(load_hugging_face(tmp_path / "hf")[1]):
+        assert jax.device_put(array, jax.devices("cpu")[0]).unsafe_buffer_pointer() == array.ctypes.data
 
 
 def test_files_of_pytorch_are_read_without_it():

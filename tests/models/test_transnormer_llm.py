@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 
 # 385m, 1b and 7b: counted from the released checkpoints' shapes; the others follow from the paper's sizes.
 PARAMETERS = {
@@ -153,3 +153,23 @@ def test_mistakes_are_told(fields, message):
         TransNormerLLMConfig.preset("tiny", **fields)
     with pytest.raises(UserError, match="did you mean '385m'"):
         TransNormerLLMConfig.preset("385M")
+
+
+@pytest.mark.parametrize("options", [{}, {"lrpe_layers": (0, 1)}, {"lrpe_layers": (), "tie_embeddings": False}])
+@pytest.mark.parametrize("donate", [False, True])
+def test_layers_with_parameters_of_their_own_are_the_same_model(options, donate):
+    config = TransNormerLLMConfig.preset("tiny", num_layers=4, init_std=0.2, **options)
+    model = TransNormerLLM(config)
+    tokens = jax.random.randint(jax.random.key(1), (2, 30), 0, 259)
+    params = jax.device_put(model.init(jax.random.key(0), tokens)["params"], jax.devices()[0])
+    expected, cache = model.apply({"params": params}, tokens, cache=model.init_cache(2))
+    stacked = params[max(name for name in params if name.startswith("layers"))]["glu"]["out"]["kernel"]
+
+    own_config, own = unstack_layers(config, params, donate=donate)
+    assert stacked.is_deleted() == donate
+    unstacked = TransNormerLLM(own_config)
+    logits, own_cache = unstacked.apply({"params": own}, tokens, cache=unstacked.init_cache(2))
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    np.testing.assert_allclose(jnp.concatenate(own_cache.states[-2:]), cache.states[-1][-2:], atol=1e-5)
+    assert jax.tree.structure(own) == jax.tree.structure(unstacked.init(jax.random.key(0), tokens)["params"])
+    assert unstack_layers(own_config, own) == (own_config, own)

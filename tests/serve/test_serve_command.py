@@ -27,29 +27,35 @@ def workdir(tmp_path_factory):
     return directory
 
 
-def test_a_stop_signal_lets_answers_end(workdir):
-    process = start(*MODULE, f"--workdir={workdir}", "--port=0", "--slots=2", "--chat_template=released")
+def test_a_stop_signal_lets_answers_end_in_time(workdir):
+    limits = ("--slots=2", "--max_new_tokens=10000000", "--grace_seconds=3")
+    process = start(*MODULE, f"--workdir={workdir}", "--port=0", "--chat_template=released", *limits)
     line = process.stdout.readline()
     assert line.startswith("serving 'little' at http://127.0.0.1:"), (line, process.stderr.read() if not line else "")
     url = line.split()[3]
-    events: list[str] = []
-    begun = threading.Event()
+    lengths = (300, 10_000_000)
+    heard: list[list[str]] = [[], []]
+    begun = [threading.Event(), threading.Event()]
 
-    def read():
-        body = {"prompt": "x", "max_tokens": 1500, "stream": True, "temperature": 0}
+    def read(number):
+        body = {"prompt": "x", "max_tokens": lengths[number], "stream": True, "temperature": 0}
         with httpx.stream("POST", f"{url}/completions", json=body, timeout=60) as response:
             for event in response.iter_lines():
-                events.append(event)
-                begun.set()
+                heard[number].append(event)
+                begun[number].set()
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert begun.wait(30)
+    readers = [threading.Thread(target=read, args=(number,)) for number in (1, 0)]
+    for reader in readers:
+        reader.start()
+    assert all(event.wait(30) for event in begun)
     process.send_signal(signal.SIGTERM)
-    reader.join(60)
+    for reader in readers:
+        reader.join(60)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, (out, err)
     assert "Traceback" not in err
+    events, cut = heard
+    assert json.loads(cut[-2].removeprefix("data: "))["error"]["message"] == "the server is stopping"
     assert events[-2] == "data: [DONE]"
     pieces = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
     assert pieces[-1]["finish_reason"] == "length"

@@ -9,14 +9,18 @@ import time
 import httpx
 import numpy as np
 import openai
+import pydantic
 import pytest
+import sentencepiece
 import uvicorn
 
 from tests.inference.letters import CONFIG, log_probabilities, make_params
-from transnormer_jax.data import RELEASED_TEMPLATE, ByteTokenizer, ChatTemplate
+from transnormer_jax.data import RELEASED_TEMPLATE, ByteTokenizer, ChatTemplate, load_tokenizer
 from transnormer_jax.inference import ContinuousBatch, Generator
+from transnormer_jax.serve import log_probs
 from transnormer_jax.serve.app import Service, create_app
 from transnormer_jax.serve.engine import Engine
+from transnormer_jax.serve.protocol import CompletionRequest
 
 TOKENIZER = ByteTokenizer()
 
@@ -164,6 +168,34 @@ def test_log_probabilities(client, params, max_tokens):
         assert scores.token_logprobs[8] == max(top.values())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_token_has_its_place(client, stream):
+    answer = client.completions.create(
+        model="tiny", prompt="x", max_tokens=60, seed=3, logprobs=0, echo=True, stop=["\0never"], stream=stream
+    )
+    scores = [choice.logprobs for event in (answer if stream else [answer]) for choice in event.choices]
+    tokens = [token for each in scores for token in each.tokens]
+    offsets = [offset for each in scores for offset in each.text_offset]
+    assert offsets == [sum(map(len, tokens[:place])) for place in range(len(tokens))]
+
+
+def test_tokens_keep_their_space(tmp_path):
+    # With a space before every text, which decoding takes away again.
+    text = "a man and a hill"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 9), model_prefix=str(tmp_path / "m"), vocab_size=14, minloglevel=2
+    )
+    tokenizer = load_tokenizer(str(tmp_path / "m.model"))
+    names = log_probs.TokenNames(tokenizer)
+    assert "".join(names[token] for token in tokenizer.encode(text)) == " " + text
+
+
+def test_each_prompt_is_counted_and_its_choices_share_it(client):
+    for prompt, n in ((["x", "x", "ab"], 1), (["x", "x", "ab"], 2)):
+        usage = client.completions.create(model="tiny", prompt=prompt, n=n, max_tokens=1, temperature=0).usage
+        assert (usage.prompt_tokens, usage.completion_tokens) == (7, 3 * n)
+
+
 # ---- Chat ----
 
 
@@ -249,6 +281,11 @@ def test_more_requests_than_may_be_open_are_refused(params, monkeypatch):
         go_on.set()
         wait_until(lambda: engine.running == engine.waiting == 0)
         assert httpx.post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 200
+        # What could never be begun is no matter of waiting.
+        for body in ({"prompt": "x", "n": 4}, {"prompt": ["x"] * 4}):
+            refused = httpx.post(f"{url}/v1/completions", json=body)
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] in body
 
 
 # ---- What is refused ----
@@ -268,6 +305,7 @@ def test_more_requests_than_may_be_open_are_refused(params, monkeypatch):
         ("completions", {"prompt": "x" * 2000}, 400, "prompt", "2,001 tokens, this server reads 2,000 at most"),
         ("completions", {"prompt": "x", "stop": ["a"] * 5}, 400, "stop", "at most 4"),
         ("completions", {"prompt": "x", "logit_bias": {"5": 1}}, 400, None, "logit_bias is not supported"),
+        ("completions", {"prompt": [1.5, 2.5]}, 400, "prompt", "valid"),
         ("completions", {"prompt": "x", "model": "gpt-4"}, 404, "model", "there is no model 'gpt-4'"),
         ("chat/completions", {"messages": []}, 400, "messages", "at least 1"),
         ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role", "user"),
@@ -277,6 +315,13 @@ def test_more_requests_than_may_be_open_are_refused(params, monkeypatch):
             400,
             None,
             "tools is not",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 4000},
+            400,
+            "max_completion_tokens",
+            "3,000 at most",
         ),
         ("embeddings", {}, 404, None, "Not Found"),
     ],
@@ -288,6 +333,12 @@ def test_a_request_without_meaning_gets_a_reason(server, path, body, status, par
     assert message in error["message"]
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_wrong_element_of_a_long_list_ends_its_reading():
+    with pytest.raises(pydantic.ValidationError) as caught:
+        CompletionRequest.model_validate({"prompt": [0.5] * 100})
+    assert caught.value.error_count() == 4  # one for each form of a prompt
 
 
 def test_neutral_and_unknown_fields_are_ignored(server):
@@ -326,5 +377,7 @@ def test_when_the_engine_fails_clients_and_health_are_told(params, monkeypatch):
         health = httpx.get(f"{url}/health")
         assert health.status_code == 503
         assert "the device is gone" in health.json()["reason"]
+        page = httpx.get(f"{url}/metrics").text
+        assert 'requests_total{endpoint="/v1/completions",outcome="failed"} 1.0' in page
         told = True
     assert told

@@ -18,9 +18,10 @@ import numpy as np
 from absl import flags
 
 from transnormer_jax import command
-from transnormer_jax.convert.hugging_face import copy_tokenizer, load_hugging_face, save_hugging_face
+from transnormer_jax.convert.hugging_face import copy_tokenizer, empty_params, load_hugging_face, save_hugging_face
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.training.checkpoints import restore_params
 from transnormer_jax.training.workdir import load_params, read_config, write_model
 
 _FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to read: config.json, weights, tokenizer.")
@@ -51,13 +52,14 @@ def _read(directory: Path, workdir: Path) -> dict[str, Any]:
     carried = copy_tokenizer(directory, workdir / "tokenizer")
     if not carried:
         print(f"warning: {str(directory)!r} holds no tokenizer; put its files into {str(workdir / 'tokenizer')!r}.")
-    write_model(workdir, config, params)
+    write_model(workdir, config, jax.device_put(params))  # Orbax would copy arrays of NumPy before it writes them.
     num_parameters = sum(x.size for x in jax.tree.leaves(params))
     return {"parameters": num_parameters, "dtype": config.param_dtype, "tokenizer": carried}
 
 
 def _write(workdir: Path, directory: Path) -> dict[str, Any]:
-    config, step, params = _load(workdir)
+    config = _model_config(workdir)
+    step, params = restore_params(workdir, empty_params(config))
     own = workdir / "tokenizer"
     tokenizer = own if own.is_dir() else Path(read_config(workdir).data.tokenizer)
     save_hugging_face(directory, config, params, tokenizer if tokenizer.exists() else None)
@@ -70,7 +72,8 @@ def _verify(workdir: Path, file: Path) -> dict[str, Any]:
             ids, expected = np.asarray(arrays["ids"], np.int32), np.asarray(arrays["logits"], np.float32)
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{str(file)!r} is no .npz file with ids [B, N] and logits [B, N, V] ({error}).") from error
-    config, _, params = _load(workdir)
+    config = _model_config(workdir)
+    _, params = load_params(workdir, read_config(workdir))
     model = TransNormerLLM(dataclasses.replace(config, dtype="float32"))
     found = np.asarray(jax.jit(model.apply)({"params": params}, ids))
     if found.shape != expected.shape:
@@ -80,11 +83,11 @@ def _verify(workdir: Path, file: Path) -> dict[str, Any]:
     return {"largest_logit_difference": float(np.abs(found - expected).max())}
 
 
-def _load(workdir: Path) -> tuple[TransNormerLLMConfig, int, Any]:
-    run = read_config(workdir)
-    if not isinstance(run.model, TransNormerLLMConfig):
+def _model_config(workdir: Path) -> TransNormerLLMConfig:
+    model = read_config(workdir).model
+    if not isinstance(model, TransNormerLLMConfig):
         raise UserError(f"{str(workdir)!r} holds no TransNormerLLM, the only model that has a form on Hugging Face.")
-    return run.model, *load_params(workdir, run)
+    return model
 
 
 if __name__ == "__main__":

@@ -81,8 +81,13 @@ def read_configuration(fields: Mapping[str, Any], dtype: str) -> TransNormerLLMC
     )
 
 
-def write_configuration(config: TransNormerLLMConfig) -> dict[str, Any]:
+def write_configuration(config: TransNormerLLMConfig, *, bos_id: int = 1, eos_id: int = 2) -> dict[str, Any]:
     """The content of a `config.json`, for the released code.
+
+    Args:
+      config: of the model.
+      bos_id: of the tokenizer, as `eos_id`; the defaults are those of the released code.
+      eos_id: see there.
 
     Raises:
       UserError: the model has something that the released code cannot do.
@@ -108,8 +113,8 @@ def write_configuration(config: TransNormerLLMConfig) -> dict[str, Any]:
         "torch_dtype": config.param_dtype,
         "vocab_size": config.vocab_size,
         "pad_token_id": config.pad_token_id,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
         "init_std": config.init_std,
         "decoder_embed_dim": config.model_dim,
         "decoder_layers": config.num_layers,

@@ -1,6 +1,7 @@
 """A directory in the layout of the released TransNormerLLMs to configuration and parameters, and back."""
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,13 +14,22 @@ import numpy as np
 from transnormer_jax.convert.configuration import read_configuration, write_configuration
 from transnormer_jax.convert.names import HEAD, Part, tensor_parts
 from transnormer_jax.convert.tensors import open_tensors, write_tensors
+from transnormer_jax.data import load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
 # What belongs to a tokenizer, and goes with the weights.
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 _EMBEDDING = "model.embed_tokens.weight"
+_ALIGNMENT = 64  # bytes, of JAX's own arrays
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -52,7 +62,7 @@ def load_hugging_face(directory: Path | str) -> tuple[TransNormerLLMConfig, Any]
     config = read_configuration(fields, dtype)
     parts = tensor_parts(config)
     _check_names(parts, tensors, directory)
-    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _abstract(config))
+    params = jax.tree.map(lambda x: _aligned_empty(x.shape, x.dtype), empty_params(config))
     for name, pieces in parts.items():
         _fill(params, name, tensors[name](), pieces)
     if HEAD in tensors and HEAD not in parts and not np.array_equal(tensors[HEAD](), params["embedding"]):
@@ -71,13 +81,14 @@ def save_hugging_face(
       directory: to be made; it must not exist yet.
       config: of the model.
       params: its parameters.
-      tokenizer: directory of a tokenizer, or its file, to be copied too.
+      tokenizer: directory of a tokenizer, or its file, to be copied too; `config.json` then has its begin and end.
 
     Raises:
-      UserError: the directory exists, or the model has something that the released code cannot do.
+      UserError: the directory exists, the tokenizer cannot be read, or the model has something that the released code
+        cannot do.
     """
     directory = Path(directory)
-    fields = write_configuration(config)
+    fields = write_configuration(config, **({} if tokenizer is None else _border_ids(Path(tokenizer))))
     if directory.exists():
         raise UserError(f"{str(directory)!r} is there already: give the name of a new directory.")
     scratch = directory.with_name(directory.name + ".tmp")
@@ -92,6 +103,13 @@ def save_hugging_face(
     scratch.rename(directory)
 
 
+def empty_params(config: TransNormerLLMConfig) -> Any:
+    """The tree of parameters, of NumPy arrays of the right shapes and dtypes that take no memory."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    abstract = jax.eval_shape(TransNormerLLM(config).init, jax.random.key(0), tokens)["params"]
+    return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)
+
+
 def copy_tokenizer(source: Path, target: Path) -> bool:
     """Copies the files of a tokenizer from a directory, or a file and what lies beside it; whether there are any."""
     source = source if source.is_dir() else source.parent
@@ -102,9 +120,17 @@ def copy_tokenizer(source: Path, target: Path) -> bool:
     return bool(found)
 
 
-def _abstract(config: TransNormerLLMConfig) -> Any:
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return jax.eval_shape(TransNormerLLM(config).init, jax.random.key(0), tokens)["params"]
+def _border_ids(tokenizer: Path) -> dict[str, int]:
+    read = load_tokenizer(str(tokenizer))
+    return {"bos_id": read.bos_id, "eos_id": read.eos_id}
+
+
+def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that `jax.device_put` takes on a CPU as it lies, without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _check_names(parts: Mapping[str, Any], tensors: Mapping[str, Any], directory: Path) -> None:

@@ -15,7 +15,7 @@ from transnormer_jax.errors import UserError
 # By preference: one file, or an index of several.
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
-_SHARD_BYTES = 2 * 2**30
+_SHARD_BYTES = 2**30
 
 
 def open_tensors(directory: Path) -> Mapping[str, Callable[[], np.ndarray]]:
@@ -42,7 +42,7 @@ def open_tensors(directory: Path) -> Mapping[str, Callable[[], np.ndarray]]:
 
 
 def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], num_bytes: int) -> None:
-    """Writes safetensors: one file, or from 2 GiB on several and their index.
+    """Writes safetensors: one file, or from 1 GiB on several and their index.
 
     Args:
       directory: that exists.
@@ -80,7 +80,13 @@ def _open_file(path: Path) -> Mapping[str, Callable[[], np.ndarray]]:
     if path.suffix == ".bin":
         return {name: tensor.read for name, tensor in open_torch_file(path).items()}
     try:
-        file = safe_open(path, framework="numpy")
+        with safe_open(path, framework="numpy") as file:
+            return {name: functools.partial(_read, path, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except SafetensorError as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}): download it again.") from error
-    return {name: functools.partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+    # Opened for each tensor: the file is mapped, and its pages count as ours while it is.
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(name)

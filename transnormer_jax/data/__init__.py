@@ -1,7 +1,8 @@
 """Datasets to batches: builders, tokenizers, splits encoded on disk, rows for training, batches for evaluation."""
 
 from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
-from transnormer_jax.data.dataset import DataConfig, load_split
+from transnormer_jax.data.conversations import ConversationRows
+from transnormer_jax.data.dataset import DataConfig, load_conversations, load_split
 from transnormer_jax.data.duplication import DuplicationRows
 from transnormer_jax.data.example_rows import ExampleRows, example_batches
 from transnormer_jax.data.examples import Examples, load_examples
@@ -13,12 +14,13 @@ from transnormer_jax.data.pipeline import train_batches
 from transnormer_jax.data.rows import Rows, batches_of
 from transnormer_jax.data.streams import evaluation_windows
 from transnormer_jax.data.tokenized import TokenizedDocuments
-from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_directory
 
 __all__ = [
     "RELEASED_TEMPLATE",
     "ByteTokenizer",
     "ChatTemplate",
+    "ConversationRows",
     "DataConfig",
     "DuplicationRows",
     "ExampleRows",
@@ -34,8 +36,10 @@ __all__ = [
     "evaluation_windows",
     "example_batches",
     "find_chat_template",
+    "load_conversations",
     "load_examples",
     "load_split",
     "load_tokenizer",
+    "tokenizer_directory",
     "train_batches",
 ]

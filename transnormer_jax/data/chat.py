@@ -1,5 +1,6 @@
 """Conversations to tokens, by a chat template: the same tokens in fine-tuning and in a chat."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,9 @@ class ChatTemplate:
     The names of special tokens become these tokens where the template writes them, and stay text inside a message: no
     message can end its own turn. Where the assistant begins to write, the text is cut before it is tokenised, since
     in a chat the tokens before that are there first.
+
+    Attributes:
+      fingerprint: differs between templates and tokenizers that encode differently.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer):
@@ -61,6 +65,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise UserError(f"the chat template cannot be read ({error}): mend it.") from error
+        self.fingerprint = hashlib.sha256(f"{tokenizer.fingerprint} {source}".encode()).hexdigest()
         self._tokenizer = tokenizer
         self._special = {name: index for name, index in tokenizer.special_tokens.items() if name}
         names = sorted(self._special, key=len, reverse=True)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transnormer_jax.data.catalog import CATALOG, find_entry, own_builder
-from transnormer_jax.data.tokenized import TokenizedDocuments, tokenize
+from transnormer_jax.data.chat import ChatTemplate
+from transnormer_jax.data.conversations import ConversationMask, ConversationTokens
+from transnormer_jax.data.tokenized import Coder, TokenizedDocuments, tokenize
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError, did_you_mean
 
@@ -35,7 +37,7 @@ class DataConfig:
       files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, parted by
         commas, see `text_files.find_files`. For a dataset of the catalog: the
         directory of its unpacked files, as the docstring of its builder says; empty for TFDS's own copy of it.
-      documents: for `plain_text`: `"file"`, `"line"` or `"marked"`, see `text_files.read_documents`.
+      documents: for `plain_text`: `"file"`, `"line"`, `"marked"` or `"conversation"`, see `text_files.read_documents`.
       held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
       tokenizer: a name for `load_tokenizer`.
       data_dir: local directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`).
@@ -62,7 +64,7 @@ class DataConfig:
     text_feature: str = ""
     label_feature: str = ""
     grey: bool = False
-    mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Raises UserError where the mixture has no meaning."""
@@ -127,11 +129,30 @@ def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> Tokenize
     Raises:
       UserError: the dataset, split or feature does not exist, or cannot be prepared or read here.
     """
+    return _tokenized(config, split, tokenizer)
+
+
+def load_conversations(
+    config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, split: str
+) -> tuple[TokenizedDocuments, TokenizedDocuments]:
+    """Returns a split's conversations as tokens, and as many numbers that are 1 where the assistant writes.
+
+    The dataset is `"plain_text"` with `documents="conversation"`.
+
+    Raises:
+      UserError: as `load_split`, or the template refuses a conversation.
+    """
+    coders = ConversationTokens(template, tokenizer), ConversationMask(template)
+    tokens, mask = (_tokenized(config, split, coder) for coder in coders)
+    return tokens, mask
+
+
+def _tokenized(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:
     builder = prepared(config)
     feature = _text_feature(builder, config)
     texts = _texts(open_source(builder, config, split), feature)
-    directory = Path(builder.data_dir) / "tokenized" / fingerprint(builder, split, feature, tokenizer.fingerprint)
-    return tokenize(texts, tokenizer, directory)
+    directory = Path(builder.data_dir) / "tokenized" / fingerprint(builder, split, feature, coder.fingerprint)
+    return tokenize(texts, coder, directory)
 
 
 def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":

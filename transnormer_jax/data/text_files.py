@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import fsspec
 
+from transnormer_jax.data.conversations import read_messages
 from transnormer_jax.errors import UserError, did_you_mean
 
 # A directory holds documents under these names; any other name is reached by a pattern.
@@ -63,7 +64,7 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
         `.gz`, `.xz` or `.zst`.
       documents: of text. `"file"`: the whole file, unchanged; `"line"`: each line, without its line break; `"marked"`:
         the text between marker lines (`<doc ...>`, `</doc>`, `<|endoftext|>`), which are dropped. A line of JSON and a
-        row of Parquet are a document each.
+        row of Parquet are a document each; with `"conversation"`, its messages (`conversations.read_messages`) as JSON.
       field: of JSON and Parquet, the one that holds the text.
 
     Raises:
@@ -73,12 +74,13 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
     kind = next((kind for kind in _KINDS if Path(name).name.partition(kind)[1]), ".txt")
     try:
         with fsspec.open(name, "rb", compression="infer") as opened:
-            if kind == ".parquet":
-                yield from filter(str.strip, _rows_of_parquet(opened, field))
-                return
-            # Line breaks are data: newline="\n" keeps each "\r" that "universal newlines" would rewrite.
-            lines = io.TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="\n")
-            texts = _from_json(lines, field) if kind == ".jsonl" else _READERS[documents](lines)
+            if kind == ".txt":
+                # Line breaks are data: newline="\n" keeps each "\r" that "universal newlines" would rewrite.
+                lines = io.TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="\n")
+                texts = _READERS[documents](lines)
+            else:
+                records = _RECORD_READERS[kind](opened)
+                texts = _conversations(records) if documents == "conversation" else _fields(records, field)
             yield from filter(str.strip, texts)
     except UserError:
         raise
@@ -143,27 +145,43 @@ def _between_markers(lines: IO[str]) -> Iterator[str]:
     yield "".join(document)
 
 
+def _no_records(lines: IO[str]) -> Iterator[str]:
+    raise ValueError("conversations are records: give .jsonl or .parquet")
+
+
 _READERS: dict[str, Callable[[IO[str]], Iterator[str]]] = {
     "file": _whole,
     "line": _by_line,
     "marked": _between_markers,
+    "conversation": _no_records,
 }
 
 
-def _from_json(lines: IO[str], field: str) -> Iterator[str]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get(field), str):
-                raise ValueError(f"line {number} has no text in {field!r}")
-            yield record[field]
+def _records_of_json(file: IO[bytes]) -> Iterator[Any]:
+    return (json.loads(line.decode("utf-8", errors="replace")) for line in file if line.strip())
 
 
-def _rows_of_parquet(file: IO[bytes], field: str) -> Iterator[str]:
+def _records_of_parquet(file: IO[bytes]) -> Iterator[Any]:
     import pyarrow.parquet
 
-    table = pyarrow.parquet.ParquetFile(file)
-    if field not in table.schema_arrow.names:
-        raise ValueError(f"no column {field!r}; {did_you_mean(field, table.schema_arrow.names)}")
-    for batch in table.iter_batches(columns=[field]):
-        yield from (text or "" for text in batch.column(0).to_pylist())
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+        yield from batch.to_pylist()
+
+
+_RECORD_READERS = {".jsonl": _records_of_json, ".parquet": _records_of_parquet}
+
+
+def _fields(records: Iterator[Any], field: str) -> Iterator[str]:
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or field not in record:
+            known = record if isinstance(record, dict) else ()
+            raise ValueError(f"record {number} has no {field!r}: {did_you_mean(field, known)}")
+        yield record[field] or ""
+
+
+def _conversations(records: Iterator[Any]) -> Iterator[str]:
+    for number, record in enumerate(records, start=1):
+        try:
+            yield json.dumps(read_messages(record), ensure_ascii=False)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"record {number} is no conversation: {_one_line(error)}") from error

@@ -1,18 +1,28 @@
 """A corpus tokenised once, on disk: a flat memory-mapped array of tokens and the offsets of the documents in it."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from transnormer_jax.data.publish import publish
-from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError
 
 # Characters per call of the tokenizer: enough to keep every core busy, little enough to forget.
 _BATCH_CHARACTERS = 1 << 22
+
+
+class Coder(Protocol):
+    """What makes tokens of texts: a `Tokenizer`, or another code of the same form."""
+
+    vocab_size: int
+    fingerprint: str
+
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
+        """Returns the ids of each text, [tokens]."""
 
 
 class TokenizedDocuments:
@@ -49,14 +59,14 @@ class TokenizedDocuments:
         return TokenizedDocuments(self._tokens, self._offsets[: count + 1], self.num_bytes[:count])
 
 
-def tokenize(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> TokenizedDocuments:
+def tokenize(texts: Iterable[str], coder: Coder, directory: Path) -> TokenizedDocuments:
     """Returns the tokenised `texts`, from `directory` if it exists, else written there first.
 
     The directory appears at once and whole: a killed or failed run leaves none, and of racing processes one wins.
 
     Args:
       texts: the documents; not read if `directory` exists.
-      tokenizer: encodes them; no special tokens are stored.
+      coder: encodes them; no special tokens are stored.
       directory: on a local disk; its name must tell this corpus and tokenizer from all others.
 
     Raises:
@@ -64,7 +74,7 @@ def tokenize(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> Tok
     """
     try:
         if not directory.exists():
-            publish(directory, lambda written: _write(texts, tokenizer, written))
+            publish(directory, lambda written: _write(texts, coder, written))
     except OSError as error:
         raise UserError(f"cannot write tokens to {str(directory)!r} ({error}): choose another data_dir.") from error
     return _open(directory)
@@ -77,13 +87,13 @@ def _open(directory: Path) -> TokenizedDocuments:
     return TokenizedDocuments(tokens, np.load(directory / "offsets.npy"), np.load(directory / "num_bytes.npy"))
 
 
-def _write(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> None:
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+def _write(texts: Iterable[str], coder: Coder, directory: Path) -> None:
+    dtype = np.dtype(np.uint16 if coder.vocab_size <= 1 << 16 else np.uint32)
     lengths: list[int] = []
     num_bytes: list[int] = []
     with open(directory / "tokens.bin", "wb") as tokens:
         for batch in _batches(texts):
-            documents = tokenizer.encode_batch(batch)
+            documents = coder.encode_batch(batch)
             tokens.write(np.concatenate(documents).astype(dtype).tobytes())
             lengths.extend(map(len, documents))
             num_bytes.extend(len(text.encode()) for text in batch)
@@ -91,7 +101,7 @@ def _write(texts: Iterable[str], tokenizer: Tokenizer, directory: Path) -> None:
         raise UserError("the split has no tokens: choose another split, or a corpus with text in it.")
     np.save(directory / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
     np.save(directory / "num_bytes.npy", np.array(num_bytes, np.int64))
-    (directory / "meta.json").write_text(json.dumps({"dtype": dtype.name, "tokenizer": tokenizer.fingerprint}))
+    (directory / "meta.json").write_text(json.dumps({"dtype": dtype.name, "tokenizer": coder.fingerprint}))
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -70,6 +70,14 @@ def load_tokenizer(name: str) -> Tokenizer:
     raise UserError(f"no tokenizer in {name!r}: it should be, or hold, one of {', '.join(_DIRECTORY_FILES)}.")
 
 
+def tokenizer_directory(name: str) -> Path | None:
+    """Where the files of the tokenizer of this name lie, or None if it has no files."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return None
+    return path if path.is_dir() else path.parent
+
+
 class ByteTokenizer:
     """Every UTF-8 byte is a token: ids 0, 1, 2 are padding, begin and end, and byte b is 3 + b."""
 

@@ -29,7 +29,7 @@ from transnormer_jax.inference.decoding import (
 from transnormer_jax.inference.precision import at_compute_dtype
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
 from transnormer_jax.inference.scoring import MAX_TOP, TokenScores
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 
 _GREEDY = SamplingSettings(temperature=0.0)
 
@@ -145,6 +145,7 @@ class ContinuousBatch:
                 raise UserError(f"{name} is {count}: give a positive number.")
         if prefix_cache < 0:
             raise UserError(f"prefix_cache is {prefix_cache}: give the number of states to keep, or 0.")
+        config, params = unstack_layers(config, params)
         self._model = TransNormerLLM(config)
         self._params = at_compute_dtype(params, config.dtype)
         self._vocab_size = vocab_size

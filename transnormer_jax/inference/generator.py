@@ -23,7 +23,7 @@ from transnormer_jax.inference.precision import at_compute_dtype
 from transnormer_jax.inference.prompt_state import PromptState, model_fingerprint
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
 from transnormer_jax.inference.text_stream import TextStream
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 
 # Tokens before a text on which the form of its first letters may depend.
 _CONTEXT = 16
@@ -57,8 +57,8 @@ class Generator:
     Prompts of different lengths go together; none influences another.
 
     Attributes:
-      config: of the model.
-      params: as generation keeps them, rounded to the dtype of the computation.
+      config: of the model, each of whose layers has parameters of its own.
+      params: as generation keeps them: by layer, rounded to the dtype of the computation.
       tokenizer: of the texts.
 
     Example:
@@ -78,9 +78,9 @@ class Generator:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
                 "use the tokenizer the model was trained with."
             )
-        self.config = config
-        self._model = TransNormerLLM(config)
-        self.params = at_compute_dtype(params, config.dtype)
+        self.config, own = unstack_layers(config, params)
+        self._model = TransNormerLLM(self.config)
+        self.params = at_compute_dtype(own, config.dtype)
         self.tokenizer = tokenizer
 
     def generate(

@@ -6,7 +6,7 @@ from transnormer_jax.models.config import TransNormerLLMConfig
 from transnormer_jax.models.heads import DualEncoder, ImageModel, SequenceClassifier, SpeechModel
 from transnormer_jax.models.transnormer import TransNormer
 from transnormer_jax.models.transnormer_config import TransNormerConfig
-from transnormer_jax.models.transnormer_llm import TransNormerLLM
+from transnormer_jax.models.transnormer_llm import TransNormerLLM, unstack_layers
 
 __all__ = [
     "BiLSTM",
@@ -20,4 +20,5 @@ __all__ = [
     "TransNormerConfig",
     "TransNormerLLM",
     "TransNormerLLMConfig",
+    "unstack_layers",
 ]

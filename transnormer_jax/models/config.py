@@ -46,6 +46,8 @@ class TransNormerLLMConfig:
       remat: what the backward pass recomputes. "none": nothing; "dots": all but matrix products with weights;
         "full": whole blocks.
       backend: of `ops.linear_attention`.
+      scan_layers: layers that are alike are one scan over stacked parameters, so that compile time does not grow with
+        depth; otherwise each has parameters of its own, which a CPU reads in place (`models.unstack_layers`).
     """
 
     vocab_size: int = 64000
@@ -71,6 +73,7 @@ class TransNormerLLMConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     backend: str = "auto"
+    scan_layers: bool = True
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""

@@ -1,7 +1,8 @@
 """TransNormerLLM (arXiv 2307.14995), as the released checkpoints have it."""
 
+import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -171,7 +172,41 @@ class Block(nn.Module):
 def layer_groups(config: TransNormerLLMConfig) -> list[list[int]]:
     """Runs of neighbouring layers that are alike (with or without LRPE): each is one scan over stacked parameters."""
     layers = range(config.num_layers)
+    if not config.scan_layers:
+        return [[layer] for layer in layers]
     return [list(group) for _, group in itertools.groupby(layers, lambda layer: layer in config.lrpe_layers)]
+
+
+def unstack_layers(
+    config: TransNormerLLMConfig, params: Mapping[str, Any], *, donate: bool = False
+) -> tuple[TransNormerLLMConfig, dict[str, Any]]:
+    """The same model with parameters of its own for every layer.
+
+    A scan copies the parameters of each layer out of the stack before it computes with them. Where a token takes no
+    longer than reading the weights, as in decoding on a CPU, that takes most of the time.
+
+    Args:
+      config: of the model.
+      params: its parameters.
+      donate: whether the stacked arrays, which must be of JAX then, are deleted one by one, so that not both exist.
+
+    Returns:
+      The configuration with `scan_layers=False`, and its parameters.
+    """
+    if not config.scan_layers:
+        return config, dict(params)
+    unstacked = dict(params)
+    for group in layer_groups(config):
+        stacked, treedef = jax.tree.flatten(unstacked.pop(f"layers_{group[0]}"))
+        leaves: list[list[Array]] = []
+        for leaf in stacked:
+            leaves.append([leaf[i : i + 1] for i in range(len(group))] if len(group) > 1 else [leaf])
+            if donate and len(group) > 1:
+                jax.block_until_ready(leaves[-1])
+                leaf.delete()
+        for i, layer in enumerate(group):
+            unstacked[f"layers_{layer}"] = jax.tree.unflatten(treedef, [parts[i] for parts in leaves])
+    return dataclasses.replace(config, scan_layers=False), unstacked
 
 
 def _scanned(config: TransNormerLLMConfig, length: int) -> type[nn.Module]:

@@ -7,6 +7,7 @@ Answers `/v1/completions`, `/v1/chat/completions` (if the model has a chat templ
 finished, nothing new is taken.
 """
 
+import asyncio
 import os
 import signal
 import socket
@@ -15,11 +16,11 @@ from pathlib import Path
 from absl import flags
 
 from transnormer_jax import command
-from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
+from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate, find_chat_template, tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request
 from transnormer_jax.inference.decoding import WINDOW
-from transnormer_jax.training import tokenizer_directory
+from transnormer_jax.training.workdir import read_config, tokenizer_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
 _INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
@@ -69,14 +70,23 @@ def main() -> None:
         max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
         api_key=os.environ.get("TRANSNORMER_API_KEY", ""),
     )
-    config = uvicorn.Config(
-        create_app(service), log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS.value, lifespan="on"
-    )
+    patience = _GRACE_SECONDS.value + 5  # for clients that do not read what they are told
+    config = uvicorn.Config(create_app(service), log_level="warning", timeout_graceful_shutdown=patience, lifespan="on")
     host, port = listener.getsockname()[:2]
     print(f"serving {service.model!r} at http://{host}:{port}/v1 with {_SLOTS.value} slots", flush=True)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: None)  # Uvicorn raises again what stopped it, when all is done.
-    uvicorn.Server(config).run(sockets=[listener])
+
+    class Server(uvicorn.Server):
+        """Ends the engine when the time is up, so that clients are told; Uvicorn would cut them off."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(_GRACE_SECONDS.value, loop.run_in_executor, None, service.engine.stop)
+            await super().shutdown(sockets)
+            timer.cancel()
+
+    Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -105,8 +115,12 @@ def _chat_template() -> str | None:
             return Path(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot read {_CHAT_TEMPLATE.value!r}: {error.strerror}.") from error
-    tokenizer = tokenizer_directory(_WORKDIR.value)
-    return None if tokenizer is None else find_chat_template(tokenizer)
+    workdir = Path(_WORKDIR.value)
+    config = read_config(workdir)
+    directory = tokenizer_directory(tokenizer_name(workdir, config))
+    own = None if directory is None else find_chat_template(directory)
+    # Fine-tuning takes the released one where the tokenizer has none.
+    return own or (RELEASED_TEMPLATE if config.task.name == "supervised_lm" else None)
 
 
 if __name__ == "__main__":

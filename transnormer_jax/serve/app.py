@@ -86,8 +86,8 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(_RefusalError)
     async def refused(request: Request, error: _RefusalError) -> Response:
-        outcome = {429: "overloaded", 503: "failed"}.get(error.status, "refused")
-        metrics.requests.labels(request.url.path, outcome).inc()
+        if error.status != 503:  # What failed on its way was counted there.
+            metrics.requests.labels(request.url.path, "overloaded" if error.status == 429 else "refused").inc()
         return _error_response(error.status, str(error), error.param)
 
     @app.exception_handler(HTTPException)
@@ -111,6 +111,15 @@ def create_app(service: Service) -> FastAPI:
         except OverloadedError as error:
             raise _RefusalError(429, "too many requests are waiting: try again later") from error
 
+    def check_count(num_prompts: int, n: int) -> None:
+        # Before a choice is made: a small body can ask for millions.
+        count, limit = num_prompts * n, service.engine.max_requests
+        if count > limit:
+            param = "n" if n > 1 else "prompt"
+            raise _RefusalError(
+                400, f"{param}: {count:,} texts are wanted, this server writes {limit:,} at most", param
+            )
+
     def new_tokens(wanted: int, param: str) -> int:
         if wanted > service.max_new_tokens:
             limit = service.max_new_tokens
@@ -130,8 +139,9 @@ def create_app(service: Service) -> FastAPI:
         """Streams pieces, or collects them; either way the answer is closed and counted."""
         arrival, path = time.perf_counter(), request.url.path
         head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": service.model}
-        prompts = {choice.request.prompt: len(choice.request.prompt) for choice in choices}
-        usage = {"prompt_tokens": sum(prompts.values()), "completion_tokens": 0}
+        # The n choices of a prompt stand side by side.
+        prompts = [choice.request.prompt for choice in choices[:: asked.n]]
+        usage = {"prompt_tokens": sum(map(len, prompts)), "completion_tokens": 0}
         metrics.prompt_tokens.inc(usage["prompt_tokens"])
 
         async def counted() -> AsyncIterator[Piece]:
@@ -194,6 +204,10 @@ def create_app(service: Service) -> FastAPI:
         check_client(request, asked)
         seed = _seed(asked)
         max_new_tokens = new_tokens(asked.max_tokens, "max_tokens")
+        given = _given_prompts(asked)
+        check_count(len(given), asked.n)
+        # In a thread, since a long text takes seconds, in which other answers go on.
+        prompts = await asyncio.to_thread(_encode_prompts, given, service.tokenizer)
         choices = [
             Choice(
                 BatchRequest(
@@ -208,16 +222,18 @@ def create_app(service: Service) -> FastAPI:
                 echo=asked.echo,
                 writes=max_new_tokens > 0,
             )
-            for prompt in _prompts(asked, service.tokenizer)
+            for prompt in prompts
             for number in range(asked.n)
         ]
-        told = [0] * len(choices)  # characters of each text so far
+        told = [0] * len(choices)  # characters of each choice's tokens so far
 
         def choice_json(number: int, pieces: list[Piece]) -> dict[str, Any]:
             text = "".join(piece.text for piece in pieces)
             tokens = [token for piece in pieces for token in (*piece.echoed, *piece.tokens)]
-            scores = None if asked.logprobs is None else log_probs.of_completion(tokens, names, told[number])
-            told[number] += len(text)
+            scores = None
+            if asked.logprobs is not None:
+                scores = log_probs.of_completion(tokens, names, told[number])
+                told[number] += sum(map(len, scores["tokens"]))
             return {"index": number, "text": text, "logprobs": scores, "finish_reason": pieces[-1].finish_reason}
 
         return await respond(
@@ -236,17 +252,20 @@ def create_app(service: Service) -> FastAPI:
         check_client(request, asked)
         if service.chat_template is None:
             raise _RefusalError(400, "this model has no chat template: use /v1/completions", "messages")
+        check_count(1, asked.n)
+        talk = [message.as_text() for message in asked.messages]
         try:
-            prompt = service.chat_template.encode([message.as_text() for message in asked.messages], reply=True).tokens
+            prompt = (await asyncio.to_thread(service.chat_template.encode, talk, reply=True)).tokens
         except UserError as error:
             raise _RefusalError(400, str(error), "messages") from error
         seed = _seed(asked)
         wanted = asked.max_completion_tokens or asked.max_tokens or service.max_new_tokens
+        max_new_tokens = new_tokens(wanted, "max_completion_tokens" if asked.max_completion_tokens else "max_tokens")
         choices = [
             Choice(
                 BatchRequest(
                     prompt=(service.tokenizer.bos_id, *prompt),
-                    max_new_tokens=new_tokens(wanted, "max_tokens"),
+                    max_new_tokens=max_new_tokens,
                     settings=_settings(asked),
                     seed=seed + number,
                     top_log_probs=asked.top_logprobs if asked.logprobs else 0,
@@ -299,11 +318,15 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _prompts(asked: CompletionRequest, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """The prompts as tokens, the begin token first."""
+def _given_prompts(asked: CompletionRequest) -> list[Any]:
+    """The prompts, each as text or as token ids."""
     prompt: Any = asked.prompt
-    several = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-    encoded = [tokenizer.encode(each) if isinstance(each, str) else each for each in several]
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+
+def _encode_prompts(given: list[Any], tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The prompts as tokens, the begin token first."""
+    encoded = [tokenizer.encode(each) if isinstance(each, str) else each for each in given]
     for ids in encoded:
         for index in ids:
             if not 0 <= index < tokenizer.vocab_size:

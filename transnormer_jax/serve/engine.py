@@ -24,12 +24,13 @@ class Engine:
 
     Attributes:
       error: the exception that ended the thread, or None.
+      max_requests: how many may be open at one time.
     """
 
     def __init__(self, batch: ContinuousBatch, max_requests: int):
         """Takes a batch, which nobody else may touch from now on, and how many requests may be open at one time."""
         self.error: BaseException | None = None
-        self._batch, self._max_requests = batch, max_requests
+        self._batch, self.max_requests = batch, max_requests
         self._num_open = 0
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._listeners: dict[int, Callable[[Progress | None], None]] = {}
@@ -58,7 +59,7 @@ class Engine:
         Raises:
           OverloadedError: too many requests are open.
         """
-        if self._num_open >= self._max_requests:
+        if self._num_open >= self.max_requests:
             raise OverloadedError
         self._num_open += 1
         loop, news = asyncio.get_running_loop(), asyncio.Queue[Progress | None]()

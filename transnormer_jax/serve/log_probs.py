@@ -8,19 +8,22 @@ from transnormer_jax.inference import TokenLogProbs
 
 
 class TokenNames:
-    """Tokens as text: special ones by their names."""
+    """Tokens as text: special ones by their names, others as they read after a letter."""
 
     def __init__(self, tokenizer: Tokenizer):
         """Takes the model's tokenizer."""
         self._tokenizer = tokenizer
         self._special = {index: name for name, index in tokenizer.special_tokens.items()}
+        # A tokenizer may drop the space with which a text begins, and it belongs to the token.
+        self._letter = tokenizer.encode("a")
+        self._width = len(tokenizer.decode(self._letter))
 
     def __getitem__(self, token: int) -> str:
-        return self._special.get(token) or self._tokenizer.decode([token])
+        return self._special.get(token) or self._tokenizer.decode([*self._letter, token])[self._width :]
 
 
 def of_completion(told: Sequence[TokenLogProbs], names: TokenNames, offset: int) -> dict[str, Any]:
-    """The `logprobs` of a choice of `/v1/completions`, whose first token stands `offset` characters into the text."""
+    """The `logprobs` of a choice of `/v1/completions`, whose first token stands after `offset` characters of tokens."""
     tokens = [names[each.token] for each in told]
     offsets = [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))]
     # Where two tokens read alike, the likelier one is told.

@@ -10,16 +10,19 @@ from pydantic import BaseModel, Field, model_validator
 
 # Field -> values that mean nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
     "best_of": (None, 1),
     "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
     "functions": (None, []),
     "logit_bias": (None, {}),
+    "modalities": (None, ["text"]),
     "presence_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "web_search_options": (None,),
 }
 
 Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] | Annotated[str, Field(min_length=1)]
@@ -93,7 +96,13 @@ class CompletionRequest(GenerationRequest):
       echo: whether the answer begins with the prompt.
     """
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    # One wrong element is enough: the errors of a list of millions would take seconds and gigabytes.
+    prompt: (
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)]
+    )
     max_tokens: Annotated[int, Field(ge=0)] = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool = False
@@ -118,7 +127,7 @@ class Message(BaseModel):
     """A message of a chat: `content` is text, or a list of parts of text."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def as_text(self) -> dict[str, str]:
         """The message with its parts joined."""
@@ -137,7 +146,7 @@ class ChatRequest(GenerationRequest):
       top_logprobs: how many likeliest tokens are told with it.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False

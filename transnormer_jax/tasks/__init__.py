@@ -6,8 +6,9 @@ from transnormer_jax.tasks.images import AutoregressiveImages
 from transnormer_jax.tasks.speech import SpeechRecognition
 from transnormer_jax.tasks.task import Batch, Params, Sums, Task
 
-# By the names that configurations use; "duplication" is a causal language model of which some targets count.
-TASKS = ("causal_lm", "masked_lm", "duplication", "classification", "retrieval", "images", "speech")
+# By the names that configurations use. "supervised_lm" (fine-tuning on answers) and "duplication" are causal language
+# models of which some targets count.
+TASKS = ("causal_lm", "supervised_lm", "masked_lm", "duplication", "classification", "retrieval", "images", "speech")
 
 __all__ = [
     "TASKS",

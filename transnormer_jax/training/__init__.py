@@ -3,6 +3,6 @@
 from transnormer_jax.training.config import Config, default_config
 from transnormer_jax.training.evaluate import evaluate_run
 from transnormer_jax.training.loop import train
-from transnormer_jax.training.workdir import Run, load_workdir, tokenizer_directory
+from transnormer_jax.training.workdir import Run, load_workdir
 
 __all__ = ["Config", "Run", "default_config", "evaluate_run", "load_workdir", "tokenizer_directory", "train"]

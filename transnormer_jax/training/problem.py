@@ -8,6 +8,9 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from transnormer_jax.data import (
+    RELEASED_TEMPLATE,
+    ChatTemplate,
+    ConversationRows,
     DuplicationRows,
     ExampleRows,
     Examples,
@@ -20,9 +23,12 @@ from transnormer_jax.data import (
     Tokenizer,
     batches_of,
     example_batches,
+    find_chat_template,
+    load_conversations,
     load_examples,
     load_split,
     load_tokenizer,
+    tokenizer_directory,
 )
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import (
@@ -51,6 +57,8 @@ from transnormer_jax.training.evaluation import DocumentEvaluator, RowEvaluator
 Evaluation = Callable[[Params], dict[str, float]]
 Consumption = Callable[[int], dict[str, float]]
 
+# Tasks of `CausalLM`.
+_CAUSAL = ("causal_lm", "supervised_lm", "duplication")
 _EVALUATION_SEED = 0
 _DUPLICATION_EXAMPLES = 1024
 
@@ -97,7 +105,7 @@ def make_task(config: Config) -> Task:
       UserError: the architecture cannot do the task.
     """
     model, name = config.model, config.task.name
-    if name in ("causal_lm", "duplication") and isinstance(model, TransNormerLLMConfig):
+    if name in _CAUSAL and isinstance(model, TransNormerLLMConfig):
         return CausalLM(TransNormerLLM(model))
     if name == "speech" and isinstance(model, TransNormerConfig | BiLSTMConfig):
         return SpeechRecognition(
@@ -107,9 +115,9 @@ def make_task(config: Config) -> Task:
         raise UserError(
             f"architecture {config.architecture!r} cannot do task {name!r}: set config.architecture='transnormer'."
         )
-    if name in ("causal_lm", "duplication", "images") and not model.causal:
+    if name in (*_CAUSAL, "images") and not model.causal:
         raise UserError(f"task {name!r} needs config.model.causal=True: otherwise a token sees what it predicts.")
-    if name in ("causal_lm", "duplication"):
+    if name in _CAUSAL:
         return CausalLM(TransNormer(model))
     if name == "masked_lm":
         return MaskedLM(TransNormer(model))
@@ -139,6 +147,10 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
         # Of a masked language model, the loss is that of the hidden tokens alone.
         num_bytes = int(documents.num_bytes.sum()) if config.task.name == "causal_lm" else 0
         return RowEvaluator(task, lambda: batches_of(rows, count, batch_size), mesh, num_bytes=num_bytes)
+    if config.task.name == "supervised_lm":
+        answers, _ = _conversation_rows(config, tokenizer, split, _EVALUATION_SEED)
+        count = min(answers.rows_per_epoch, max(1, max_tokens // length)) if max_tokens else answers.rows_per_epoch
+        return RowEvaluator(task, lambda: batches_of(answers, count, batch_size), mesh)
     if config.task.name == "duplication":
         # No training run has this seed: it may not be negative, and ours are small.
         unseen = DuplicationRows(seed=2**32)
@@ -183,6 +195,9 @@ def _training_rows(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str
     name, split = config.task.name, config.data.train_split
     if name in ("causal_lm", "masked_lm"):
         return _training_text(config, tokenizer)
+    if name == "supervised_lm":
+        answers, words = _conversation_rows(config, tokenizer, split, config.seed)
+        return answers, answers.rows_per_epoch, words, _untold
     if name == "duplication":
         _check_vocabulary(config, DuplicationRows.vocab_size)
         return DuplicationRows(config.seed), config.num_steps * config.batch_size, "sequences made on the fly", _untold
@@ -223,6 +238,24 @@ def _training_text(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str
 
     all_rows = sum(rows_per_epoch.values())
     return _text_rows(config, mixed, tokenizer, config.seed), all_rows, words, consumption
+
+
+def _conversation_rows(config: Config, tokenizer: Tokenizer, split: str, seed: int) -> tuple[ConversationRows, str]:
+    """Conversations by the chat template of the tokenizer, or by that of TransNormerLLM's fine-tuning."""
+    if config.data.documents != "conversation" or config.data.mixture:
+        raise UserError(
+            "task 'supervised_lm' learns from one dataset of conversations: set config.data.dataset='plain_text' and "
+            "config.data.documents='conversation'."
+        )
+    _check_vocabulary(config, tokenizer.vocab_size)
+    directory = tokenizer_directory(config.data.tokenizer)
+    own = None if directory is None else find_chat_template(directory)
+    template = ChatTemplate(own or RELEASED_TEMPLATE, tokenizer)
+    tokens, mask = load_conversations(config.data, tokenizer, template, split)
+    special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    rows = ConversationRows(tokens, mask, config.sequence_length, **special, seed=seed)
+    answered = sum(int(mask[i].sum()) for i in range(len(mask)))
+    return rows, f"{len(tokens):,} conversations of {tokens.num_tokens:,} tokens, {answered:,} of them answers"
 
 
 def _packed(config: Config, documents: TokenizedDocuments, tokenizer: Tokenizer, seed: int) -> PackedRows:

@@ -43,7 +43,7 @@ def load_workdir(workdir: Path | str, mesh: Mesh | None = None) -> Run:
     workdir = Path(workdir)
     config = read_config(workdir)
     step, params = load_params(workdir, config, mesh)
-    return Run(config, params, load_tokenizer(_tokenizer_name(workdir, config)), step)
+    return Run(config, params, load_tokenizer(tokenizer_name(workdir, config)), step)
 
 
 def load_params(workdir: Path, config: Config, mesh: Mesh | None = None) -> tuple[int, Any]:
@@ -66,7 +66,7 @@ def model_to_begin_with(config: Config, tokenizer: str) -> Config:
         return config
     workdir = Path(config.init_from)
     other = read_config(workdir)
-    if load_tokenizer(_tokenizer_name(workdir, other)).fingerprint != tokenizer:
+    if load_tokenizer(tokenizer_name(workdir, other)).fingerprint != tokenizer:
         raise UserError(
             f"config.init_from={config.init_from!r} was trained with another tokenizer than "
             f"{config.data.tokenizer!r}: set config.data.tokenizer to its own."
@@ -97,19 +97,10 @@ def read_config(workdir: Path) -> Config:
     return Config.from_dict(json.loads(path.read_text()))
 
 
-def _tokenizer_name(workdir: Path, config: Config) -> str:
+def tokenizer_name(workdir: Path, config: Config) -> str:
     """The tokenizer of a run for `load_tokenizer`: what came with a converted model, else what the config says."""
     own = workdir / "tokenizer"
     return str(own) if own.is_dir() else config.data.tokenizer
-
-
-def tokenizer_directory(workdir: Path | str) -> Path | None:
-    """Where the files of a run's tokenizer lie, or None if it has no files."""
-    workdir = Path(workdir)
-    path = Path(_tokenizer_name(workdir, read_config(workdir))).expanduser()
-    if not path.exists():
-        return None
-    return path if path.is_dir() else path.parent
 
 
 def write_config(workdir: Path, config: Config) -> None:

@@ -1,0 +1,154 @@
+"""The benchmarks of generation and of conversion, with tiny models: what they write, leave out and refuse."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import convert_memory, inference, inference_reference
+from benchmarks.inference_subjects import KINDS, MODELS, softmax_config
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import TransNormer, TransNormerLLM
+
+_SMALL = {"models": ("tiny",), "batch_sizes": (1, 3), "block_size": 2, "seconds": 1e-3}
+
+
+def _run(tmp_path, **settings):
+    output = tmp_path / "results" / "inference.json"
+    summary = inference.run(inference.Settings(**(_SMALL | settings)), output, "the command")
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return summary["tiny"], json.loads(output.read_text())
+
+
+def test_speed_by_context_beside_softmax(tmp_path):
+    summary, record = _run(tmp_path, batch_sizes=(2,), contexts=(64, 16), max_gigabytes=6e-5)
+    assert record["command"] == "the command"
+    rows = {(row["kind"], row["what"], row["context"]): row for row in record["rows"]}
+    assert len(rows) == len(record["rows"]) == 2 * 2 * 2
+    skipped = {key for key, row in rows.items() if "the limit is 6e-05 GB" in row.get("skipped", "")}
+    assert skipped == {("softmax", "first token", 64), ("softmax", "decode", 64)}
+    for kind, what, context in rows.keys() - skipped:
+        row = rows[kind, what, context]
+        if kind == "linear":
+            assert row["state_bytes"] == rows[kind, what, 16]["state_bytes"]
+        if what == "decode":
+            assert row["tokens_per_second"] == pytest.approx(1e3 * 2 / row["milliseconds"])
+            assert row["calls"] >= 3
+            assert row["state"] == "read"
+    assert rows["softmax", "decode", 64]["state_bytes"] > 2 * rows["softmax", "decode", 16]["state_bytes"]
+    assert summary["time_of_a_token_over_that_at_the_shortest_context"].keys() == {"batch 2, 64"}
+    assert summary["linear_over_softmax"].keys() == {"batch 2, 16"}
+
+
+def test_a_prompt_that_takes_too_long_is_not_read(tmp_path):
+    _, record = _run(tmp_path, kinds=("linear",), batch_sizes=(1,), contexts=(16, 1000), read_seconds=1e-9)
+    first, second = (row for row in record["rows"] if row["what"] == "first token")
+    assert first["milliseconds"] > 0
+    assert second["skipped"].startswith("it would take up to")
+    states = {row["context"]: row["state"] for row in record["rows"] if row["what"] == "decode"}
+    assert states == {16: "read", 1000: "placed"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_placed_states_go_on_in_a_batch(kind):
+    subject = KINDS[kind](MODELS["tiny"], "float32", 2)
+    one = subject.read(40)
+    assert sum(x.nbytes for x in jax.tree.leaves(one.cache)) == subject.state_bytes(1, 40)
+    placed = subject.place(one, 5000)
+    state = subject.decode(subject.repeat(placed, 3))
+    assert jax.tree.leaves(state.cache.position)[0].shape == (3,)
+    assert np.all(np.asarray(state.cache.position) >= 5000)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.cache))
+
+
+@pytest.mark.parametrize(("name", "size"), [("tiny", 125_184), ("100m", 1e8)])
+def test_both_models_have_the_same_size(name, size):
+    config, tokens = MODELS[name], jnp.zeros((1, 1), jnp.int32)
+    for model in (TransNormerLLM(config), TransNormer(softmax_config(config, "float32"))):
+        params = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+        assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(size, rel=0.01)
+
+
+def _python(tmp_path, does):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{does}\n")
+    program.chmod(0o755)
+    return {"reference_python": str(program), "reference_code": str(tmp_path)}
+
+
+def test_the_fastest_run_of_the_reference_is_set_beside_batch_1(tmp_path):
+    (tmp_path / "speeds").write_text("1 10 2")
+    program = [
+        f"cd {tmp_path}",
+        'echo "$@" > arguments',
+        'read -r speed rest < speeds; echo "$rest" > speeds',
+        'echo Warning; printf \'{"tokens_per_second": %s.0}\\n\' "$speed"',
+    ]
+    given = _python(tmp_path, "\n".join(program))
+    summary, record = _run(tmp_path, kinds=("linear",), contexts=(16,), **given)
+    (speed,) = (row["tokens_per_second"] for row in record["rows"] if row.get("batch") == 1)
+    assert summary["linear_over_reference"] == pytest.approx(speed / 10, abs=0.01)
+    assert record["reference"]["tiny"] == {
+        "context": 16,
+        "tokens_per_second": 10.0,
+        "tokens_per_second_of_each_run": [1.0, 10.0, 2.0],
+    }
+    file, code, arguments = (tmp_path / "arguments").read_text().split(maxsplit=2)
+    assert file == inference_reference.__file__
+    assert record["settings"]["reference_python"] == "python"  # no path of this machine
+    assert code == str(tmp_path)
+    fields = json.loads(arguments)["fields"]
+    assert (fields["decoder_embed_dim"], fields["linear_use_lrpe_list"]) == (64, [1, 0])
+
+
+def test_a_reference_that_fails_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"the reference failed \(No module named 'torch'\)"):
+        _run(tmp_path, **_python(tmp_path, "echo \"No module named 'torch'\" >&2; exit 1"))
+    with pytest.raises(UserError, match="cannot start 'nowhere'"):
+        _run(tmp_path, reference_python="nowhere", reference_code="x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"models": ("tinny",)}, "unknown name 'tinny' in models: did you mean 'tiny'"),
+        ({"kinds": ("lsh",)}, "unknown name 'lsh' in kinds"),
+        ({"contexts": ()}, "give positive numbers"),
+        ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"reference_python": "python"}, "give both of --reference_python and --reference_code"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        inference.Settings(**settings)
+
+
+def test_a_checkpoint_is_converted_and_comes_back(tmp_path):
+    output = tmp_path / "memory.json"
+    settings = convert_memory.Settings(
+        preset="tiny", steps=("import", "export"), drawn_gigabytes=1e-4, scratch=str(tmp_path)
+    )
+    summary = convert_memory.run(settings, output, "the command")
+    record = json.loads(output.read_text())
+    assert [row["step"] for row in record["rows"]] == ["write", "import", "export"]
+    assert summary["files_identical"]
+    assert summary["within_limit"]
+    assert summary["peak_gigabytes"] == round(max(row["peak_bytes"] for row in record["rows"][1:]) / 1e9, 2)
+    assert record["drawn"].startswith("one layer")
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_the_peak_of_a_process_is_its_own():
+    before, _ = convert_memory.measure_peak("-c", "pass")
+    after, _ = convert_memory.measure_peak("-c", f"x = bytearray({before} + 2 * 10**8)")
+    assert after > before + 1.5e8
+    with pytest.raises(UserError, match="ended with status 3: no room"):
+        convert_memory.measure_peak("-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)")
+
+
+@pytest.mark.parametrize("steps", [("export", "import"), ("generate",), ("import", "import")])
+def test_steps_have_an_order(steps):
+    with pytest.raises(UserError, match="begin with import"):
+        convert_memory.Settings(steps=steps)
