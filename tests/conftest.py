@@ -2,12 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 # Before the first import of jax. A test that starts a process of its own decides for itself (tests/commands.py).
 # TRANSNORMER_TEST_PLATFORM=cuda is for tests/gpu, which keep the CPU for the definition in float64.
 os.environ["JAX_PLATFORMS"] = "cuda,cpu" if os.environ.get("TRANSNORMER_TEST_PLATFORM") == "cuda" else "cpu"
 
 import jax
+import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
@@ -18,3 +20,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS(sys.argv[:1])
 
 install_import_hook("transnormer_jax.ops", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Forgets compiled programs before a process has as many memory maps as Linux allows (65,530), where XLA crashes."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
