@@ -24,7 +24,7 @@ install_import_hook("transnormer_jax.ops", "beartype.beartype")
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
-    """Forgets compiled programs before a process has as many memory maps as Linux allows (65,530), where XLA crashes."""
+    """Forgets compiled programs in time: where Linux allows no more memory maps (65,530), XLA crashes."""
     yield
     maps = Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 30_000:
