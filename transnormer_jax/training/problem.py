@@ -165,7 +165,7 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
 
 
 def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str, max_tokens: int) -> Evaluation:
-    """Every source by itself, and the mean of what they share, by their weights."""
+    """Every source by itself; metrics carry the name of the source."""
     evaluations = {
         name: load_evaluation(
             dataclasses.replace(config, data=source),
