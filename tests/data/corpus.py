@@ -51,3 +51,17 @@ def recover(rows: Iterable[dict[str, np.ndarray]]) -> list[tuple[int, ...]]:
         assert inputs == [BOS, *targets[:-1]]
         assert targets[-1] == EOS
     return [tuple(targets[:-1]) for _, targets in pieces]
+
+
+class ListTexts:
+    """Texts in a list; the smallest thing that fulfils `tokenize.Texts`."""
+
+    def __init__(self, texts):
+        self.texts = texts
+        self.num_bytes = sum(len(text.encode()) for text in texts)
+
+    def __len__(self):
+        return len(self.texts)
+
+    def read(self, start, stop):
+        return iter(self.texts[start:stop])

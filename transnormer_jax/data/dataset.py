@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from transnormer_jax.data.catalog import CATALOG, find_entry, own_builder
 from transnormer_jax.data.chat import ChatTemplate
 from transnormer_jax.data.conversations import ConversationMask, ConversationTokens
-from transnormer_jax.data.tokenized import Coder, TokenizedDocuments, tokenize
+from transnormer_jax.data.tokenize import Coder, tokenize
+from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError, did_you_mean
 
@@ -148,11 +149,38 @@ def load_conversations(
 
 
 def _tokenized(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:
-    builder = prepared(config)
-    feature = _text_feature(builder, config)
-    texts = _texts(open_source(builder, config, split), feature)
-    directory = Path(builder.data_dir) / "tokenized" / fingerprint(builder, split, feature, coder.fingerprint)
-    return tokenize(texts, coder, directory)
+    texts = RecordTexts(config, split)
+    return tokenize(texts, coder, texts.tokens_directory(coder))
+
+
+class RecordTexts:
+    """The documents of a split of one source; fulfils `tokenize.Texts`, q.v. for methods and attributes."""
+
+    def __init__(self, config: DataConfig, split: str):
+        """Prepares the dataset, if it is not.
+
+        Raises:
+          UserError: as `load_split`.
+        """
+        builder = prepared(config)
+        self._source = open_source(builder, config, split)
+        self._feature = _text_feature(builder, config)
+        self._directory = Path(builder.data_dir) / "tokenized"
+        self._identity = fingerprint(builder, split, self._feature)
+        info = builder.info
+        self.num_bytes = info.dataset_size * len(self._source) // max(1, info.splits.total_num_examples)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, start: int, stop: int) -> Iterator[str]:
+        """See `tokenize.Texts`."""
+        for records in read_records(self._source, start, stop):
+            yield from (as_text(record[self._feature]) for record in records)
+
+    def tokens_directory(self, coder: Coder) -> Path:
+        """Where `coder`'s tokens of these documents lie, or will."""
+        return self._directory / hashlib.sha256(f"{self._identity} {coder.fingerprint}".encode()).hexdigest()[:16]
 
 
 def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
@@ -245,11 +273,13 @@ def open_source(
         raise UserError(f"dataset {dataset!r} has no split {split!r}: {suggestion}") from error
 
 
-def read_records(source: "tfds.core.data_sources.base.BaseDataSource") -> Iterator[list[dict[str, Any]]]:
-    """Yields the records of a source in order, as lists that take few megabytes."""
+def read_records(
+    source: "tfds.core.data_sources.base.BaseDataSource", start: int = 0, stop: int | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields the records of a source from `start` to `stop` in order, as lists that take few megabytes."""
     info = source.dataset_info
     records_per_read = max(1, _BYTES_PER_READ * info.splits.total_num_examples // max(1, info.dataset_size))
-    for indices in itertools.batched(range(len(source)), records_per_read):
+    for indices in itertools.batched(range(len(source))[start:stop], records_per_read):
         yield source.__getitems__(indices)
 
 
@@ -276,11 +306,6 @@ def _text_feature(builder: "tfds.core.DatasetBuilder", config: DataConfig) -> st
         suggestion = did_you_mean(feature, known) if known else "choose a dataset of text."
         raise UserError(f"dataset {dataset!r} has no text feature {feature!r}: {suggestion}")
     return feature
-
-
-def _texts(source: "tfds.core.data_sources.base.BaseDataSource", feature: str) -> Iterator[str]:
-    for records in read_records(source):
-        yield from (as_text(record[feature]) for record in records)
 
 
 def _one_line(error: Exception) -> str:

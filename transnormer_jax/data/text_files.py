@@ -81,7 +81,7 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
             else:
                 records = _RECORD_READERS[kind](opened)
                 texts = _conversations(records) if documents == "conversation" else _fields(records, field)
-            yield from filter(str.strip, texts)
+            yield from (_valid(text) for text in texts if text.strip())
     except UserError:
         raise
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
@@ -103,6 +103,11 @@ def _matches(pattern: str) -> Iterable[str]:
     files = [file for name in names for file in (_files_below(store, name) if store.isdir(name) else [name])]
     local = "file" in store.protocol
     return [str(Path(file).resolve()) if local else store.unstrip_protocol(file) for file in files]
+
+
+def _valid(text: str) -> str:
+    """Half of a surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _exists(store: Any, path: str) -> bool:

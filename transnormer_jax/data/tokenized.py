@@ -1,32 +1,84 @@
-"""A corpus tokenised once, on disk: a flat memory-mapped array of tokens and the offsets of the documents in it."""
+"""A corpus tokenised once, on disk: memory-mapped shards of documents, and a manifest of their counts and checksums."""
 
+import bisect
+import dataclasses
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from transnormer_jax.data.publish import publish
 from transnormer_jax.errors import UserError
 
-# Characters per call of the tokenizer: enough to keep every core busy, little enough to forget.
-_BATCH_CHARACTERS = 1 << 22
+_FORMAT = 1
 
 
-class Coder(Protocol):
-    """What makes tokens of texts: a `Tokenizer`, or another code of the same form."""
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Some consecutive documents of a corpus, in two files.
 
-    vocab_size: int
-    fingerprint: str
+    `NNNNN.tokens` is the documents end to end, without special tokens, in the manifest's dtype. `NNNNN.index` is int64
+    [documents, 2]: tokens and UTF-8 bytes of each document. Both are little-endian and have no header.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
-        """Returns the ids of each text, [tokens]."""
+    Attributes:
+      documents: how many.
+      tokens: of all documents.
+      bytes: of UTF-8, of all texts.
+      sha256: of the tokens, in hexadecimal digits.
+      index_sha256: of the index.
+    """
+
+    documents: int
+    tokens: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What lies in a directory of shards.
+
+    Attributes:
+      tokenizer: the fingerprint of what made the tokens.
+      dtype: "uint16" or "uint32".
+      shards: in the order of the corpus.
+    """
+
+    tokenizer: str
+    dtype: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def documents(self) -> int:
+        """Of all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def tokens(self) -> int:
+        """Of all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Of the text of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def write(self, directory: Path) -> None:
+        """Writes `manifest.json`."""
+        (directory / "manifest.json").write_text(json.dumps({"format": _FORMAT} | dataclasses.asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """Reads `manifest.json`."""
+        values = json.loads((directory / "manifest.json").read_text())
+        return cls(values["tokenizer"], values["dtype"], tuple(Shard(**shard) for shard in values["shards"]))
 
 
 class TokenizedDocuments:
-    """A sequence of documents, each an array [tokens] of uint16 or uint32 in the memory map.
+    """A sequence of documents, each an array [tokens] of uint16 or uint32 in a memory map.
 
     Attributes:
       lengths: int64 [documents], tokens of each document, special tokens not counted.
@@ -35,14 +87,18 @@ class TokenizedDocuments:
     """
 
     def __init__(
-        self, tokens: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], num_bytes: npt.NDArray[np.int64]
+        self,
+        tokens: Sequence[npt.NDArray[np.integer]],
+        lengths: npt.NDArray[np.int64],
+        num_bytes: npt.NDArray[np.int64],
     ):
-        """Takes document i to be `tokens[offsets[i] : offsets[i + 1]]`."""
+        """Takes the documents to lie end to end in the arrays `tokens`, none of them across a border."""
         self._tokens = tokens
-        self._offsets = offsets
-        self.lengths: npt.NDArray[np.int64] = np.diff(offsets)
+        self._starts = np.cumsum([0, *map(len, tokens)]).tolist()
+        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.lengths = lengths
         self.num_bytes = num_bytes
-        self.num_tokens = int(offsets[-1])
+        self.num_tokens = int(self._offsets[-1])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -51,67 +107,60 @@ class TokenizedDocuments:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return self._tokens[self._offsets[index] : self._offsets[index + 1]]
+        start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
+        shard = min(bisect.bisect_right(self._starts, start), len(self._tokens)) - 1
+        first = self._starts[shard]
+        return self._tokens[shard][start - first : stop - first]
 
     def head(self, max_tokens: int) -> "TokenizedDocuments":
         """Returns the first documents that have no more than `max_tokens` tokens together, but at least one of them."""
         count = max(1, int(np.searchsorted(self._offsets, max_tokens, side="right")) - 1)
-        return TokenizedDocuments(self._tokens, self._offsets[: count + 1], self.num_bytes[:count])
+        return TokenizedDocuments(self._tokens, self.lengths[:count], self.num_bytes[:count])
 
 
-def tokenize(texts: Iterable[str], coder: Coder, directory: Path) -> TokenizedDocuments:
-    """Returns the tokenised `texts`, from `directory` if it exists, else written there first.
-
-    The directory appears at once and whole: a killed or failed run leaves none, and of racing processes one wins.
-
-    Args:
-      texts: the documents; not read if `directory` exists.
-      coder: encodes them; no special tokens are stored.
-      directory: on a local disk; its name must tell this corpus and tokenizer from all others.
+def open_tokenized(directory: Path) -> TokenizedDocuments:
+    """Returns the documents of a directory of shards.
 
     Raises:
-      UserError: there are no tokens, or the disk refuses them.
+      UserError: a shard is missing or has been cut short.
     """
-    try:
-        if not directory.exists():
-            publish(directory, lambda written: _write(texts, coder, written))
-    except OSError as error:
-        raise UserError(f"cannot write tokens to {str(directory)!r} ({error}): choose another data_dir.") from error
-    return _open(directory)
+    manifest = Manifest.read(directory)
+    tokens, indices = [], []
+    for number, shard in enumerate(manifest.shards):
+        tokens.append(_mapped(shard_file(directory, number, "tokens"), np.dtype(manifest.dtype), shard.tokens))
+        indices.append(_mapped(shard_file(directory, number, "index"), np.dtype(np.int64), 2 * shard.documents))
+    lengths, num_bytes = np.concatenate(indices).reshape(-1, 2).T.copy()
+    return TokenizedDocuments(tokens, lengths, num_bytes)
 
 
-def _open(directory: Path) -> TokenizedDocuments:
-    dtype = json.loads((directory / "meta.json").read_text())["dtype"]
-    # A plain view: slices of np.memmap itself cost microseconds each.
-    tokens = np.asarray(np.memmap(directory / "tokens.bin", dtype, mode="r"))
-    return TokenizedDocuments(tokens, np.load(directory / "offsets.npy"), np.load(directory / "num_bytes.npy"))
+def damaged_shards(directory: Path) -> list[int]:
+    """Returns the numbers of the shards whose files are not what the manifest says; reads all of them."""
+    return [
+        number
+        for number, shard in enumerate(Manifest.read(directory).shards)
+        if _sha256(shard_file(directory, number, "tokens")) != shard.sha256
+        or _sha256(shard_file(directory, number, "index")) != shard.index_sha256
+    ]
 
 
-def _write(texts: Iterable[str], coder: Coder, directory: Path) -> None:
-    dtype = np.dtype(np.uint16 if coder.vocab_size <= 1 << 16 else np.uint32)
-    lengths: list[int] = []
-    num_bytes: list[int] = []
-    with open(directory / "tokens.bin", "wb") as tokens:
-        for batch in _batches(texts):
-            documents = coder.encode_batch(batch)
-            tokens.write(np.concatenate(documents).astype(dtype).tobytes())
-            lengths.extend(map(len, documents))
-            num_bytes.extend(len(text.encode()) for text in batch)
-    if not any(lengths):
-        raise UserError("the split has no tokens: choose another split, or a corpus with text in it.")
-    np.save(directory / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-    np.save(directory / "num_bytes.npy", np.array(num_bytes, np.int64))
-    (directory / "meta.json").write_text(json.dumps({"dtype": dtype.name, "tokenizer": coder.fingerprint}))
+def shard_file(directory: Path, number: int, kind: str) -> Path:
+    """Where the "tokens" or the "index" of a shard lies."""
+    return directory / f"{number:05}.{kind}"
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _mapped(file: Path, dtype: np.dtype, count: int) -> npt.NDArray:
+    size = file.stat().st_size if file.exists() else 0
+    if size != count * dtype.itemsize:
+        raise UserError(
+            f"{str(file)!r} holds {size:,} bytes of {count * dtype.itemsize:,}: write it again with "
+            "`python -m transnormer_jax.data.prepare --verify` and this configuration."
+        )
+    # A plain view: slices of np.memmap itself cost microseconds each. An empty file cannot be mapped.
+    return np.asarray(np.memmap(file, dtype, mode="r")) if count else np.empty(0, dtype)
+
+
+def _sha256(file: Path) -> str:
+    if not file.exists():
+        return ""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,80 @@
+"""The commands that make, verify and show tokens, and that train tokenizers, as a user runs them."""
+
+import json
+
+import pytest
+
+from tests.commands import assert_fails, run, write_tiny_config
+from transnormer_jax.data import load_tokenizer
+
+# Text that a tokenizer must give back as it is.
+AWKWARD = "  two  spaces\ttab\n\nnew lines \n été 数学 🙂 <s> </s>\r\n"
+
+
+def report(result):
+    status, out, err = result
+    assert status == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_tiny_config(tmp_path_factory.mktemp("prepare"))
+
+
+@pytest.fixture(scope="module")
+def prepared(config):
+    return report(run("-m", "transnormer_jax.data.prepare", f"--config={config}"))["plain_text"]
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_is_found_and_mended(config, prepared):
+    splits = {split: counts["directory"] for split, counts in prepared.items()}
+    assert sum(counts["documents"] for counts in prepared.values()) < 400  # The third split is not prepared.
+    shard = f"{splits['train']}/00000.tokens"
+    with open(shard, "rb") as file:
+        content = file.read()
+    with open(shard, "wb") as file:
+        file.write(content[:100])
+    assert_fails(
+        run("-m", "transnormer_jax.data.inspect", f"--config={config}"), "00000.tokens", "100 bytes", "--verify"
+    )
+    again = report(run("-m", "transnormer_jax.data.prepare", f"--config={config}", "--verify"))["plain_text"]
+    assert (again["train"]["damaged_shards"], again["validation"]["damaged_shards"]) == ([0], [])
+    with open(shard, "rb") as file:
+        assert file.read() == content
+
+
+@pytest.mark.slow
+def test_inspect_shows_what_prepare_counted(config, prepared, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "data.png"
+    result = run("-m", "transnormer_jax.data.inspect", f"--config={config}", "--documents=1", f"--plot={plot}")
+    shown = report(result)
+    for split, counts in prepared.items():
+        assert shown[f"plain_text {split}"]["tokens"] == counts["tokens"]
+        assert shown[f"plain_text {split}"]["documents"] == counts["documents"]
+    assert "l|i|n|e| " in result[1]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_trained_tokenizer_gives_text_back(config, tmp_path, kind):
+    out = tmp_path / "tokenizer"
+    flags = (f"--config={config}", f"--kind={kind}", "--vocab_size=320", f"--out={out}")
+    trained = report(run("-m", "transnormer_jax.data.train_tokenizer", *flags))
+    tokenizer = load_tokenizer(str(out))
+    assert trained["vocab_size"] == tokenizer.vocab_size == 320
+    assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
+    assert tokenizer.decode(tokenizer.encode(AWKWARD)) == AWKWARD
+    assert trained["bytes_per_token"] > 1.2
+
+
+@pytest.mark.slow
+def test_what_cannot_be_is_said_in_a_sentence(config, tmp_path):
+    (tmp_path / "taken").touch()
+    module = "transnormer_jax.data.train_tokenizer"
+    assert_fails(run("-m", module, f"--config={config}", f"--out={tmp_path}/taken"), "cannot make", "another --out")
+    flags = (f"--config={config}", "--kind=unigram", "--vocab_size=30000", f"--out={tmp_path}/many")
+    assert_fails(run("-m", module, *flags), "SentencePiece refuses", "--vocab_size")

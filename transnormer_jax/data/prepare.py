@@ -1,0 +1,74 @@
+"""Tokenises the text of a configuration ahead of a run, in parallel; the run then finds it ready.
+
+    python -m transnormer_jax.data.prepare --config=configs/quickstart.py --workers=8
+
+Every source of `config.data` is prepared: its training and its evaluation split, or those of --splits. Killed, it goes
+on where it stopped when it is run again; it may run on several machines that share a disk. --verify reads everything
+again, compares it with the checksums of the manifests, and writes damaged shards again.
+
+The last line of stdout is one JSON object: for each source and split the directory, documents, tokens, bytes, shards
+and, with --verify, the shards that were damaged.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tqdm
+from absl import flags
+
+from transnormer_jax import command
+from transnormer_jax.data.dataset import DataConfig, RecordTexts
+from transnormer_jax.data.tokenize import repair, tokenize
+from transnormer_jax.data.tokenized import Manifest
+from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
+
+_CONFIG = command.define_config_flag()
+# The `tokenizers` library keeps eight cores busy from one process, which starts at once.
+_WORKERS = flags.DEFINE_integer("workers", -(-(os.cpu_count() or 1) // 8), "Processes.", lower_bound=1)
+_SPLITS = flags.DEFINE_list("splits", [], "Splits, parted by commas; empty for the configuration's.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and mend what differs.")
+
+
+def main() -> None:
+    """Prepares."""
+    data = command.read_config_flag(_CONFIG).data
+    tokenizer = load_tokenizer(data.tokenizer)
+    report = {
+        name: {
+            split: _prepare(source, tokenizer, split, f"{name} {split}")
+            for split in dict.fromkeys(_SPLITS.value or (source.train_split, source.eval_split))
+        }
+        for name, source in data.sources().items()
+    }
+    print(json.dumps(report))
+
+
+def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    texts = RecordTexts(source, split)
+    directory = texts.tokens_directory(tokenizer)
+    damaged = repair(texts, tokenizer, directory) if _VERIFY.value and directory.exists() else []
+    _tokenize(texts, tokenizer, directory, words)
+    manifest = Manifest.read(directory)
+    seconds = time.perf_counter() - start
+    print(
+        f"{words}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.bytes:,} bytes in "
+        f"{len(manifest.shards)} shards, {seconds:.1f} s"
+    )
+    counts = {"documents": manifest.documents, "tokens": manifest.tokens, "bytes": manifest.bytes}
+    mended = {"damaged_shards": damaged} if _VERIFY.value else {}
+    return {"directory": str(directory), **counts, "shards": len(manifest.shards), "seconds": seconds, **mended}
+
+
+def _tokenize(texts: RecordTexts, tokenizer: Tokenizer, directory: Path, words: str) -> None:
+    silent = not sys.stderr.isatty()
+    with tqdm.tqdm(total=texts.num_bytes, desc=words, unit="B", unit_scale=True, disable=silent) as bar:
+        tokenize(texts, tokenizer, directory, workers=_WORKERS.value, on_shard=lambda shard: bar.update(shard.bytes))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,109 @@
+"""Trains a tokenizer on the training splits of a configuration.
+
+    python -m transnormer_jax.data.train_tokenizer --config=configs/quickstart.py --kind=bpe --vocab_size=8192 --out=tok
+
+`--kind=bpe` is byte-level byte-pair encoding by the `tokenizers` library and writes `tokenizer.json`; `--kind=unigram`
+is SentencePiece's unigram model with bytes for rare characters and writes `tokenizer.model`. Both have begin, end and
+padding tokens, change no text (what is decoded is what was encoded), and are used with `--config.data.tokenizer=OUT`.
+The last line of stdout is one JSON object: the size of the vocabulary, and the bytes per token on the training text.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+from absl import flags
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from transnormer_jax import command
+from transnormer_jax.data.dataset import DataConfig, RecordTexts
+from transnormer_jax.data.tokenizers import load_tokenizer
+from transnormer_jax.errors import UserError
+
+_CONFIG = command.define_config_flag()
+_KIND = flags.DEFINE_enum("kind", "bpe", ["bpe", "unigram"], "Byte-pair encoding, or SentencePiece's unigram model.")
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_768, "Tokens in all.", lower_bound=260)
+_MAX_BYTES = flags.DEFINE_integer("max_bytes", 1 << 30, "Of UTF-8 text to learn from, per source.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Directory for the tokenizer.", required=True)
+
+_SPECIAL = ("<pad>", "<s>", "</s>")
+_MEASURED_BYTES = 1 << 22
+
+
+def main() -> None:
+    """Trains."""
+    data = command.read_config_flag(_CONFIG).data
+    out = Path(_OUT.value)
+    try:
+        out.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot make {str(out)!r} ({error.strerror}): choose another --out.") from error
+    train = train_bpe if _KIND.value == "bpe" else train_unigram
+    train(_texts(data, _MAX_BYTES.value), _VOCAB_SIZE.value, out)
+    tokenizer = load_tokenizer(str(out))
+    texts = list(_texts(data, _MEASURED_BYTES))
+    num_bytes = sum(len(text.encode()) for text in texts)
+    num_tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    print(json.dumps({"vocab_size": tokenizer.vocab_size, "bytes_per_token": num_bytes / num_tokens}))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, out: Path) -> None:
+    """Writes `tokenizer.json`: byte-level byte-pair encoding as GPT-2's; ids 0, 1, 2 are padding, begin and end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(out / "tokenizer.json"))
+
+
+def train_unigram(texts: Iterable[str], vocab_size: int, out: Path) -> None:
+    """Writes `tokenizer.model`: SentencePiece's unigram model; ids 0, 1, 2 are padding, begin and end.
+
+    Raises:
+      UserError: the texts do not yield so many pieces.
+    """
+    lines = (line for text in texts for line in text.splitlines() if line)
+    try:
+        with open(out / "tokenizer.model", "wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines,
+                model_writer=file,
+                model_type="unigram",
+                vocab_size=vocab_size,
+                byte_fallback=True,
+                character_coverage=0.9995,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                pad_id=0,
+                bos_id=1,
+                eos_id=2,
+                unk_id=3,
+                minloglevel=2,
+            )
+    except RuntimeError as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"SentencePiece refuses ({message}): choose another --vocab_size or more text.") from error
+
+
+def _texts(data: DataConfig, max_bytes: int) -> Iterator[str]:
+    """The first documents of every source, up to and with the one that passes `max_bytes`."""
+    for source in data.sources().values():
+        texts = RecordTexts(source, source.train_split)
+        taken = 0
+        for text in texts.read(0, len(texts)):
+            if taken >= max_bytes:
+                break
+            taken += len(text.encode())
+            yield text
+
+
+if __name__ == "__main__":
+    command.run(main)
