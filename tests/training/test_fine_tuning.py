@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.training.small_config import small_config
 from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
-from transnormer_jax.training import Config, default_config, load_workdir, train
+from transnormer_jax.training import Config, load_workdir, train
 
 
 @pytest.fixture
@@ -18,17 +19,12 @@ def config(tmp_path):
     letters = ["".join(chr(97 + c) for c in draw.integers(0, 26, 12)) for _ in range(2000)]
     lines = [json.dumps({"prompt": text, "response": text[-1] * 3}) for text in letters]
     (tmp_path / "talk.jsonl").write_text("\n".join(lines))
-    config = default_config(
-        vocab_size=259, num_layers=2, model_dim=64, num_heads=2, glu_dim=128, dtype="float32", init_std=0.1
-    )
+    config = small_config(tmp_path, model_dim=64, glu_dim=128)
     config.task.name = "supervised_lm"
-    config.data.dataset, config.data.files = "plain_text", str(tmp_path / "talk.jsonl")
-    config.data.documents, config.data.held_out = "conversation", 0.1
-    config.data.data_dir = str(tmp_path / "datasets")
-    config.num_steps, config.batch_size, config.sequence_length = 300, 16, 128
+    config.data.files, config.data.documents = str(tmp_path / "talk.jsonl"), "conversation"
+    config.num_steps, config.sequence_length = 300, 128
     config.log_every = config.checkpoint_every = 150
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 10
-    config.evaluation.every, config.evaluation.batch_size = 0, 8
+    config.optimizer.warmup_steps = 10
     return config
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from tests.training.small_config import small_config, write_counting
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
@@ -20,15 +21,11 @@ MODEL = TransNormerLLMConfig(
 
 @pytest.fixture
 def config(tmp_path):
-    (tmp_path / "text.txt").write_text("".join(f"{i} and {i + 1} are {2 * i + 1}\n" for i in range(400)))
-    config = default_config(dtype="float32")  # of the model, only this counts
-    config.data.dataset, config.data.files = "plain_text", str(tmp_path / "text.txt")
-    config.data.documents, config.data.held_out = "line", 0.1
-    config.data.data_dir = str(tmp_path / "datasets")
-    config.num_steps, config.batch_size, config.sequence_length = 30, 16, 64
-    config.log_every = config.checkpoint_every = 10
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 1
-    config.evaluation.every, config.evaluation.batch_size, config.evaluation.window = 0, 8, 32
+    config = small_config(tmp_path)
+    config.model = default_config(dtype="float32").model  # of the model, only the dtype counts
+    config.data.files = write_counting(tmp_path)
+    config.num_steps, config.log_every, config.checkpoint_every = 30, 10, 10
+    config.optimizer.warmup_steps = 1
     config.init_from = str(tmp_path / "converted")
     return config
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.commands import assert_fails, run
-from transnormer_jax.training import Config, default_config, evaluate_run, train
+from tests.training.small_config import small_config
+from transnormer_jax.training import Config, evaluate_run, train
 
 TEXTS = {
     "counting": "".join(f"{i} and {i + 1} are {2 * i + 1}\n" for i in range(400)),
@@ -15,9 +16,7 @@ TEXTS = {
 
 @pytest.fixture
 def config(tmp_path):
-    config = default_config(
-        vocab_size=259, num_layers=2, model_dim=32, num_heads=2, glu_dim=48, dtype="float32", init_std=0.1
-    )
+    config = small_config(tmp_path)
     for name, text in TEXTS.items():
         (tmp_path / f"{name}.txt").write_text(text)
     config.data.mixture = {
@@ -30,11 +29,6 @@ def config(tmp_path):
         }
         for name, weight in (("counting", 3), ("words", 1))
     }
-    config.data.data_dir = str(tmp_path / "datasets")
-    config.num_steps, config.batch_size, config.sequence_length = 40, 16, 64
-    config.log_every = config.checkpoint_every = 20
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 3
-    config.evaluation.every, config.evaluation.batch_size, config.evaluation.window = 0, 8, 32
     return config
 
 

@@ -126,6 +126,8 @@ class Config:
       num_steps: optimizer steps in all.
       batch_size: rows per step, over all hosts.
       sequence_length: N, tokens per row; longer examples are cut.
+      curriculum: pairs (last step, tokens per row) in rising order: up to that step each row is cut into rows of so
+        many tokens, which divide N. ((1000, 256), (3000, 512)) with N = 2048 has 256, then 512, then 2048 tokens.
       accumulation_steps: micro-batches per step, which bounds memory and does not change the result.
       max_skipped_steps: the run stops after this many steps in a row whose loss or gradient is not finite.
       log_every: steps between lines of metrics.
@@ -149,6 +151,7 @@ class Config:
     num_steps: int = 1000
     batch_size: int = 32
     sequence_length: int = 1024
+    curriculum: tuple[tuple[int, int], ...] = ()
     accumulation_steps: int = 1
     max_skipped_steps: int = 10
     log_every: int = 20
@@ -173,6 +176,23 @@ class Config:
                 f"config.batch_size={self.batch_size} must be a multiple of "
                 f"config.accumulation_steps={self.accumulation_steps}."
             )
+        self._check_curriculum()
+
+    def _check_curriculum(self) -> None:
+        stages = self.curriculum
+        if not all(isinstance(stage, tuple) and len(stage) == 2 for stage in stages):
+            raise UserError(f"config.curriculum={stages} must be pairs (last step, tokens per row).")
+        if stages and (self.architecture != "transnormer_llm" or self.task.name not in ("causal_lm", "supervised_lm")):
+            raise UserError("config.curriculum is for a TransNormerLLM that learns from text: leave it empty.")
+        last_steps = [last_step for last_step, _ in stages]
+        if last_steps != sorted(set(last_steps)):
+            raise UserError(f"config.curriculum={stages}: the last steps must rise from pair to pair.")
+        for _, length in stages:
+            if length < 1 or self.sequence_length % length or length % self.mesh.context:
+                raise UserError(
+                    f"config.curriculum has rows of {length} tokens: they must divide config.sequence_length="
+                    f"{self.sequence_length} and be a multiple of config.mesh.context={self.mesh.context}."
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
@@ -211,5 +231,10 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, chosen: Mapping[str, 
         if dataclasses.is_dataclass(kind):
             built[name] = _build(kind, value, f"{path}.{name}")
         else:
-            built[name] = tuple(value) if isinstance(value, list) else value
+            built[name] = _as_tuples(value)
     return cls(**built)
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON and ConfigDict know lists where a dataclass has tuples."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value

@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, placement_table, processes
 from transnormer_jax.errors import UserError
-from transnormer_jax.tasks import Params, Task
+from transnormer_jax.tasks import Batch, Params, Task
 from transnormer_jax.training.batches import batches_on_mesh
 from transnormer_jax.training.checkpoints import Checkpoints, restore_params
 from transnormer_jax.training.config import Config
+from transnormer_jax.training.curriculum import cut_rows, row_length
 from transnormer_jax.training.flops import training_flops_per_token
 from transnormer_jax.training.metrics import MetricWriter
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
@@ -64,17 +65,25 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
     abstract_batch = place_batch(rows[0], config.batch_size, mesh)
-    train_step = jax.jit(
-        make_train_step(task, optimizer, schedule, config.accumulation_steps, config.seed),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    begin = time.perf_counter()
-    with jax.set_mesh(mesh):
-        compiled_step = train_step.lower(abstract, abstract_batch).compile()
-    compile_seconds = time.perf_counter() - begin
-    print(f"compiled the training step in {compile_seconds:.1f} s", flush=True)
-    writer.write(first_step, {"compile_seconds": compile_seconds})
+    on_rows = make_train_step(task, optimizer, schedule, config.accumulation_steps, config.seed)
+
+    def compile_step(step: int) -> jax.stages.Compiled:
+        length = row_length(config, step)
+
+        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+            return on_rows(state, cut_rows(batch, length) if config.curriculum else batch)
+
+        begin = time.perf_counter()
+        with jax.set_mesh(mesh):
+            jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+            compiled = jitted.lower(abstract, abstract_batch).compile()
+        seconds = time.perf_counter() - begin
+        rows_in_words = f" for rows of {length:,} tokens" if config.curriculum else ""
+        print(f"compiled the training step{rows_in_words} in {seconds:.1f} s", flush=True)
+        writer.write(step - 1, {"compile_seconds": seconds})
+        return compiled
+
+    compiled_step = compile_step(first_step + 1)
 
     # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
     batches = batches_on_mesh(rows, config.batch_size, rows_read, mesh)
@@ -116,6 +125,11 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         with StopSignal() as stop, checkpoints, watchdog, jax.set_mesh(mesh):
             try:
                 for step in range(first_step + 1, config.num_steps + 1):
+                    if step > first_step + 1 and row_length(config, step) != row_length(config, step - 1):
+                        watchdog.pause()
+                        with progress.pause():
+                            compiled_step = compile_step(step)
+                        watchdog.step()
                     if step == config.profile_at:
                         jax.profiler.start_trace(str(workdir / "tensorboard"))
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
