@@ -1,0 +1,137 @@
+"""The stages of the engine, one after the other on this machine, and the report of every decision."""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import LocalPipelineExecutor
+
+from transnormer_jax.cleaning import duplicates
+from transnormer_jax.cleaning.documents import ReadText, read_shard, shards_of, writer
+from transnormer_jax.cleaning.rules import rules
+from transnormer_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is read, and what the rules ask for.
+
+    Attributes:
+      files: see `text_files.find_files`.
+      documents: see `text_files.read_documents`.
+      field: of JSON lines and Parquet, what holds the text.
+      languages: ISO 639-1 names of those that stay; empty for all.
+      min_words: of a document.
+    """
+
+    files: str
+    documents: str = "file"
+    field: str = "text"
+    languages: tuple[str, ...] = ("en",)
+    min_words: int = 50
+
+
+def stages(settings: Settings, out: Path) -> list[duplicates.Stage]:
+    """The stages in turn. Each needs all tasks of the one before it, on this machine or another.
+
+    Raises:
+      UserError: no file matches.
+    """
+    source = ReadText(settings.files, settings.documents, settings.field)
+    passed, removed = out / "scratch" / "passed", out / "removed"
+    judged = [source, *rules(settings.languages, settings.min_words, removed), writer(passed)]
+    return [
+        ("rules", judged, source.tasks),
+        *duplicates.stages(passed, out / "scratch", out / "kept", removed / "duplicates", source.tasks),
+    ]
+
+
+def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
+    """Writes `kept`, `removed/STAGE` and `report.json` below `out`; what a killed run has finished is not done again.
+
+    Returns:
+      The report: documents and characters that were read, kept, and removed by stage and reason.
+
+    Raises:
+      UserError: no file matches, a file cannot be read, or `out` holds the work of other settings.
+    """
+    todo = stages(settings, out)
+    _claim(settings, out)
+    for name, steps, tasks in todo:
+        if name == "signatures" and not shards_of(out / "scratch" / "passed"):
+            break  # The rules let nothing pass, and the report will say so.
+        logs = out / "logs" / name
+        try:
+            with _quiet(out / "logs" / f"{name}.txt"):
+                LocalPipelineExecutor(steps, tasks, min(workers, tasks), str(logs)).run()
+        except UserError:
+            raise
+        except Exception as error:  # The engine is foreign code.
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"stage {name!r} failed ({message}); the log is {str(logs)!r}. Run again to go on from there."
+            ) from error
+    report = _report(out)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _claim(settings: Settings, out: Path) -> None:
+    file, content = out / "settings.json", json.dumps(dataclasses.asdict(settings), indent=1)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            file.write_text(content)
+    except OSError as error:
+        raise UserError(f"cannot write to {str(out)!r} ({error.strerror}): choose another --out.") from error
+    if file.read_text() != content:
+        raise UserError(f"{str(out)!r} was begun with other settings: give the same again, or choose another --out.")
+
+
+def _report(out: Path) -> dict[str, Any]:
+    """Counts what lies on disk, and compares it with what the reader says it has read."""
+    kept = _count(out / "kept")
+    removed = {path.name: _reasons(path) for path in sorted((out / "removed").glob("*"))}
+    read = _documents_read(out / "logs" / "rules" / "stats")
+    total = kept["documents"] + sum(count for reasons in removed.values() for count in reasons.values())
+    if read != total:
+        raise UserError(f"{read} documents were read and {total} written: delete {str(out)!r} and run again.")
+    return {"read": read, "kept": kept, "removed": removed}
+
+
+def _count(directory: Path) -> dict[str, int]:
+    sizes = [len(record["text"]) for shard in shards_of(directory) for record in read_shard(shard)]
+    return {"documents": len(sizes), "characters": sum(sizes)}
+
+
+def _reasons(directory: Path) -> dict[str, int]:
+    metadata = (record["metadata"] for shard in shards_of(directory) for record in read_shard(shard))
+    return dict(collections.Counter(one.get("filter_reason", "duplicate") for one in metadata).most_common())
+
+
+def _documents_read(directory: Path) -> int:
+    # The first step of the stage is the reader; it has no lengths where its part holds no document.
+    lengths = (json.loads(path.read_text())[0]["stats"].get("doc_len") for path in directory.glob("*.json"))
+    return sum(of_part.get("n", 1) for of_part in lengths if of_part)
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Turns the standard error of this process and its children, where the engine tells of every step, into a file."""
+    sys.stderr.flush()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        before = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
