@@ -150,3 +150,9 @@ def test_a_store_that_does_not_answer_is_the_users_error(url):
     fsspec.register_implementation("locked", Locked, clobber=True)
     with pytest.raises(UserError, match=r"cannot look for '.*' \(.*\): check the name, the network, and"):
         find_files(url)
+
+
+def test_what_is_no_unicode_becomes_the_replacement_character(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "half \\ud800 pair, whole \\ud83d\\ude00 pair"}\n{"text": "byte \xff, \xc3\xa9"}\n')
+    assert list(read_documents(path, "file")) == ["half \ufffd pair, whole \U0001f600 pair", "byte \ufffd, \u00e9"]

@@ -31,6 +31,7 @@ def stages(kept: Path, scratch: Path, out: Path, removed: Path, tasks: int) -> l
 
     def complete(data: None, rank: int, world_size: int) -> None:
         # A shard of which nothing goes has no list of its clusters, or none at all: its documents would be unlabelled.
+        Path(clusters).mkdir(parents=True, exist_ok=True)
         for task in range(tasks):
             for kind in ("remove", "clusters"):
                 Path(clusters, f"{task:06d}.{kind}").touch()
