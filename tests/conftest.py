@@ -2,11 +2,19 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 # Before the first import of jax. A test that starts a process of its own decides for itself (tests/commands.py).
 # TRANSNORMER_TEST_PLATFORM=cuda is for tests/gpu, which keep the CPU for the definition in float64.
 os.environ["JAX_PLATFORMS"] = "cuda,cpu" if os.environ.get("TRANSNORMER_TEST_PLATFORM") == "cuda" else "cpu"
+
+# What one process of this run has compiled, the others and the commands that tests start find. Workers inherit it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="compiled.")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest

@@ -13,30 +13,18 @@ import pytest
 pytest.importorskip("datatrove")
 
 from benchmarks.planted import RUBBISH, near_duplicate, rubbish
+from tests.cleaning.articles import VOCABULARY, article
 from tests.commands import ROOT, assert_fails, run
 from transnormer_jax.cleaning.documents import read_shard, shards_of
 from transnormer_jax.cleaning.pipeline import Settings, clean
 from transnormer_jax.errors import UserError
-
-_WORDS = """
-    the river of a town was old and people have walked with their children to see that bridge which stands over water
-    in summer when light falls through green trees while boats carry grain from farms near hills where sheep eat grass
-    beside stone houses built by hands long ago for families who remember every winter storm
-"""
-_VOCABULARY = _WORDS.split()
-
-
-def article(chance):
-    """Sentences without sense that every rule lets pass: 150 words."""
-    sentences = [" ".join(chance.sample(_VOCABULARY, 15)).capitalize() + "." for _ in range(10)]
-    return "\n".join(" ".join(sentences[i : i + 2]) for i in range(0, 10, 2))
 
 
 def corpus():
     """60 articles, copies of ten of them, and ten pieces of rubbish."""
     chance = random.Random(0)
     originals = [article(chance) for _ in range(60)]
-    copies = [originals[0], *(near_duplicate(text, 0.02, _VOCABULARY, chance) for text in originals[1:10])]
+    copies = [originals[0], *(near_duplicate(text, 0.02, VOCABULARY, chance) for text in originals[1:10])]
     waste = [rubbish(kind, 800, chance) for kind in RUBBISH for _ in range(2)]
     return originals, copies, waste
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -23,6 +24,9 @@ from transnormer_jax.serve.engine import Engine
 from transnormer_jax.serve.protocol import CompletionRequest
 
 TOKENIZER = ByteTokenizer()
+
+# The first request of a kind compiles, which takes more than httpx's five seconds on a busy machine.
+post = functools.partial(httpx.post, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +222,7 @@ def test_chat(client, generator):
 def test_without_a_template_there_is_no_chat(params):
     body = {"messages": [{"role": "user", "content": "x"}]}
     with served(params, template=None) as (url, _):
-        answer = httpx.post(f"{url}/v1/chat/completions", json=body)
+        answer = post(f"{url}/v1/chat/completions", json=body)
     assert answer.status_code == 400
     assert "no chat template: use /v1/completions" in answer.json()["error"]["message"]
 
@@ -275,15 +279,15 @@ def test_more_requests_than_may_be_open_are_refused(params, monkeypatch):
         monkeypatch.setattr(engine._batch, "step", lambda: [go_on.wait(), step()][1])
         body = {"prompt": "x", "max_tokens": 3000, "n": 3, "stream": True}
         with httpx.stream("POST", f"{url}/v1/completions", json=body):
-            refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
+            refused = post(f"{url}/v1/completions", json={"prompt": "x"})
             assert refused.status_code == 429
             assert "too many requests" in refused.json()["error"]["message"]
         go_on.set()
         wait_until(lambda: engine.running == engine.waiting == 0)
-        assert httpx.post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 200
+        assert post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 200
         # What could never be begun is no matter of waiting.
         for body in ({"prompt": "x", "n": 4}, {"prompt": ["x"] * 4}):
-            refused = httpx.post(f"{url}/v1/completions", json=body)
+            refused = post(f"{url}/v1/completions", json=body)
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] in body
 
@@ -327,7 +331,7 @@ def test_more_requests_than_may_be_open_are_refused(params, monkeypatch):
     ],
 )
 def test_a_request_without_meaning_gets_a_reason(server, path, body, status, param, message):
-    answer = httpx.post(f"{server[0]}/v1/{path}", json=body)
+    answer = post(f"{server[0]}/v1/{path}", json=body)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert message in error["message"]
@@ -343,22 +347,22 @@ def test_a_wrong_element_of_a_long_list_ends_its_reading():
 
 def test_neutral_and_unknown_fields_are_ignored(server):
     body = {"prompt": "x", "frequency_penalty": 0, "logit_bias": None, "user": "me", "seed": None, "metadata": {"a": 1}}
-    assert httpx.post(f"{server[0]}/v1/completions", json=body).status_code == 200
+    assert post(f"{server[0]}/v1/completions", json=body).status_code == 200
 
 
 def test_broken_and_oversized_bodies_are_refused(params, server):
-    answer = httpx.post(f"{server[0]}/v1/completions", content=b'{"prompt": ')
+    answer = post(f"{server[0]}/v1/completions", content=b'{"prompt": ')
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
     with served(params, max_body_bytes=1000) as (url, _):
         for content in (b"x" * 2000, iter([b"x" * 600] * 2)):
-            answer = httpx.post(f"{url}/v1/completions", content=content)
+            answer = post(f"{url}/v1/completions", content=content)
             assert answer.status_code == 413
             assert "more than 1,000 bytes" in answer.json()["error"]["message"]
 
 
 def test_a_key(params):
     with served(params, api_key="secret") as (url, _):
-        assert httpx.post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 401
+        assert post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 401
         with openai.OpenAI(base_url=f"{url}/v1", api_key="secret") as client:
             assert client.completions.create(model="tiny", prompt="x").choices
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
@@ -372,7 +376,7 @@ def test_when_the_engine_fails_clients_and_health_are_told(params, monkeypatch):
             raise RuntimeError("the device is gone")
 
         monkeypatch.setattr(engine._batch, "step", fail)
-        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=20)
+        answer = post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=20)
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
         health = httpx.get(f"{url}/health")
         assert health.status_code == 503

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import multiprocess
 from datatrove.executor import LocalPipelineExecutor
 
 from transnormer_jax.cleaning import duplicates
@@ -63,6 +64,8 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
     """
     todo = stages(settings, out)
     _claim(settings, out)
+    # The engine would fork this process for its manager, and JAX has threads.
+    multiprocess.set_start_method("forkserver", force=True)
     for name, steps, tasks in todo:
         if name == "signatures" and not shards_of(out / "scratch" / "passed"):
             break  # The rules let nothing pass, and the report will say so.

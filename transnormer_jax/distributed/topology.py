@@ -16,6 +16,7 @@ from transnormer_jax.errors import UserError, did_you_mean
 # What libtpu wants to find in the environment before it is loaded on a machine without TPUs.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is read from a cache tells nothing of the compiler
     "TPU_SKIP_MDS_QUERY": "1",  # no metadata server to ask for the kind of the machine
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -100,6 +101,7 @@ def load_topology(name: str) -> Topology:
         raise UserError(f"topology {name!r} has no sizes such as 4x4 or 4x4x4: use, for example, {_EXAMPLES}.")
     os.environ.update(ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())})
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
     chip = _CHIPS[generation]
     try:
         devices: Any = topologies.get_topology_desc(name, platform="tpu", **chip.options).devices
