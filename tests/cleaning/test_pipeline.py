@@ -87,10 +87,12 @@ def test_it_is_a_function_of_the_files(cleaned, tmp_path):
     assert everything(tmp_path / "again") == everything(directory / "out")
 
 
-def test_other_settings_need_another_place(cleaned):
+def test_other_settings_or_files_need_another_place(cleaned):
     directory, settings, report = cleaned
     assert clean(settings, directory / "out", workers=1) == report
-    with pytest.raises(UserError, match="begun with other settings"):
+    with pytest.raises(UserError, match="begun with other settings or files"):
+        clean(Settings(f"{directory}/a.jsonl"), directory / "out", workers=1)
+    with pytest.raises(UserError, match="begun with other settings or files"):
         clean(Settings(settings.files, languages=("de",)), directory / "out", workers=1)
 
 

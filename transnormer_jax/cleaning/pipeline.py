@@ -16,6 +16,7 @@ from datatrove.executor import LocalPipelineExecutor
 from transnormer_jax.cleaning import duplicates
 from transnormer_jax.cleaning.documents import ReadText, read_shard, shards_of, writer
 from transnormer_jax.cleaning.rules import rules
+from transnormer_jax.data.text_files import file_identity, find_files
 from transnormer_jax.errors import UserError
 
 
@@ -86,7 +87,9 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
 
 
 def _claim(settings: Settings, out: Path) -> None:
-    file, content = out / "settings.json", json.dumps(dataclasses.asdict(settings), indent=1)
+    # A file more or less, or a changed one, would part the tasks in another way.
+    found = [file_identity(file) for file in find_files(settings.files)]
+    file, content = out / "settings.json", json.dumps(dataclasses.asdict(settings) | {"found": found}, indent=1)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not file.exists():
@@ -94,7 +97,7 @@ def _claim(settings: Settings, out: Path) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {str(out)!r} ({error.strerror}): choose another --out.") from error
     if file.read_text() != content:
-        raise UserError(f"{str(out)!r} was begun with other settings: give the same again, or choose another --out.")
+        raise UserError(f"{str(out)!r} was begun with other settings or files: give the same, or choose another --out.")
 
 
 def _report(out: Path) -> dict[str, Any]:

@@ -82,11 +82,12 @@ def _plot(sources: dict[str, TokenizedDocuments], file: Path) -> None:
     bins = np.geomspace(1, longest + 1, 50)
     for name, documents in sources.items():
         # Weighted by tokens, a curve shows where the tokens are, and not the many short documents.
-        lengths.hist(documents.lengths, bins, weights=documents.lengths, histtype="step", label=name)
-    lengths.set(xscale="log", xlabel="tokens in the document", ylabel="tokens")
+        weights = documents.lengths / documents.num_tokens
+        lengths.hist(documents.lengths, bins, weights=weights, histtype="step", label=name)
+    lengths.set(xscale="log", xlabel="tokens in the document", ylabel="share of the tokens")
     lengths.legend()
     shares.barh(list(sources), [documents.num_tokens for documents in sources.values()])
-    shares.set(xscale="log", xlabel="tokens")
+    shares.set(xlabel="tokens")
     try:
         figure.savefig(file)
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from transnormer_jax.data.publish import publish
 from transnormer_jax.data.tokenized import (
     Manifest,
     Shard,
@@ -124,17 +125,22 @@ def _write_all(texts: Texts, coder: Coder, directory: Path, workers: int, on_sha
     if not manifest.tokens:
         shutil.rmtree(incomplete)
         raise UserError("the split has no tokens: choose another split, or a corpus with text in it.")
-    for number in range(len(shards)):
-        shard_file(incomplete, number, "json").unlink()
-    for partial in incomplete.glob("*.partial"):  # Of killed runs.
-        partial.unlink()
-    manifest.write(incomplete)
+
+    # Links, so that another run which is about to finish still finds what it has written.
+    def write(written: Path) -> None:
+        for number, kind in itertools.product(range(len(shards)), ("tokens", "index")):
+            _link(shard_file(incomplete, number, kind), shard_file(written, number, kind))
+        manifest.write(written)
+
+    publish(directory, write)
+    shutil.rmtree(incomplete, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
-        os.rename(incomplete, directory)
-    except OSError:
-        if not directory.exists():
-            raise
-        shutil.rmtree(incomplete)
+        os.link(source, target)
+    except OSError:  # Not every file system has links.
+        shutil.copyfile(source, target)
 
 
 def _ranges(texts: Texts) -> list[tuple[int, int]]:

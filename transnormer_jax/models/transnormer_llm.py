@@ -87,7 +87,7 @@ class TransNormerLLM(nn.Module):
         if config.sinusoidal_position:
             x += jnp.broadcast_to(sinusoids(position, config.model_dim), x.shape).astype(x.dtype)
         x = constrain(x, "batch", "sequence", None)
-        log_decay = _log_decay(config)
+        log_decay = log_decays(config)
         states = []
         for i, (group, layers) in enumerate(zip(layer_groups(config), self.layers, strict=True)):
             state = None if cache is None else cache.states[i]
@@ -224,8 +224,8 @@ def _norm(config: TransNormerLLMConfig, name: str) -> Callable[[Float[Array, "B 
     return make_norm(config.norm, config.norm_eps, jnp.dtype(config.dtype), jnp.dtype(config.param_dtype), name)
 
 
-def _log_decay(config: TransNormerLLMConfig) -> np.ndarray:
-    """[L, H] float32."""
+def log_decays(config: TransNormerLLMConfig) -> np.ndarray:
+    """Returns the logarithm of what each head keeps of its state from token to token, [L, H] float32."""
     if config.decay == "none":
         return np.zeros((config.num_layers, config.num_heads), np.float32)
     form = released_log_decay if config.decay == "released" else paper_log_decay

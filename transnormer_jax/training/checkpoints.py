@@ -193,7 +193,13 @@ def save_params(workdir: Path, params: PyTree) -> None:
         checkpointer.save(workdir.absolute() / "checkpoints" / "0" / "params", args)
 
 
-def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
+def saved_steps(workdir: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a workdir, rising."""
+    directory = workdir.absolute() / "checkpoints"
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+
+
+def restore_params(workdir: Path, abstract: PyTree, step: int | None = None) -> tuple[int, PyTree]:
     """Returns the newest step that can be read, and its parameters alone: for evaluation and generation.
 
     Called by all processes alike.
@@ -202,12 +208,13 @@ def restore_params(workdir: Path, abstract: PyTree) -> tuple[int, PyTree]:
       workdir: of the run.
       abstract: shapes and dtypes, with shardings; where there is none, the array comes whole onto one device. In place
         of an array of NumPy comes one of NumPy, in half the memory: none is there twice.
+      step: of the checkpoint, instead of the newest.
 
     Raises:
       UserError: there is no checkpoint, or none that can be read.
     """
     directory = workdir.absolute() / "checkpoints"
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    steps = saved_steps(workdir) if step is None else [step]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def described(x: Any) -> Any:

@@ -30,26 +30,27 @@ class Run(NamedTuple):
         return self.config.model
 
 
-def load_workdir(workdir: Path | str, mesh: Mesh | None = None) -> Run:
+def load_workdir(workdir: Path | str, mesh: Mesh | None = None, step: int | None = None) -> Run:
     """Reads a run's newest checkpoint, parameters only.
 
     Args:
       workdir: of the run.
       mesh: over whose devices the parameters are laid as in training; None is one device.
+      step: of the checkpoint, instead of the newest.
 
     Raises:
       UserError: the directory holds no run, or no checkpoint yet.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    step, params = load_params(workdir, config, mesh)
+    step, params = load_params(workdir, config, mesh, step)
     return Run(config, params, load_tokenizer(tokenizer_name(workdir, config)), step)
 
 
-def load_params(workdir: Path, config: Config, mesh: Mesh | None = None) -> tuple[int, Any]:
-    """The newest step and its parameters; for the mesh and for errors see `load_workdir`."""
+def load_params(workdir: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> tuple[int, Any]:
+    """The newest step, or another, and its parameters; for the mesh and for errors see `load_workdir`."""
     abstract = jax.eval_shape(make_task(config).init, jax.random.key(0))
-    return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh))
+    return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh), step)
 
 
 def model_to_begin_with(config: Config, tokenizer: str) -> Config:

@@ -1,0 +1,92 @@
+"""The page about a run: what it says is what the run wrote, and it needs nothing besides itself."""
+
+import html.parser
+import json
+import re
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from tests.commands import assert_fails, run
+from tests.training.small_config import small_config, write_counting
+from transnormer_jax.report import contents
+from transnormer_jax.report.page import render
+from transnormer_jax.training import Config, load_workdir, train
+
+
+class Page(html.parser.HTMLParser):
+    """The texts of the elements, and whether every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag):
+        return [text for of, text in self.texts if of == tag]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("report")
+    config = small_config(directory, num_layers=2)
+    config.data.files = write_counting(directory)
+    config.num_steps, config.log_every, config.checkpoint_every, config.evaluation.every = 4, 1, 2, 2
+    config.optimizer.warmup_steps = 1
+    train(Config.from_dict(config.to_dict()), directory / "run")
+    return directory / "run"
+
+
+def test_the_page_says_what_the_run_wrote(workdir):
+    text = render(workdir, "<b>3 and ", 8, 0.0)
+    page = Page(text)
+    assert not page.open
+    assert page.of("h1") == ["run: transnormer_llm, causal_lm"]
+    loaded = load_workdir(workdir)
+    total = sum(row.size for row in contents.parameter_table(loaded.params))
+    assert f"{total:,}" in page.of("dd")
+    [last] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if "eval/loss" in line][
+        -1:
+    ]
+    assert f"{last['eval/loss']:.4f}" in page.of("dd")
+    assert page.of("h3") == ["Step 2", "Step 4"]
+    samples = [sample.text for sample in contents.samples(workdir, "<b>3 and ", 8, 0.0)]
+    assert [text for text in page.of("pre") if text.startswith("<b>3 and ")] == samples
+    assert text.count("<svg") == 5 + 2  # no MFU on a CPU
+    assert '"vocab_size": 259' in "".join(page.of("pre"))
+
+
+def test_the_page_needs_nothing_besides_itself(workdir):
+    text = render(workdir, "", 1, 0.0)
+    assert not re.search(r"<(script|link|img|iframe)", text)
+    assert not re.search(r"(src|href)=\"(?!#|data:)", text)
+
+
+def test_the_memory_of_the_heads(workdir):
+    loaded = load_workdir(workdir)
+    half_lives = contents.half_lives(loaded.model_config)
+    assert half_lives.shape == (2, 2)
+    assert (half_lives[1] > 1000 * half_lives[0]).all()  # the last layer next to never forgets
+    norms = contents.state_norms(loaded)
+    assert norms.shape == (2, 2)
+    assert (norms > 0).all()
+
+
+@pytest.mark.slow
+def test_the_command(workdir, tmp_path):
+    status, out, err = run("-m", "transnormer_jax.report", f"--workdir={workdir}", "--max_new_tokens=2")
+    assert status == 0, err
+    assert out.startswith(f"wrote {workdir}/report.html")
+    assert (workdir / "report.html").read_text().startswith("<!doctype html>")
+    assert_fails(run("-m", "transnormer_jax.report", f"--workdir={tmp_path}"), "has no metrics.jsonl", "workdir")

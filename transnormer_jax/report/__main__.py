@@ -1,0 +1,39 @@
+"""Writes one self-contained HTML page about a run: curves, samples of its checkpoints, parameters, and its heads.
+
+    python -m transnormer_jax.report --workdir=runs/quickstart --prompt="def "
+
+The page needs no network. Samples and the memory of the heads are there for a TransNormerLLM that learnt from text.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from transnormer_jax import command
+from transnormer_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_OUT = flags.DEFINE_string("out", "", "The page; empty for report.html in the workdir.")
+_PROMPT = flags.DEFINE_string("prompt", "", "From which the checkpoints go on.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Of each sample.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of the samples; 0 takes the likeliest token.", lower_bound=0.0)
+
+
+def main() -> None:
+    """Writes the page."""
+    try:
+        from transnormer_jax.report.page import render
+    except ImportError as error:
+        raise UserError(f"{error}: install the extra, `pip install transnormer_jax[report]`.") from error
+    workdir = Path(_WORKDIR.value)
+    page = render(workdir, _PROMPT.value, _MAX_NEW_TOKENS.value, _TEMPERATURE.value)
+    out = Path(_OUT.value) if _OUT.value else workdir / "report.html"
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {str(out)!r} ({error.strerror}): choose another --out.") from error
+    print(f"wrote {out}, {out.stat().st_size / 1e3:,.0f} kB")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,115 @@
+"""What a run has to tell: its metrics, its parameters, what each checkpoint writes, and the memory of its heads."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from transnormer_jax.data import load_split
+from transnormer_jax.errors import UserError
+from transnormer_jax.inference import Generator
+from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
+from transnormer_jax.models.transnormer_llm import log_decays
+from transnormer_jax.training import load_workdir
+from transnormer_jax.training.checkpoints import saved_steps
+from transnormer_jax.training.workdir import Run
+
+_TOKENS_READ = 2048
+
+
+class Parameter(NamedTuple):
+    """A row of the table of parameters."""
+
+    name: str
+    shape: str
+    dtype: str
+    size: int
+    root_mean_square: float
+
+
+class Sample(NamedTuple):
+    """What a checkpoint wrote."""
+
+    step: int
+    text: str
+
+
+def read_metrics(workdir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns every metric of `metrics.jsonl` as (step, value), the last value where a resumed run has written twice.
+
+    Raises:
+      UserError: the run has written none.
+    """
+    file = workdir / "metrics.jsonl"
+    if not file.is_file():
+        raise UserError(f"{str(workdir)!r} has no metrics.jsonl: give the workdir of a run of train.py.")
+    metrics: dict[str, dict[int, float]] = {}
+    for line in file.read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            metrics.setdefault(name, {})[step] = value
+    return {name: sorted(values.items()) for name, values in metrics.items()}
+
+
+def parameter_table(params: Any) -> list[Parameter]:
+    """Returns every parameter with its size and root mean square."""
+    return [
+        Parameter(
+            "/".join(str(getattr(key, "key", key)) for key in path),
+            "×".join(map(str, x.shape)),
+            str(x.dtype),
+            x.size,
+            float(np.sqrt(np.mean(np.square(np.asarray(x, np.float32))))),
+        )
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
+def samples(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) -> Iterator[Sample]:
+    """Yields how every checkpoint on disk goes on from the prompt, from the first to the last."""
+    for step in saved_steps(workdir):
+        generator = _generator(load_workdir(workdir, step=step))
+        [text] = generator.generate([prompt], max_new_tokens, temperature)
+        yield Sample(step, prompt + text)
+
+
+def half_lives(config: TransNormerLLMConfig) -> npt.NDArray[np.float64]:
+    """Returns after how many tokens a head has kept half of what it saw, [L, H]; infinite where nothing decays."""
+    with np.errstate(divide="ignore"):
+        return np.log(2) / -log_decays(config).astype(np.float64)
+
+
+def state_norms(run: Run) -> npt.NDArray[np.float64]:
+    """Returns the Frobenius norm of every head's state after held-out text of up to 2,048 tokens, [L, H].
+
+    Raises:
+      UserError: the held-out data of the run are not to be had.
+    """
+    source = next(iter(run.config.data.sources().values()))
+    documents = load_split(source, run.tokenizer, source.eval_split)
+    longest = documents[int(np.argmax(documents.lengths))]
+    text = run.tokenizer.decode(longest[:_TOKENS_READ].tolist())
+    states = _generator(run).read(text).state.cache.states
+    return np.stack([np.linalg.norm(state, axis=(-2, -1)) for state in _layers(states)])
+
+
+def config_text(run: Run) -> str:
+    """Returns the configuration as JSON."""
+    return json.dumps(dataclasses.asdict(run.config), indent=2)
+
+
+def _layers(states: Sequence[Any]) -> Iterator[npt.NDArray[np.float64]]:
+    """The state of each layer, [H, K, V], of the one text in arrays [layers, 1, H, K, V]."""
+    for state in states:
+        yield from np.asarray(state, np.float64)[:, 0]
+
+
+def _generator(run: Run) -> Generator:
+    assert isinstance(run.model_config, TransNormerLLMConfig)
+    return Generator(*unstack_layers(run.model_config, run.params), run.tokenizer)
