@@ -140,8 +140,8 @@ def _prepare_killed(settings: Settings, directory: Path, seconds: float) -> list
     moments = list[float]()
     while len(moments) < settings.kills:
         process = _command(settings, directory)
-        # What is done stays, so a later run has less to do.
-        moment = chance.uniform(0.5, seconds / (1 + len(moments)))
+        # What is done stays: all runs together must not come to the end.
+        moment = chance.uniform(0, seconds / settings.kills)
         try:
             process.wait(moment)
         except subprocess.TimeoutExpired:
