@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from absl import logging
 
 from transnormer_jax.data.publish import publish
 from transnormer_jax.data.tokenized import (
@@ -156,7 +158,7 @@ def _in_order(job: "_Job", workers: int) -> Iterator[Shard]:
         return
     workers = min(workers, len(job.ranges))
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _begin_worker, (job, workers))
+    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _begin_worker, (pickle.dumps(job), workers))
     try:
         yield from pool.map(_shard_of_worker, range(len(job.ranges)))
     except BrokenProcessPool as error:
@@ -237,9 +239,10 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 _worker_job: _Job
 
 
-def _begin_worker(job: _Job, workers: int) -> None:
+def _begin_worker(job: bytes, workers: int) -> None:
     global _worker_job
-    _worker_job = job
+    logging.set_verbosity(logging.ERROR)  # TFDS tells of every dataset that it opens, as unpickling does.
+    _worker_job = pickle.loads(job)
     # The threads of the `tokenizers` library: the processes share the cores.
     os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     threading.Thread(target=_die_with_parent, daemon=True).start()
