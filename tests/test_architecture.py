@@ -22,5 +22,5 @@ def test_operators_know_neither_flax_nor_optax():
 def test_every_room_is_drawn():
     drawing = (ROOT / "docs" / "architecture.md").read_text()
     for path in (ROOT / "transnormer_jax").iterdir():
-        if path.name not in ("__init__.py", "__pycache__"):
+        if path.name not in ("__init__.py", "__pycache__", "py.typed"):
             assert f"  {path.name}" in drawing, path.name
