@@ -2,7 +2,9 @@
 
 - `python -m transnormer_jax.data.prepare` on some files, into an empty directory: seconds of the whole command, and
   megabytes of text per second;
-- the same, killed (SIGKILL) at random moments and given again: whether every file comes out the same;
+- the same, killed (SIGKILL) at random moments and given again: the shards that each kill left finished, and whether
+  every file comes out the same;
+- microseconds for one document at random, from the memory map and from an uncompressed ArrayRecord of the same tokens;
 - tokens per second of `train_batches` over rows packed from what was prepared, nothing done with them;
 - where --mixture gives sources as PATH:DOCUMENTS:WEIGHT: the share of each in the first tokens, and the speed.
 
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ import numpy as np
 from benchmarks.report import main, prepare, write
 from transnormer_jax.data import DataConfig, MixedRows, PackedRows, Tokenizer, load_split, load_tokenizer, train_batches
 from transnormer_jax.data.rows import Rows
-from transnormer_jax.data.tokenized import Manifest
+from transnormer_jax.data.tokenized import Manifest, TokenizedDocuments
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.flops import peak_flops
 
@@ -84,7 +86,7 @@ def measure(settings: Settings, output: Path, command: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         seconds = _prepare(settings, directory / "undisturbed")
-        killed_after = _prepare_killed(settings, directory / "killed", seconds)
+        kills = _prepare_killed(settings, directory / "killed", seconds)
         manifest, same = _compare(directory / "undisturbed", directory / "killed")
         data = DataConfig(
             "plain_text",
@@ -103,7 +105,8 @@ def measure(settings: Settings, output: Path, command: str) -> dict[str, Any]:
                 "bytes": manifest.bytes,
                 "shards": len(manifest.shards),
             },
-            "killed": {"after_seconds": killed_after, "same_files": same},
+            "killed": {"kills": kills, "same_files": same},
+            "microseconds_per_document": _one_document(load_split(data, tokenizer, "train"), directory),
             "tokens_per_second": {f"{n} threads": _speed(rows, settings.seconds, n) for n in (1, 2)},
             "tokens_per_second_of_385m_on_h200": _MFU * (peak_flops("NVIDIA H200") or 0) / (6 * 385e6),
         }
@@ -134,11 +137,11 @@ def _prepare(settings: Settings, directory: Path) -> float:
     return time.perf_counter() - begin
 
 
-def _prepare_killed(settings: Settings, directory: Path, seconds: float) -> list[float]:
-    """Kills the preparation at random moments, then lets it finish; returns the moments."""
+def _prepare_killed(settings: Settings, directory: Path, seconds: float) -> list[dict[str, float]]:
+    """Kills the preparation at random moments, then lets it finish; returns moments and shards finished by then."""
     chance = random.Random(settings.seed)
-    moments = list[float]()
-    while len(moments) < settings.kills:
+    kills = list[dict[str, float]]()
+    while len(kills) < settings.kills:
         process = _command(settings, directory)
         # What is done stays: all runs together must not come to the end.
         moment = chance.uniform(0, seconds / settings.kills)
@@ -147,13 +150,14 @@ def _prepare_killed(settings: Settings, directory: Path, seconds: float) -> list
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            moments.append(moment)
+            finished = len(list(directory.glob("**/tokenized/incomplete.*/*.json")))
+            kills.append({"after_seconds": moment, "finished_shards": finished})
         else:
             raise UserError(
-                f"the preparation ended before it was to be killed, after {len(moments)} kills: give more text."
+                f"the preparation ended before it was to be killed, after {len(kills)} kills: give more text."
             )
     _prepare(settings, directory)
-    return moments
+    return kills
 
 
 def _compare(first: Path, second: Path) -> tuple[Manifest, bool]:
@@ -161,6 +165,31 @@ def _compare(first: Path, second: Path) -> tuple[Manifest, bool]:
     [one], [other] = (list(directory.glob("**/tokenized/*/manifest.json")) for directory in (first, second))
     contents = [{path.name: path.read_bytes() for path in file.parent.iterdir()} for file in (one, other)]
     return Manifest.read(one.parent), contents[0] == contents[1]
+
+
+def _one_document(documents: TokenizedDocuments, directory: Path) -> dict[str, float]:
+    from array_record.python import array_record_module
+
+    path = str(directory / "tokens.array_record")
+    writer = array_record_module.ArrayRecordWriter(path, "group_size:1,uncompressed")
+    for number in range(len(documents)):
+        writer.write(documents[number].tobytes())
+    writer.close()
+    options = "readahead_buffer_size:0,index_storage_option:in_memory"
+    reader = array_record_module.ArrayRecordReader(path, options)
+    order = np.random.default_rng(0).permutation(len(documents)).tolist()
+
+    def microseconds(read: Callable[[int], Any]) -> float:
+        begin = time.perf_counter()
+        for number in order:
+            read(number)
+        return (time.perf_counter() - begin) / len(order) * 1e6
+
+    # A copy of the memory map's slice, since ArrayRecord gives one too.
+    return {
+        "memory_map": microseconds(lambda number: documents[number].copy()),
+        "array_record": microseconds(lambda number: reader.read([number])),
+    }
 
 
 def _packed(data: DataConfig, tokenizer: Tokenizer) -> PackedRows:

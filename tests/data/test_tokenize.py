@@ -170,6 +170,19 @@ def test_of_two_runs_at_once_the_first_to_finish_wins(tmp_path, small_shards):
     assert [path.name for path in tmp_path.iterdir()] == ["split"]
 
 
+@pytest.mark.slow
+def test_two_runs_side_by_side_leave_the_same(tmp_path, small_shards):
+    tokenize(ListTexts(MANY), ByteTokenizer(), tmp_path / "alone")
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=tokenize_slowly, args=(tmp_path / "split",)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert files(tmp_path / "split") == files(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("kind", ["tokens", "index"])
 def test_a_shard_cut_short_is_told_and_mended(tmp_path, small_shards, kind):
     split, texts = tmp_path / "split", ListTexts(TEXTS)

@@ -21,7 +21,7 @@ from transnormer_jax.cleaning.documents import WORDS, reader, writer
 Stage = tuple[str, list[PipelineStep | Callable], int]
 
 # Two documents whose sets of word triples have Jaccard similarity s meet in a bucket with probability
-# 1 - (1 - s^6)^20: 0.03 at 0.35, 0.62 at 0.6, 0.91 at 0.7, 0.998 at 0.8. A twentieth of the words changed is s = 0.75.
+# 1 - (1 - s^6)^20: 0.04 at 0.35, 0.62 at 0.6, 0.92 at 0.7, 0.998 at 0.8. A twentieth of the words changed is s = 0.75.
 _MINHASH = MinhashConfig(n_grams=3, num_buckets=20, hashes_per_bucket=6)
 
 

@@ -40,8 +40,8 @@ class LanguageFilter(BaseFilter):
 def rules(languages: tuple[str, ...], min_words: int, removed: Path) -> list[PipelineStep]:
     """The filters in turn; what one removes lies in `removed`, with its reason.
 
-    Thresholds are those of the papers: Gopher (arXiv 2112.11446, appendix A.1), where it asks for at least 50 words,
-    here `min_words`; FineWeb (arXiv 2406.17557, section 3.6). Gopher's stop words are asked for where English is kept.
+    Thresholds are datatrove's defaults for the rules of Gopher (arXiv 2112.11446) and FineWeb (arXiv 2406.17557), but
+    for `min_words`. Gopher's stop words are asked for where English is kept.
     """
     stop_words = 2 if _ENGLISH in languages else 0
     return [

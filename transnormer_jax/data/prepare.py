@@ -3,8 +3,8 @@
     python -m transnormer_jax.data.prepare --config=configs/quickstart.py --workers=8
 
 Every source of `config.data` is prepared: its training and its evaluation split, or those of --splits. Killed, it goes
-on where it stopped when it is run again; it may run on several machines that share a disk. --verify reads everything
-again, compares it with the checksums of the manifests, and writes damaged shards again.
+on where it stopped when it is run again. --verify reads everything again, compares it with the checksums of the
+manifests, and writes damaged shards again.
 
 The last line of stdout is one JSON object: for each source and split the directory, documents, tokens, bytes, shards
 and, with --verify, the shards that were damaged.

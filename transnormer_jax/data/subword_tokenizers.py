@@ -114,7 +114,7 @@ def _read_hugging_face(path: Path) -> Tokenizer:
 
 
 def _read_gpt2(vocabulary: Path, merges: Path) -> Tokenizer:
-    # A cache of 1,000 words is 1.1 times as fast on two threads as the default of 10,000.
+    # The threads share the cache, and a larger one, as is the default, was slower.
     tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges), cache_capacity=1000))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

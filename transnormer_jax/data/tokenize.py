@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -218,7 +219,8 @@ class _Job:
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[Path]:
     """A file to write, which takes the name `path` when it is whole."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Process ids would not do: in containers on a shared disk they are the same.
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     yield partial
     os.replace(partial, path)
 
