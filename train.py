@@ -1,34 +1,6 @@
-"""Trains a language model.
+"""Trains a model: `python train.py --config=configs/quickstart.py --workdir=runs/quickstart`; see --help."""
 
-    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
-
-Run again, it resumes from the newest checkpoint. Any key of the configuration can be given on the command line:
-
-    python train.py --config=configs/quickstart.py --workdir=runs/short --config.num_steps=200
-
-A TPU pod and `srun` run this same command on every host. Elsewhere, each process of a run is told of the others:
-
-    python train.py --config=... --workdir=... --coordinator=host0:8476 --num_processes=2 --process_id=0
-"""
-
-from pathlib import Path
-
-from absl import flags
-
-from transnormer_jax import command
-from transnormer_jax.distributed import processes
-from transnormer_jax.training import train
-
-_CONFIG = command.define_config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
-_MEMBERSHIP = processes.define_flags()
-
-
-def main() -> None:
-    """Trains."""
-    with processes.joined(_MEMBERSHIP()):
-        train(command.read_config_flag(_CONFIG), Path(_WORKDIR.value))
-
+import runpy
 
 if __name__ == "__main__":
-    command.run(main)
+    runpy.run_module("transnormer_jax.train", run_name="__main__", alter_sys=True)

@@ -1,8 +1,21 @@
 """The rooms and the direction of imports, as docs/architecture.md draws them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import jax
+
+from docs import picture
+from tests.training.small_config import small_config, write_counting
+from transnormer_jax.distributed import make_mesh
+from transnormer_jax.training.batches import batches_on_mesh
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.optimizer import make_optimizer, make_schedule
+from transnormer_jax.training.placement import place_state
+from transnormer_jax.training.problem import load_problem
+from transnormer_jax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,4 +36,46 @@ def test_every_room_is_drawn():
     drawing = (ROOT / "docs" / "architecture.md").read_text()
     for path in (ROOT / "transnormer_jax").iterdir():
         if path.name not in ("__init__.py", "__pycache__", "py.typed"):
-            assert f"  {path.name}" in drawing, path.name
+            assert re.search(rf"  {re.escape(path.name)}\b", drawing), path.name
+
+
+def test_the_picture_shows_the_imports_of_the_code():
+    assert picture.FILE.read_text() == picture.svg()
+
+
+def test_the_picture_shows_the_way_of_a_batch(tmp_path):
+    values = small_config(tmp_path)
+    values.data.files = write_counting(tmp_path)
+    config = Config.from_dict(values.to_dict())
+    mesh = make_mesh(config.mesh)
+    problem = load_problem(config, mesh)
+    batches = batches_on_mesh(problem.rows, config.batch_size, 0, mesh)
+    reading = rooms_entered(lambda: next(batches))
+    assert {"data", "distributed"} <= set(reading)
+
+    schedule = make_schedule(config.optimizer, config.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    step = make_train_step(problem.task, optimizer, schedule, accumulation_steps=1)
+    state = place_state(problem.task, optimizer, mesh)
+    with jax.set_mesh(mesh):
+        entered = rooms_entered(lambda: jax.eval_shape(step, state, next(batches)))
+    way = [room for room, _ in picture.WAY]
+    assert way[:2] == ["data", "distributed"]
+    assert [room for room in entered if room in way[2:]] == way[2:]
+
+
+def rooms_entered(function) -> list[str]:
+    """The rooms whose functions run inside a call, in the order of their first."""
+    rooms = dict[str, None]()
+    package = str(ROOT / "transnormer_jax")
+
+    def enter(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            rooms.setdefault(Path(frame.f_code.co_filename).relative_to(package).parts[0])
+
+    sys.setprofile(enter)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return list(rooms)

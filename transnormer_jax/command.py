@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from transnormer_jax.command_help import command_help
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
 from transnormer_jax.inference import Generator, quantize
 from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
@@ -20,17 +21,24 @@ flags.disclaim_key_flags()
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags, then runs `main`, which reads them from where they are defined."""
+    """Parses the flags, then runs `main`, which reads them from where they are defined.
+
+    `--help` prints the docstring of the command's module, and the flags that the module defines.
+    """
 
     def parse_and_run() -> None:
-        app.define_help_flags()
+        if {"--help", "-h"} & set(sys.argv[1:]):
+            print(command_help())
+            return
         logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell of every step they take.
+        sys.argv[1:] = [_with_config_path(argument) for argument in sys.argv[1:]]
         _check_config_arguments(sys.argv[1:])
         try:
             left_over = flags.FLAGS(sys.argv)[1:]
         except flags.Error as error:
             missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
             message = f"--{missing[1]}=... is missing" if missing else str(error).rstrip(".")
+            message = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not an integer", message)
             raise UserError(f"{message}; --help lists the flags.") from error
         if left_over:
             raise UserError(f"unexpected argument {left_over[0]!r}: flags have the form --name=value; see --help.")
@@ -54,7 +62,8 @@ def load_generator(workdir: str, *, int8: bool = False) -> Generator:
 
 def define_config_flag(*, required: bool = True) -> flags.FlagHolder:
     """Defines --config=FILE with its overrides --config.KEY=VALUE."""
-    holder = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    words = f"Python file with get_config(), or the name of one that comes with the package: {', '.join(_shipped())}."
+    holder = config_flags.DEFINE_config_file("config", None, words, lock_config=True)
     if required:
         flags.mark_flag_as_required("config")
     return holder
@@ -65,18 +74,33 @@ def read_config_flag(holder: flags.FlagHolder) -> Config:
     return Config.from_dict(holder.value.to_dict())
 
 
+def _shipped() -> dict[str, Path]:
+    """The configurations of the papers' experiments: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).parent
+    directory = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(directory.glob("*.py"))}
+
+
+def _with_config_path(argument: str) -> str:
+    name, _, value = argument.partition("=")
+    is_name = name == "--config" and value in _shipped() and not Path(value).exists()
+    return f"--config={_shipped()[value]}" if is_name else argument
+
+
 def _check_config_arguments(arguments: Sequence[str]) -> None:
     # ml_collections answers both mistakes with a traceback.
     values = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     path = values.get("--config")
     if path is not None and not Path(path).is_file():
-        raise UserError(f"there is no config file {path!r}: look in configs/.")
+        raise UserError(f"there is no config file {path!r}: {did_you_mean(Path(path).stem, _shipped())}")
     config = default_config() if path is None else runpy.run_path(path)["get_config"]()
     known = [f"--config.{key}" for key in _keys(config)]
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--config.") and name not in known:
-            raise UserError(f"unknown config key {name}: {did_you_mean(name, known)}")
+            section = name.rpartition(".")[0] + "."
+            beside = [key for key in known if key.startswith(section)]
+            raise UserError(f"unknown config key {name}: {did_you_mean(name, beside or known)}")
 
 
 def _keys(config: ConfigDict) -> Iterator[str]:

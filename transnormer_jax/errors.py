@@ -13,7 +13,9 @@ class UserError(ValueError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of an error message: the closest known name, or all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    # By the last parts of dotted names: the same section does not make two keys alike.
+    ends = {key.rpartition(".")[2]: key for key in known}
+    close = [ends[end] for end in difflib.get_close_matches(name.rpartition(".")[2], ends, n=1)]
     return f"did you mean {close[0]!r}?" if close else f"choose one of: {', '.join(known)}."
 
 

@@ -23,7 +23,7 @@ _DOCUMENTS = flags.DEFINE_string("documents", "file", "How text files divide, as
 _FIELD = flags.DEFINE_string("field", "text", "Of JSON lines and Parquet, what holds the text.")
 _LANGUAGES = flags.DEFINE_list("languages", ["en"], "ISO 639-1 names of the languages that stay; empty keeps all.")
 _MIN_WORDS = flags.DEFINE_integer("min_words", 50, "Least words of a document.", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", None, "Processes; one for every core by default.", lower_bound=1)
 _CONFIG = command.define_config_flag(required=False)
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Rounds of self-cleaning.", lower_bound=1)
 _CUT = flags.DEFINE_float("cut", 0.1, "Share of the documents that a round of self-cleaning removes.")
@@ -38,7 +38,7 @@ def main() -> None:
         raise UserError(f"{error}: install the extra, `pip install transnormer_jax[cleaning]`.") from error
     out = Path(_OUT.value)
     settings = Settings(_FILES.value, _DOCUMENTS.value, _FIELD.value, tuple(_LANGUAGES.value), _MIN_WORDS.value)
-    report = clean(settings, out, _WORKERS.value or 1)
+    report = clean(settings, out, _WORKERS.value or os.cpu_count() or 1)
     if _CONFIG.value:
         from transnormer_jax.cleaning.self_cleaning import self_clean
 

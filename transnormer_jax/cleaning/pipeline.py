@@ -16,7 +16,7 @@ from datatrove.executor import LocalPipelineExecutor
 from transnormer_jax.cleaning import duplicates
 from transnormer_jax.cleaning.documents import ReadText, read_shard, shards_of, writer
 from transnormer_jax.cleaning.rules import rules
-from transnormer_jax.data.text_files import file_identity, find_files
+from transnormer_jax.data.text_files import check_document_mode, file_identity, find_files
 from transnormer_jax.errors import UserError
 
 
@@ -43,8 +43,9 @@ def stages(settings: Settings, out: Path) -> list[duplicates.Stage]:
     """The stages in turn. Each needs all tasks of the one before it, on this machine or another.
 
     Raises:
-      UserError: no file matches.
+      UserError: no file matches, or there is no such way to divide one into documents.
     """
+    check_document_mode(settings.documents)
     source = ReadText(settings.files, settings.documents, settings.field)
     passed, removed = out / "scratch" / "passed", out / "removed"
     judged = [source, *rules(settings.languages, settings.min_words, removed), writer(passed)]

@@ -4,7 +4,8 @@
     python -m transnormer_jax.convert --to_hugging_face=DIR --workdir=DIR
     python -m transnormer_jax.convert --workdir=DIR --verify=reference.npz
 
-`python -m transnormer_jax.generate` and `eval.py` read such a workdir. --verify compares the logits with saved ones: an
+`python -m transnormer_jax.generate` and `eval.py` read such a workdir. Beside the weights for Hugging Face lies a model
+card, of which what the run knows is filled in. --verify compares the logits with saved ones: an
 .npz file with `ids` [B, N] and `logits` [B, N, V] of the model elsewhere. The last line of stdout is a summary in JSON.
 """
 
@@ -19,6 +20,7 @@ from absl import flags
 
 from transnormer_jax import command
 from transnormer_jax.convert.hugging_face import copy_tokenizer, empty_params, load_hugging_face, save_hugging_face
+from transnormer_jax.convert.model_card import model_card
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training.checkpoints import restore_params
@@ -63,6 +65,8 @@ def _write(workdir: Path, directory: Path) -> dict[str, Any]:
     own = workdir / "tokenizer"
     tokenizer = own if own.is_dir() else Path(read_config(workdir).data.tokenizer)
     save_hugging_face(directory, config, params, tokenizer if tokenizer.exists() else None)
+    card = model_card(workdir, step, sum(x.size for x in jax.tree.leaves(params)))
+    (directory / "README.md").write_text(card, encoding="utf-8")
     return {"to_hugging_face": str(directory), "step": step}
 
 

@@ -55,6 +55,10 @@ class ChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer):
         """Takes the template's source.
 
+        Args:
+          source: Jinja, such as `RELEASED_TEMPLATE` or what `find_chat_template` finds.
+          tokenizer: encodes what comes of it.
+
         Raises:
           UserError: it is no Jinja.
         """
@@ -77,6 +81,10 @@ class ChatTemplate:
         Args:
           messages: the conversation.
           reply: whether the assistant is to write next, so that its turn is opened.
+
+        Returns:
+          The ids, without the begin token before them and the end token after them, and of each whether the assistant
+          wrote it.
 
         Raises:
           UserError: a message is malformed, or the template refuses the conversation.

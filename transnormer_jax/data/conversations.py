@@ -86,7 +86,17 @@ class ConversationRows:
     def __init__(
         self, tokens: Documents, mask: Documents, length: int, *, bos_id: int, eos_id: int, pad_id: int, seed: int
     ):
-        """Packs `tokens` as `PackedRows` does, and `mask`, of equal lengths, beside them."""
+        """Packs conversations as `PackedRows` does, and their mask beside them.
+
+        Args:
+          tokens: of the conversations, from `load_conversations`.
+          mask: of each token, 1 if the assistant wrote it, else 0; from there too.
+          length: tokens per row.
+          bos_id: the begin token, before each conversation.
+          eos_id: the end token, predicted after each.
+          pad_id: the token of padding.
+          seed: of the order, from 0 on.
+        """
         self._tokens = PackedRows(tokens, length, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, seed=seed)
         # The same line of the same order: a conversation ends with the assistant, so its end is his.
         self._mask = PackedRows(mask, length, bos_id=0, eos_id=1, pad_id=0, seed=seed)

@@ -73,7 +73,11 @@ class DataConfig:
         self.amounts()
 
     def sources(self) -> "dict[str, DataConfig]":
-        """The configuration of each dataset of the mixture by name; without a mixture, this one by its dataset's."""
+        """The configuration of each dataset of the mixture by name; without a mixture, this one by its dataset's.
+
+        Raises:
+          UserError: a source has an unknown field, or one that belongs to the whole mixture.
+        """
         if not self.mixture:
             return {self.dataset: self}
         return {name: self._source(name) for name in self.mixture}
@@ -87,7 +91,11 @@ class DataConfig:
         return DataConfig(tokenizer=self.tokenizer, data_dir=self.data_dir, **own)
 
     def amounts(self) -> tuple[str, dict[str, float]]:
-        """How much of every source is wanted: ("weight" or "epochs", name -> number)."""
+        """How much of every source is wanted: ("weight" or "epochs", name -> number).
+
+        Raises:
+          UserError: a source has not one positive number, or some have `weight` and some `epochs`.
+        """
         amounts = {}
         for name, source in self.mixture.items():
             fields = _source_fields(source)
@@ -127,6 +135,11 @@ def _source_fields(source: Any) -> dict[str, Any]:
 def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> TokenizedDocuments:
     """Returns a split's documents as tokens; the first call prepares the dataset and tokenises the split on disk.
 
+    Args:
+      config: the dataset, without a mixture.
+      tokenizer: of the documents.
+      split: a TFDS split, such as "train[:95%]".
+
     Raises:
       UserError: the dataset, split or feature does not exist, or cannot be prepared or read here.
     """
@@ -139,6 +152,12 @@ def load_conversations(
     """Returns a split's conversations as tokens, and as many numbers that are 1 where the assistant writes.
 
     The dataset is `"plain_text"` with `documents="conversation"`.
+
+    Args:
+      config: the dataset, without a mixture.
+      tokenizer: of the conversations.
+      template: what stands around the messages.
+      split: a TFDS split.
 
     Raises:
       UserError: as `load_split`, or the template refuses a conversation.
@@ -241,8 +260,9 @@ def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
     except tfds.core.DatasetNotFoundError as error:
         known = [*_OWN_DATASETS, *CATALOG, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(config.dataset, known, n=1)
-        suggestion = did_you_mean(config.dataset, close or _OWN_DATASETS)
-        raise UserError(f"TFDS has no dataset {config.dataset!r}: {suggestion}") from error
+        mend = did_you_mean(config.dataset, close or _OWN_DATASETS)
+        more = "" if close else " TFDS has more of them where TensorFlow is installed."
+        raise UserError(f"TFDS has no dataset {config.dataset!r}: {mend}{more}") from error
     except Exception as error:  # For instance an unknown config of a known dataset.
         raise UserError(f"cannot open dataset {config.dataset!r} ({_one_line(error)}): correct its name.") from error
 

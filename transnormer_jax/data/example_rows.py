@@ -35,12 +35,21 @@ class ExampleRows:
         return sys.maxsize  # Grain takes indices modulo the length; epochs go on.
 
     def __getitem__(self, row: int) -> dict[str, Array]:
-        """Returns the padded example of a row."""
+        """Returns the padded example of a row: int32 [length] or [], of frames float32 [length, F]."""
         return padded_example(self._examples[self._order[row]], self._lengths)
 
 
 def example_batches(examples: Examples, lengths: Mapping[str, int], batch_size: int) -> Iterator[dict[str, Array]]:
     """Yields every example once, in order; what the last batch lacks are rows of padding, segment ids all 0.
+
+    Args:
+      examples: of a split.
+      lengths: of each sequence by name; longer ones lose their end, shorter ones are padded with zeros on the right.
+      batch_size: B, rows per batch.
+
+    Yields:
+      The arrays of the examples, and `segment_ids` (and `segment_ids_b`): int32 [B, length], of frames float32
+      [B, length, F], and `label` int32 [B].
 
     Raises:
       UserError: as `ExampleRows`.

@@ -40,6 +40,11 @@ class Examples:
         return len(self.columns["inputs"])
 
     def __getitem__(self, index: int) -> dict[str, Array]:
+        """Returns the arrays of an example by name.
+
+        Raises:
+          IndexError: there is no such example.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         example = {name: column[index % len(self)] for name, column in self.columns.items()}

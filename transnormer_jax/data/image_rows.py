@@ -32,6 +32,6 @@ class ImageRows:
         return sys.maxsize
 
     def __getitem__(self, row: int) -> dict[str, Int32s]:
-        """Returns `inputs`, all bytes but the last, `targets`, all but the first, and ones as `segment_ids`, int32."""
+        """Returns `inputs` (without the last byte), `targets` (without the first), `segment_ids` (1): int32 [n-1]."""
         image = self._examples[self._order[row]]["inputs"].astype(np.int32)
         return {"inputs": image[:-1], "targets": image[1:], "segment_ids": np.ones(len(image) - 1, np.int32)}

@@ -21,7 +21,11 @@ class MixedRows:
     """
 
     def __init__(self, sources: Mapping[str, Rows], weights: Mapping[str, float]):
-        """Mixes sources by weights, of which only the proportions count.
+        """Mixes sources.
+
+        Args:
+          sources: name -> rows.
+          weights: name -> share of the rows, > 0; only proportions count.
 
         Raises:
           UserError: a source would have less than one row in 10,000.
@@ -45,7 +49,7 @@ class MixedRows:
         return sys.maxsize
 
     def __getitem__(self, row: int) -> Mapping[str, Array]:
-        """Returns a row of the source whose turn it is."""
+        """Returns a row of the source whose turn it is; see `Rows`."""
         period, place = divmod(row, _PERIOD)
         source = self._source[place]
         return self._sources[source][int(period * self._per_period[source] + self._rank[place])]

@@ -23,7 +23,15 @@ class PackedRows:
     """
 
     def __init__(self, documents: Documents, sequence_length: int, *, bos_id: int, eos_id: int, pad_id: int, seed: int):
-        """Cuts `documents` into rows of `sequence_length` tokens.
+        """Cuts documents into rows.
+
+        Args:
+          documents: tokens of a split, from `load_split`.
+          sequence_length: tokens per row.
+          bos_id: the begin token, before each document.
+          eos_id: the end token, predicted after each.
+          pad_id: the token of padding.
+          seed: of the orders of documents and rows, from 0 on.
 
         Raises:
           UserError: `sequence_length` is not positive, or `seed` is negative.

@@ -28,7 +28,7 @@ from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 _CONFIG = command.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
-_WORKERS = flags.DEFINE_integer("workers", -(-(os.cpu_count() or 1) // 8), "Processes.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", None, "Processes; one for every eight cores by default.", lower_bound=1)
 _SPLITS = flags.DEFINE_list("splits", [], "Splits, parted by commas; empty for the configuration's.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and mend what differs.")
 
@@ -66,8 +66,9 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
 
 def _tokenize(texts: RecordTexts, tokenizer: Tokenizer, directory: Path, words: str) -> None:
     silent = not sys.stderr.isatty()
+    workers = _WORKERS.value or -(-(os.cpu_count() or 1) // 8)
     with tqdm.tqdm(total=texts.num_bytes, desc=words, unit="B", unit_scale=True, disable=silent) as bar:
-        tokenize(texts, tokenizer, directory, workers=_WORKERS.value, on_shard=lambda shard: bar.update(shard.bytes))
+        tokenize(texts, tokenizer, directory, workers=workers, on_shard=lambda shard: bar.update(shard.bytes))
 
 
 if __name__ == "__main__":

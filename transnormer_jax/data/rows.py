@@ -9,7 +9,11 @@ from transnormer_jax.data.columns import Array
 
 
 class Rows(Protocol):
-    """A random-access source of rows, each a pure function of the row number: dicts of arrays of one shape."""
+    """A random-access source of rows, each a pure function of the row number: arrays by name.
+
+    `segment_ids`, int32 [N] with 0 for padding, and what the task reads beside them. An array of one name has one shape
+    [...] and one dtype in all rows.
+    """
 
     def __len__(self) -> int: ...
 
@@ -17,9 +21,12 @@ class Rows(Protocol):
 
 
 def batches_of(rows: Rows, count: int, batch_size: int) -> Iterator[dict[str, Array]]:
-    """Yields the first `count` rows in order, [batch_size, ...] each; what the last batch lacks is zeros.
+    """Yields the first `count` of `rows` in order, `batch_size` at a time.
 
-    A row of zeros has segment ids 0, so it is padding throughout.
+    What the last batch lacks is rows of zeros. Their segment ids are 0, so they are padding throughout.
+
+    Yields:
+      The arrays of the rows by name, [batch_size, ...], each in its dtype.
     """
     for start in range(0, count, batch_size):
         batch = [rows[row] for row in range(start, min(start + batch_size, count))]

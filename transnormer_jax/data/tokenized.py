@@ -104,6 +104,11 @@ class TokenizedDocuments:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> npt.NDArray[np.integer]:
+        """Returns the tokens of a document, [tokens] uint16 or uint32.
+
+        Raises:
+          IndexError: there is no such document.
+        """
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)

@@ -79,7 +79,10 @@ def tokenizer_directory(name: str) -> Path | None:
 
 
 class ByteTokenizer:
-    """Every UTF-8 byte is a token: ids 0, 1, 2 are padding, begin and end, and byte b is 3 + b."""
+    """Every UTF-8 byte is a token: ids 0, 1, 2 are padding, begin and end, and byte b is 3 + b.
+
+    For the attributes see `Tokenizer`.
+    """
 
     vocab_size = 259
     pad_id, bos_id, eos_id = 0, 1, 2

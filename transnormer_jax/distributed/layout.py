@@ -16,7 +16,12 @@ DimensionNames = Callable[[tuple[str, ...], tuple[int, ...]], tuple[str | None, 
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """That of an array [B, ...] or [B, N, ...] of a batch: rows over `data` and `fsdp`, tokens over `context`."""
+    """Returns the layout of an array of a batch: rows over `data` and `fsdp`, tokens over `context`, where they divide.
+
+    Args:
+      mesh: of the run.
+      shape: of the whole array, [B, ...] or [B, N, ...].
+    """
     names = ("batch", "sequence", *[None] * len(shape))[: len(shape)]
     return NamedSharding(mesh, RULES.spec(names, shape, dict(mesh.shape)))
 
@@ -26,6 +31,14 @@ def parameter_shardings(params: Any, mesh: Mesh, names: DimensionNames) -> Any:
 
     An axis of `RULES.embed` that no named dimension of a parameter takes goes to the largest dimension that it divides.
     So a parameter is only ever whole over them where nothing in it divides.
+
+    Args:
+      params: a tree of arrays, or of their shapes.
+      mesh: of the run.
+      names: (path of keys, shape) -> the name of every dimension, a field of `ShardingRules` or None.
+
+    Returns:
+      The tree of `params`, of shardings.
     """
 
     def sharding(path: Any, x: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -41,6 +54,15 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh)
 
     A factored moment (Adafactor) has one dimension less than its parameter, and lies as the rest does. What is of no
     parameter (counters, Muon's coefficients) is copied, and so are Adafactor's placeholders of one element.
+
+    Args:
+      opt_state: a tree of arrays, or of their shapes.
+      params: likewise.
+      shardings: of `params`.
+      mesh: of the run.
+
+    Returns:
+      The tree of `opt_state`, of shardings.
 
     Raises:
       UserError: an array belongs to no parameter, or its shape is not made from the parameter's.

@@ -19,7 +19,14 @@ from transnormer_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1, at most once, takes those that are left."""
+    """Devices along each axis; -1, at most once, takes those that are left.
+
+    Attributes:
+      data: copies of the parameters, among which the batch is split.
+      fsdp: parts of the parameters and of the batch.
+      context: parts of each row's tokens, and of the parameters.
+      tensor: parts of heads and channels.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -56,6 +63,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Args:
       config: sizes of the axes.
       devices: all of this run where None; else those of a topology that is compiled for.
+
+    Returns:
+      A mesh with all of `AXES`, over each of which XLA may divide operations.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or the slices divide neither `data` nor `fsdp`.

@@ -51,8 +51,16 @@ class ShardingRules:
         >>> tuple(RULES.spec(("layers", "embed", "heads"), (24, 1024, 1024), {"fsdp": 4, "tensor": 2}))
         (None, 'fsdp', 'tensor')
 
+        Args:
+          names: of all dimensions, fields of this class or None.
+          shape: of the whole array.
+          mesh_sizes: axis -> devices.
+
+        Returns:
+          For each dimension None, an axis or several.
+
         Raises:
-          UserError: a name is unknown, or two of them would divide over the same axis.
+          UserError: a name is unknown, there are not as many as dimensions, or two would divide over the same axis.
         """
         if len(names) != len(shape):
             raise UserError(f"{len(names)} names {tuple(names)} for the shape {tuple(shape)}: name every dimension.")
@@ -79,10 +87,11 @@ class ShardingRules:
 
 
 RULES = ShardingRules()
+"""The rules by which all arrays of the package are laid out."""
 
 
 def that_divide(size: int, axes: Sequence[str], mesh_sizes: Mapping[str, int]) -> Axes:
-    """Those of the axes that the mesh has, taken in order, over which `size` divides evenly."""
+    """Those of `axes` that the mesh has (`mesh_sizes`), taken in order, over which `size` divides evenly."""
     taken: Axes = ()
     for axis in axes:
         if axis in mesh_sizes and size % math.prod(mesh_sizes[one] for one in (*taken, axis)) == 0:
@@ -99,6 +108,13 @@ def auto_axes() -> dict[str, int]:
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Lays an activation out by `RULES` on the mesh that is set; without one of several devices, `x` itself.
+
+    Args:
+      x: [...], of any dtype.
+      *names: of its dimensions, fields of `ShardingRules` or None.
+
+    Returns:
+      The same numbers, [...] in the dtype of `x`.
 
     Raises:
       UserError: as `ShardingRules.spec`.

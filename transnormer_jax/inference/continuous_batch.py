@@ -67,7 +67,13 @@ class Request:
 
 
 class TokenLogProbs(NamedTuple):
-    """A token, its log-probability under the model itself (natural), and the likeliest tokens with theirs, in order."""
+    """A token and what the model itself thought of it, before temperature and penalties.
+
+    Attributes:
+      token: its id.
+      log_prob: natural.
+      top: the likeliest tokens with theirs, likeliest first.
+    """
 
     token: int
     log_prob: float

@@ -30,7 +30,12 @@ _CONTEXT = 16
 
 
 class Beam(NamedTuple):
-    """A text that beam search found, and its log-probability / tokens ** length_penalty."""
+    """A text that beam search found.
+
+    Attributes:
+      text: without the prompt.
+      score: its log-probability (natural) / tokens ** length_penalty.
+    """
 
     text: str
     score: float
@@ -151,6 +156,9 @@ class Generator:
           seed: see there.
           prefix: see there.
           block_size: number of tokens from one piece to the next. Fewer come sooner, more take less time in all.
+
+        Raises:
+          UserError: an argument has no meaning, at once; or the prefix is of another model, with the first piece.
         """
         _check(prompts, max_new_tokens, stop, block_size)
         settings = SamplingSettings(temperature, top_k, top_p, repetition_penalty)
@@ -230,12 +238,25 @@ class Generator:
         """Returns the log-probability of every token of each text, given the begin token or `prefix`, and those before.
 
         Natural logarithms, of the model itself; their sum is the log-probability of the text.
+
+        Args:
+          texts: each of any length; the empty one too.
+          prefix: what every text follows, from `read`.
+
+        Raises:
+          UserError: `texts` is a single string, or the prefix is of another model.
         """
         _check(texts, 1)
         return self.score_tokens([self.tokenizer.encode(text) for text in texts], prefix)
 
     def score_tokens(self, rows: Sequence[Sequence[int]], prefix: PromptState | None = None) -> list[LogProbabilities]:
-        """`log_probabilities` of token ids. The begin token goes before each row unless there is a `prefix`."""
+        """Returns the `log_probabilities` of token ids, one for each of `rows`.
+
+        The begin token goes before each row unless there is a `prefix`.
+
+        Raises:
+          UserError: the prefix is of another model.
+        """
         if not any(rows):
             return [_no_tokens() for _ in rows]
         state = self._start(len(rows), prefix)
@@ -261,6 +282,9 @@ class Generator:
 
         Returns:
           The state, of a size that does not depend on the prompt. It can be saved and loaded.
+
+        Raises:
+          UserError: the prefix is of another model.
         """
         state, [context] = self._prefill([prompt], prefix)
         return PromptState(state, tuple(context[-_CONTEXT:]), self._fingerprint)

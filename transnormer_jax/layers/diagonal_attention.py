@@ -85,7 +85,7 @@ class DiagAttention(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_length: int, model_dim: int) -> DiagonalState:
-        """The state before the first token, in `dtype`; its size does not depend on `max_length`."""
+        """State of `batch_size` rows before token 0, in `dtype`; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         shape = (batch_size, self.block_size, self.num_heads, model_dim // self.num_heads)
         return DiagonalState(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))

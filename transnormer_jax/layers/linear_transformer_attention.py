@@ -53,7 +53,16 @@ class LinearTransformerAttention(nn.Module):
     def features(
         self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens
     ) -> tuple[Float[Array, "B N H F"], Float[Array, "B N H F"]]:
-        """phi(q) and phi(k), not negative."""
+        """phi(q) and phi(k), not negative.
+
+        Args:
+          q: [B, N, H, K] queries.
+          k: [B, N, H, K] keys.
+          tokens: places, for a phi that depends on them.
+
+        Returns:
+          Both as [B, N, H, F], F = `num_features_of(K)`, in the dtype of `q`.
+        """
         del tokens
         phi = activation("1+elu")
         return phi(q), phi(k)
@@ -65,7 +74,7 @@ class LinearTransformerAttention(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H F K+1"]:
-        """The state before the first token, float32; its size does not depend on `max_length`."""
+        """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         head_dim = model_dim // self.num_heads
         return jnp.zeros((batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1))

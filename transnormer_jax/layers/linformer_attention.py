@@ -49,7 +49,11 @@ class LengthProjection(nn.Module):
     def __call__(
         self, x: Float[Array, "B N H K"], segment_ids: Int[Array, "B N"] | None
     ) -> tuple[Float[Array, "B R H K"], Bool[Array, "B R"] | None]:
-        """Returns the rows in x's dtype, and which of them saw a real token (None: all count)."""
+        """Returns the rows in x's dtype, and which of them saw a real token (None: all count).
+
+        Raises:
+          UserError: the kind is unknown, or N > max_length.
+        """
         if self.kind not in _KINDS:
             raise UserError(f"Unknown Linformer projection {self.kind!r}: {did_you_mean(self.kind, _KINDS)}")
         if x.shape[1] > self.max_length:

@@ -21,6 +21,9 @@ def make_norm(
       dtype: of the result; statistics are float32.
       param_dtype: of the parameters.
       name: of the module.
+
+    Returns:
+      A function or module from [B, N, D] to [B, N, D].
     """
     if norm == "simple_rms_norm":
         return functools.partial(simple_rms_norm, eps=eps)

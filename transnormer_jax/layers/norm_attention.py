@@ -83,7 +83,7 @@ class NormAttention(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H K K"]:
-        """The state before the first token, float32; its size does not depend on `max_length`."""
+        """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         head_dim = model_dim // self.num_heads
         return jnp.zeros((batch_size, self.num_heads, head_dim, head_dim))

@@ -40,6 +40,6 @@ class SoftmaxAttention(nn.Module):
 
     @nn.nowrap
     def init_state(self, batch_size: int, max_length: int, model_dim: int) -> KeyValueCache:
-        """A cache for at most `max_length` tokens, in `dtype`."""
+        """A cache of `batch_size` rows for at most `max_length` tokens each, in `dtype`; K = `model_dim` / H."""
         shape = (batch_size, max_length, self.num_heads, model_dim // self.num_heads)
         return KeyValueCache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))

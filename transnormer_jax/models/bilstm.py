@@ -40,6 +40,9 @@ class BiLSTM(nn.Module):
     """Layers of two LSTMs (Hochreiter & Schmidhuber 1997), one in each direction of time, side by side.
 
     Every frame sees all real frames of its row, and no padding in either direction.
+
+    Attributes:
+      config: sizes and dtypes.
     """
 
     config: BiLSTMConfig

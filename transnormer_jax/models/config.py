@@ -100,6 +100,16 @@ class TransNormerLLMConfig:
 
         >>> TransNormerLLMConfig.preset("385m").model_dim
         1024
+
+        Args:
+          name: one of these.
+          **overrides: field -> value.
+
+        Returns:
+          The configuration.
+
+        Raises:
+          UserError: the name or a field is unknown, or the fields do not fit together.
         """
         return from_preset(cls, _PRESETS, name, overrides)
 

@@ -21,6 +21,10 @@ class SequenceClassifier(nn.Module):
     """One class per sequence: the mean over its tokens, then a hidden layer.
 
     The encoder of Long Range Arena (arXiv 2011.04006) with mean pooling, as TransNormer uses it.
+
+    Attributes:
+      config: of the encoder.
+      num_classes: width of the logits.
     """
 
     config: TransNormerConfig
@@ -37,6 +41,10 @@ class DualEncoder(nn.Module):
     """One class per pair of sequences, each encoded by itself with the same weights: [a, b, a * b, a - b].
 
     The retrieval task of Long Range Arena (arXiv 2011.04006, section 2.2.3).
+
+    Attributes:
+      config: of the one encoder.
+      num_classes: width of the logits.
     """
 
     config: TransNormerConfig
@@ -73,7 +81,12 @@ class SequenceEncoder(nn.Module):
 
 
 class ImageModel(nn.Module):
-    """Images: each byte from those before it, as a mixture of logistics (arXiv 2006.16236, section 4.2)."""
+    """Images: each byte from those before it, as a mixture of logistics (arXiv 2006.16236, section 4.2).
+
+    Attributes:
+      config: of the stack, causal; the 256 bytes are its vocabulary.
+      num_mixtures: M, logistics per byte.
+    """
 
     config: TransNormerConfig
     num_mixtures: int
@@ -89,12 +102,17 @@ class ImageModel(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int = 0) -> Cache:
-        """The memory of `batch_size` images that have not begun; see `transnormer.init_cache`."""
+        """The memory of `batch_size` images that have not begun, `max_length` as for `TransNormer.init_cache`."""
         return init_cache(self.config, batch_size, max_length)
 
 
 class SpeechModel(nn.Module):
-    """Frames to phones: logits for CTC, by a stack of blocks or by a BiLSTM (arXiv 2006.16236, section 4.3)."""
+    """Frames to phones: logits for CTC, by a stack of blocks or by a BiLSTM (arXiv 2006.16236, section 4.3).
+
+    Attributes:
+      config: of the stack or of the BiLSTM; its kind says which.
+      num_labels: labels without the blank, which is class 0 of num_labels + 1.
+    """
 
     config: TransNormerConfig | BiLSTMConfig
     num_labels: int

@@ -30,6 +30,9 @@ class TransNormer(nn.Module):
     (2, 16, 259)
     >>> logits, cache = model.apply(variables, tokens, cache=model.init_cache(2))  # prefill
     >>> logits, cache = model.apply(variables, tokens[:, :1], cache=cache)  # one decoding step
+
+    Attributes:
+      config: sizes, attentions and dtypes.
     """
 
     config: TransNormerConfig
@@ -70,7 +73,7 @@ class TransNormer(nn.Module):
     def hidden(
         self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
-        """What the head reads, [B, N, D], and the new cache."""
+        """What the head reads, [B, N, D], and the new cache; `tokens`, `segment_ids` and `cache` as for a call."""
         places = token_places(tokens, segment_ids, cache)
         x, states = self.stack(self.embed(tokens, places), places, None if cache is None else cache.states)
         return x, None if cache is None else Cache(cache.position + tokens.shape[1], states)
@@ -86,7 +89,18 @@ class TransNormer(nn.Module):
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int = 0) -> Cache:
-        """The memory of `batch_size` sequences of which nothing has been read; see `init_cache`."""
+        """The memory of `batch_size` sequences of which nothing has been read.
+
+        Args:
+          batch_size: B.
+          max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`.
+
+        Returns:
+          Positions 0 and the states of each layer before its first token.
+
+        Raises:
+          UserError: the model is not causal, or one of its attentions has no recurrent form.
+        """
         return init_cache(self.config, batch_size, max_length)
 
 

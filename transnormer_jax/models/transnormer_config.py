@@ -35,7 +35,7 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class TransNormerConfig:
-    """Everything that fixes a TransNormer or a baseline. The defaults are T2, the causal language model of the paper.
+    """Everything that fixes a TransNormer or a baseline. The defaults are T2, the causal model of arXiv 2210.10340.
 
     Attributes:
       vocab_size: V.
@@ -158,6 +158,16 @@ class TransNormerConfig:
 
         >>> TransNormerConfig.preset("masked_lm").num_layers
         12
+
+        Args:
+          name: one of these.
+          **overrides: field -> value.
+
+        Returns:
+          The configuration.
+
+        Raises:
+          UserError: the name or a field is unknown, or the fields do not fit together.
         """
         return from_preset(cls, _PRESETS, name, overrides)
 

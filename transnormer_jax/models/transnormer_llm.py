@@ -42,6 +42,9 @@ class TransNormerLLM(nn.Module):
     >>> logits, cache = model.apply(variables, tokens[:, :1], cache=cache)  # one decoding step
     >>> logits.shape
     (2, 1, 259)
+
+    Attributes:
+      config: sizes, ablations and dtypes.
     """
 
     config: TransNormerLLMConfig
@@ -78,7 +81,10 @@ class TransNormerLLM(nn.Module):
     def hidden(
         self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
-        """What the head reads, [B, N, D], and the new cache: for a loss or a prefill that does not need all logits."""
+        """Returns what the head reads, [B, N, D], and the new cache: where a loss or a prefill needs not all logits.
+
+        `tokens`, `segment_ids` and `cache` are as for a call.
+        """
         config = self.config
         x = self._embed(tokens)
         if config.scale_embedding:

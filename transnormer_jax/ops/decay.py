@@ -9,9 +9,12 @@ import numpy as np
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Slopes of ALiBi (arXiv 2108.12409): 2^(-8 (h+1) / H), [H] float64 > 0.
+    """Slopes of ALiBi (arXiv 2108.12409): 2^(-8 (h+1) / H).
 
     For a head count that is no power of two: the slopes of the power below, then every second slope of the power above.
+
+    Returns:
+      [H] float64, > 0.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
@@ -21,18 +24,32 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def released_log_decay(num_heads: int, num_layers: int) -> np.ndarray:
-    """The decay of the released TransNormerLLM checkpoints, [L, H] float32.
+    """The decay of the released TransNormerLLM checkpoints; that of their paper (arXiv 2307.14995) is another.
 
     -slope_h (1 - l / (L - 1) + 1e-5) with ALiBi slopes: fast decay in the first layer, next to none in the last.
+
+    Args:
+      num_heads: H.
+      num_layers: L; with a single layer, l / (L - 1) is 0.
+
+    Returns:
+      [L, H] float32, < 0.
     """
     depth = np.arange(num_layers) / max(num_layers - 1, 1)
     return (-alibi_slopes(num_heads) * (1 - depth + 1e-5)[:, None]).astype(np.float32)
 
 
 def paper_log_decay(num_heads: int, num_layers: int) -> np.ndarray:
-    """The decay of TransNormerLLM (arXiv 2307.14995, section 3.1), [L, H] float32: -(8 h / H) (1 - l / L).
+    """The decay of TransNormerLLM (arXiv 2307.14995, section 3.1): -(8 h / H) (1 - l / L).
 
     Linear in h, counted from 0: head 0 has no decay. Weights trained with one form are wrong under the other.
+
+    Args:
+      num_heads: H.
+      num_layers: L.
+
+    Returns:
+      [L, H] float32, <= 0.
     """
     depth = np.arange(num_layers) / num_layers
     slopes = 8 * np.arange(num_heads) / num_heads

@@ -94,7 +94,9 @@ def resume_diagonal_attention(
     *,
     weights: str,
 ) -> tuple[Float[Array, "B N H V"], DiagonalState]:
-    """Causal diagonal attention of N new tokens that go on from `state`; block_size is the number of its tokens.
+    """Causal diagonal attention of N new tokens that go on from `state` (arXiv 2210.10340, section 4.2).
+
+    The block size is the number of tokens in `state`.
 
     Args:
       q: [B, N, H, K].

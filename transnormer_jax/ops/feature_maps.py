@@ -17,9 +17,17 @@ _LARGEST_EXPONENT = 60.0
 
 
 def orthogonal_gaussian(key: Array, num_features: int, head_dim: int) -> Float[Array, "M K"]:
-    """Random directions for `favor_features`, [M, K] float32 (arXiv 2009.14794, section 2.4).
+    """Random directions for `favor_features` (arXiv 2009.14794, section 2.4).
 
     Each row is Gaussian by itself; rows within a run of K are orthogonal to each other, which lowers the variance.
+
+    Args:
+      key: a random key.
+      num_features: M.
+      head_dim: K.
+
+    Returns:
+      [M, K] float32.
     """
     direction_key, length_key = jax.random.split(key)
     directions = jax.random.orthogonal(direction_key, head_dim, (-(-num_features // head_dim),))

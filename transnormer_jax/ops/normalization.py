@@ -10,7 +10,7 @@ def simple_rms_norm(
 ) -> Float[Array, "*batch D"]:
     """Divides each vector by its root mean square: `x / sqrt(mean(x^2) + eps)`.
 
-    TransNormerLLM (arXiv 2307.14995, eq. 14), with eps inside the root as the released checkpoints have it. With
+    TransNormerLLM (arXiv 2405.17381, eq. 14), with eps inside the root as the released checkpoints have it. With
     `eps_in_root=False` and eps = 1e-8, `x / (sqrt(mean(x^2)) + eps)`, the norm of TransNormer (arXiv 2210.10340).
 
     Args:

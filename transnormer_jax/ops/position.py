@@ -32,7 +32,17 @@ def lrpe(
 
 
 def lrpe_frequencies(num_heads: int, head_dim: int) -> np.ndarray:
-    """Initial theta, [H, K] float32: 10000^(-2 i / (H K)) for channel i of all heads, from 1 down to about 1e-8."""
+    """Initial theta of `lrpe`: 10000^(-2 i / (H K)) for channel i of all heads, from 1 down to about 1e-8.
+
+    The form of the released TransNormerLLM checkpoints (arXiv 2307.14995), which train it.
+
+    Args:
+      num_heads: H.
+      head_dim: K.
+
+    Returns:
+      [H, K] float32, radians per token.
+    """
     channels = num_heads * head_dim
     return (10000.0 ** (-2.0 * np.arange(channels) / channels)).reshape(num_heads, head_dim).astype(np.float32)
 
@@ -62,7 +72,7 @@ def rotary(
 
 
 def rotary_frequencies(head_dim: int) -> np.ndarray:
-    """Initial theta of `rotary`, [K / 2] float32: 10000^(-2 i / K).
+    """Initial theta of `rotary` (arXiv 2104.09864) for K = `head_dim`, [K / 2] float32: 10000^(-2 i / K).
 
     Raises:
       UserError: K is odd, which leaves a feature without a partner.
@@ -75,14 +85,33 @@ def rotary_frequencies(head_dim: int) -> np.ndarray:
 
 
 def householder(x: Float[Array, "*batch K"], v: Float[Array, " K"]) -> Float[Array, "*batch K"]:
-    """Reflects each vector: x - 2 (x . v) v for a unit vector v [K]. In the dtype of `x`; float32 at least inside."""
+    """Reflects each vector: x - 2 (x . v) v. With `rotary`, the LRPE of TransNormer (arXiv 2210.10340, "type 1d3").
+
+    Args:
+      x: [..., K], float32, bfloat16 or float16.
+      v: [K], of length 1.
+
+    Returns:
+      [..., K] in the dtype of `x`; float32 at least inside.
+    """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     wide, v = x.astype(dtype), v.astype(dtype).reshape(*(1,) * (x.ndim - 1), -1)
     return (wide - 2 * jnp.sum(wide * v, axis=-1, keepdims=True) * v).astype(x.dtype)
 
 
 def random_unit_vector(key: Array, shape: tuple[int, ...], dtype: Any) -> Float[Array, "..."]:
-    """A uniformly random direction along the last axis: an initialiser for the vector of `householder`."""
+    """A uniformly random direction along the last axis: an initialiser for the vector of `householder`.
+
+    TransNormer (arXiv 2210.10340) draws one for each attention and does not train it.
+
+    Args:
+      key: a random key.
+      shape: of the result, K last.
+      dtype: of the result, a float.
+
+    Returns:
+      [..., K], vectors of length 1.
+    """
     x = jax.random.normal(key, shape, dtype)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 

@@ -54,7 +54,7 @@ def resume_softmax_attention(
     cache: KeyValueCache,
     position: Int[Array, "#B N"],
 ) -> tuple[Float[Array, "B N H K"], KeyValueCache]:
-    """Causal softmax attention of N new tokens to themselves and to those in the cache.
+    """Causal softmax attention (arXiv 1706.03762, eq. 1) of N new tokens to themselves and to those in the cache.
 
     Args:
       q: [B, N, H, K].

@@ -16,6 +16,7 @@ _CURVES = (
     ("Norm of the gradient before clipping", "norm", True, {"gradient": "grad_norm"}),
     ("Learning rate", "learning rate", False, {"learning rate": "learning_rate"}),
     ("Throughput, evaluation and saving not counted", "tokens per second", False, {"tokens": "tokens_per_second"}),
+    ("Peak memory of a device; on a CPU, of the process", "GB", False, {"memory": "peak_memory_gb"}),
     ("Share of the device's peak (MFU)", "share", False, {"MFU": "mfu"}),
     ("Held-out bits per byte", "bits per byte", False, {"bits per byte": "eval/bits_per_byte"}),
 )

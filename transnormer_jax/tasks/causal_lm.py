@@ -20,20 +20,23 @@ class CausalLM:
 
     A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0, or where
     `mask`, if there is one, is not 0.
+
+    Attributes:
+      model: tokens to logits.
     """
 
     model: TransNormerLLM | TransNormer
 
     def init(self, key: Array) -> Params:
-        """Parameters at initialisation."""
+        """Parameters at initialisation; see `Task`."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
-        """Sums over the batch, each row read from nothing."""
+        """Sums over the batch, each row read from nothing; see `Task`."""
         return self._sums(params, batch, None, key)[0]
 
     def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
-        """Sums over the batch, each row going on from the cache, and the cache after it."""
+        """Sums of `params` over the `batch`, each row going on from `cache`, and the cache after it."""
         return self._sums(params, batch, cache, None)
 
     def report(self, totals: Sums) -> dict[str, float]:

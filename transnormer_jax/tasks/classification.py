@@ -15,18 +15,21 @@ class Classification:
     """A batch is `inputs` and `segment_ids` [B, N] int32 and `label` [B] int32; a row of padding alone does not count.
 
     For a `DualEncoder` there are `inputs_b` and `segment_ids_b` as well.
+
+    Attributes:
+      model: one sequence or two to logits.
     """
 
     model: SequenceClassifier | DualEncoder
 
     def init(self, key: Array) -> Params:
-        """Parameters at initialisation."""
+        """Parameters at initialisation; see `Task`."""
         token = jnp.zeros((1, 1), jnp.int32)
         inputs = (token, token) * (2 if isinstance(self.model, DualEncoder) else 1)
         return self.model.init(key, *inputs)["params"]
 
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
-        """Sums over the batch: one prediction a row."""
+        """Sums over the batch: one prediction a row. See `Task`."""
         names = ["inputs", "segment_ids"]
         if isinstance(self.model, DualEncoder):
             names += ["inputs_b", "segment_ids_b"]

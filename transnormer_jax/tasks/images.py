@@ -13,16 +13,20 @@ from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
 @dataclasses.dataclass(frozen=True)
 class AutoregressiveImages:
-    """A batch is `inputs`, `targets` (the bytes one later) and `segment_ids`, each [B, N] int32."""
+    """A batch is `inputs`, `targets` (the bytes one later) and `segment_ids`, each [B, N] int32.
+
+    Attributes:
+      model: bytes to mixtures.
+    """
 
     model: ImageModel
 
     def init(self, key: Array) -> Params:
-        """Parameters at initialisation."""
+        """Parameters at initialisation; see `Task`."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
-        """Sums over the batch; a prediction is correct where the likeliest mean rounds to the byte."""
+        """Sums over the batch; a prediction is correct where the likeliest mean rounds to the byte. See `Task`."""
         mixtures: Array = self.model.apply({"params": params}, batch["inputs"], rngs=random_streams(key))  # type: ignore[assignment]
         weights = (batch["segment_ids"] != 0).astype(jnp.float32)
         loss = mixture_of_logistics_nll(mixtures, batch["targets"])

@@ -27,12 +27,15 @@ class SpeechRecognition:
     frames_per_token: int = 1
 
     def init(self, key: Array) -> Params:
-        """Parameters at initialisation."""
+        """Parameters at initialisation; see `Task`."""
         frames = jnp.zeros((1, 1, self.num_features * self.frames_per_token))
         return self.model.init(key, frames, jnp.ones((1, 1), jnp.int32))["params"]
 
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
-        """Sums over the batch: a prediction is a label, and `correct` is labels less edits of the greedy path."""
+        """Sums over the batch: a prediction is a label, and `correct` is labels less edits of the greedy path.
+
+        For the arguments see `Task`.
+        """
         frames, segment_ids = stack_frames(batch["inputs"], batch["segment_ids"], self.frames_per_token)
         logits: Any = self.model.apply({"params": params}, frames, segment_ids, rngs=random_streams(key))
         real, labels = segment_ids != 0, batch["labels"]

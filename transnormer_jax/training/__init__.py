@@ -5,4 +5,4 @@ from transnormer_jax.training.evaluate import evaluate_run
 from transnormer_jax.training.loop import train
 from transnormer_jax.training.workdir import Run, load_workdir
 
-__all__ = ["Config", "Run", "default_config", "evaluate_run", "load_workdir", "tokenizer_directory", "train"]
+__all__ = ["Config", "Run", "default_config", "evaluate_run", "load_workdir", "train"]

@@ -196,7 +196,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Config":
-        """From a (nested) dictionary, such as a ConfigDict or a run's config.json; an unknown key is an error."""
+        """From a (nested) dictionary, such as a ConfigDict or a run's config.json.
+
+        Returns:
+          The configuration; what `values` lacks has its default.
+
+        Raises:
+          UserError: a key or the architecture is unknown, or the fields do not fit together.
+        """
         model = _architecture(values.get("architecture", cls.architecture))
         return _build(cls, values, "config", {"model": model})
 
@@ -208,6 +215,12 @@ def default_config(architecture: str = "transnormer_llm", preset: str = "", **mo
       architecture: a name in `ARCHITECTURES`.
       preset: a named size of it, or "" for the architecture's defaults.
       **model: replaces fields of the model.
+
+    Returns:
+      Nested plain values, as `Config.from_dict` takes them.
+
+    Raises:
+      UserError: the architecture or the preset is unknown, or the fields do not fit together.
     """
     kind: Any = _architecture(architecture)
     config = Config(architecture=architecture, model=kind.preset(preset, **model) if preset else kind(**model))

@@ -31,6 +31,10 @@ from transnormer_jax.training.workdir import model_to_begin_with, write_config
 def train(config: Config, workdir: Path) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
+    Args:
+      config: of the run.
+      workdir: of its configuration, checkpoints and metrics; made if it does not exist.
+
     Returns:
       The last evaluation, or None if a signal stopped the run.
 

@@ -1,5 +1,7 @@
 """Throughput and the line that a person watches."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +34,7 @@ class Progress:
         self._start += time.perf_counter() - begin
 
     def rates(self, step: int) -> dict[str, float]:
-        """Rates since the last call; MFU only on a device whose peak is known."""
+        """Rates since the last call, and memory; MFU only on a device whose peak is known."""
         seconds = time.perf_counter() - self._start
         tokens_per_second = self._tokens / seconds
         per_device = tokens_per_second * self._flops_per_token / jax.device_count()
@@ -40,6 +42,7 @@ class Progress:
             "tokens_per_second": tokens_per_second,
             "seconds_per_step": seconds / max(step - self._step, 1),
             "tflops_per_second_per_device": per_device / 1e12,
+            "peak_memory_gb": peak_memory_bytes() / 1e9,
         }
         if self._peak is not None:
             rates["mfu"] = per_device / self._peak
@@ -60,6 +63,15 @@ class Progress:
             f"grad norm {scalars['grad_norm']:.2f} | lr {scalars['learning_rate']:.2e} | "
             f"{scalars['tokens_per_second']:,.0f} tokens/s | {speed}{skipped} | {duration(left)} left"
         )
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that was in use so far: of this process's first device; on a CPU, of the process itself."""
+    statistics = jax.local_devices()[0].memory_stats()  # None on a CPU
+    if statistics and "peak_bytes_in_use" in statistics:
+        return statistics["peak_bytes_in_use"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def duration(seconds: float) -> str:

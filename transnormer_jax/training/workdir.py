@@ -17,7 +17,14 @@ from transnormer_jax.training.problem import make_task
 
 
 class Run(NamedTuple):
-    """A trained model and all that is needed to use it."""
+    """A trained model and all that is needed to use it.
+
+    Attributes:
+      config: with which the run began.
+      params: a tree of arrays.
+      tokenizer: of the run.
+      step: of the checkpoint that holds `params`.
+    """
 
     config: Config
     params: Any
@@ -37,6 +44,9 @@ def load_workdir(workdir: Path | str, mesh: Mesh | None = None, step: int | None
       workdir: of the run.
       mesh: over whose devices the parameters are laid as in training; None is one device.
       step: of the checkpoint, instead of the newest.
+
+    Returns:
+      The run, its parameters in the `param_dtype` of its model.
 
     Raises:
       UserError: the directory holds no run, or no checkpoint yet.

@@ -18,7 +18,16 @@ from transnormer_jax.ops.linear_attention.trust import is_right_here
 
 
 class Problem(NamedTuple):
-    """The sizes of a call: B, N, H, K, V, and the type of q, k and v."""
+    """The sizes of a call, by which backends accept or refuse it.
+
+    Attributes:
+      batch: B.
+      num_tokens: N.
+      num_heads: H.
+      key_dim: K.
+      value_dim: V.
+      dtype: of q, k and v.
+    """
 
     batch: int
     num_tokens: int
@@ -29,7 +38,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, q: jax.Array, v: jax.Array) -> "Problem":
-        """The sizes of q [B, N, H, K] and v [B, N, H, V]."""
+        """The sizes of `q` [B, N, H, K] and `v` [B, N, H, V], which have one float dtype; arrays or shapes."""
         b, n, h, k = q.shape
         return cls(b, n, h, k, v.shape[3], q.dtype)
 
@@ -80,6 +89,7 @@ BACKENDS: dict[str, Backend] = {
     "pallas_gpu": _kernel("pallas_gpu", "gradients"),
     "triton": _kernel("triton", "gradients"),
 }
+"""The ways to compute linear attention, by the names that `linear_attention(backend=...)` takes."""
 
 
 # What "auto" takes for rows longer than a chunk, by platform. Behind the TPU's entry are the compiled programs in

@@ -49,9 +49,15 @@ def find_segments(segment_ids: Int[Array, "B N"], id_before: Int[Array, " B"] | 
 
 
 def token_positions(segment_ids: Int[Array, "B N"], start: Int[Array, " B"]) -> Int[Array, "B N"]:
-    """Position of each token within its document, [B, N] int32; padding repeats the position before it.
+    """Position of each token within its document; padding repeats the position before it.
 
-    The first document goes on from an earlier call: its first token has position `start` [B]. The others start at 0.
+    Args:
+      segment_ids: [B, N] int32, the documents of packed rows; 0 is padding.
+      start: [B] int32, position of the first token of the first document, which goes on from an earlier call. The other
+        documents start at 0.
+
+    Returns:
+      [B, N] int32.
     """
     axis = part_axis(segment_ids.shape[1])
     if axis is None:

@@ -1,0 +1,1 @@
+"""What builds the documentation: pages from elsewhere (`site`), outputs of commands (`transcripts`), the `picture`."""

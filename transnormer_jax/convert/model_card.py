@@ -1,0 +1,34 @@
+"""The README.md beside exported weights: what the run knows is filled in, what only a person knows is marked TODO."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+
+from transnormer_jax import __version__
+from transnormer_jax.training.workdir import read_config
+
+
+def model_card(workdir: Path, step: int, num_parameters: int) -> str:
+    """Returns a model card in Hugging Face's form.
+
+    Args:
+      workdir: of the run; one without metrics.jsonl was converted, and its card says nothing of training.
+      step: of the parameters.
+      num_parameters: how many there are.
+
+    Raises:
+      UserError: there is no such run.
+    """
+    config, evaluation = read_config(workdir), workdir / "eval.json"
+    template = files("transnormer_jax.convert").joinpath("model_card.md.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        model=config.model,
+        run=config if (workdir / "metrics.jsonl").exists() else None,
+        step=step,
+        num_parameters=num_parameters,
+        evaluation=json.loads(evaluation.read_text()) if evaluation.exists() else None,
+        version=__version__,
+    )

@@ -1,0 +1,34 @@
+"""Trains a model, or goes on from the newest checkpoint of its workdir.
+
+    python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+Run again, it resumes. Any key of the configuration can be given on the command line:
+
+    python train.py --config=configs/quickstart.py --workdir=runs/short --config.num_steps=200
+
+A TPU pod and `srun` run this same command on every host. Elsewhere, each process of a run is told of the others:
+
+    python train.py --config=... --workdir=... --coordinator=host0:8476 --num_processes=2 --process_id=0
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from transnormer_jax import command
+from transnormer_jax.distributed import processes
+from transnormer_jax.training import train
+
+_CONFIG = command.define_config_flag()
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
+_MEMBERSHIP = processes.define_flags()
+
+
+def main() -> None:
+    """Trains."""
+    with processes.joined(_MEMBERSHIP()):
+        train(command.read_config_flag(_CONFIG), Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    command.run(main)
