@@ -1,4 +1,4 @@
-"""`python -m benchmarks.results_page` writes docs/results.md from the committed records: no figure is typed by hand."""
+"""`python -m benchmarks.results_page` writes docs/results/figures.md from the records: no figure is typed by hand."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +10,18 @@ from benchmarks.environment import hardware
 Record = Mapping[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDS = ROOT / "benchmarks" / "results" / "cpu"
-PAGE = ROOT / "docs" / "results.md"
+RECORDS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results" / "figures.md"
 
-_HEAD = """# Results
+_HEAD = """# Figures
 
-The claims of the papers, and their comparisons at a size that two CPU cores train in minutes. The figures are as they
-came out, one seed each; "best" is chosen by the score itself, "last" is not, and the budgets were set after looking at
-trial runs. A published figure stands beside ours for orientation; it is that
-of another size and budget, which "reduced" says. Every table is made by `python -m benchmarks.results_page` from a
-record in `benchmarks/results/cpu/`, which holds all curves, the command of every run, and the versions. Other work ran
-beside the trainings, so the seconds in their records say nothing of speed.
+Every record of the benchmarks, with its plot, command, hardware, versions and date; made by `python -m
+benchmarks.results_page` from the JSON in `benchmarks/results/`.
+
+The comparisons of the papers come first, at a size that two CPU cores train in minutes. They are as they came out, one
+seed each; "best" is chosen by the score itself, "last" is not, and the budgets were set after looking at trial runs. A
+published figure stands beside ours for orientation; it is that of another size and budget, which "reduced" says. Other
+work ran beside the trainings, so the seconds in their records say nothing of speed.
 """
 
 
@@ -31,15 +32,17 @@ def page() -> str:
         path = RECORDS / f"{name}.json"
         if path.is_file():
             record = json.loads(path.read_text())
-            parts.append(f"## {title}\n\n{section(record)}\n\n{_origin(name, record)}\n")
+            plot = f"![{title}](../../benchmarks/results/{name}.png)"
+            words = section if isinstance(section, str) else section(record)
+            parts.append(f"## {title}\n\n{words}\n\n{plot}\n\n{_origin(name, record)}\n")
     return "\n".join(parts)
 
 
 def _origin(name: str, record: Record) -> str:
-    made = record["environment"]
-    links = f"[record](../benchmarks/results/cpu/{name}.json), [plot](../benchmarks/results/cpu/{name}.png)"
+    made = record.get("environment") or next(iter(record["programs"].values()))["environment"]
+    command = record.get("command", f"python -m benchmarks.{Path(name).name}")
     versions = f"jax {made['jax']}, Python {made['python']}, {made['date_utc'][:10]}"
-    return f"`{record['command']}` on {hardware(made)}, {versions}: {links}."
+    return f"`{command}` on {hardware(made)}, {versions}: [record](../../benchmarks/results/{name}.json)."
 
 
 def _study(record: Record) -> str:
@@ -168,24 +171,67 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-_SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
-    "study_duplication": ("Sequence duplication", _study),
-    "study_listops": ("ListOps, short", _study),
-    "study_text": ("IMDb by bytes", _study),
-    "study_image": ("CIFAR-10, grey", _study),
-    "study_sst2": ("SST-2", _study),
-    "study_masked_lm": ("Masked language modelling: which attention where", _study),
-    "study_an4": ("Speech: AN4", _study),
-    "study_mnist": ("MNIST byte by byte", _study),
-    "study_ablation_transnormer": ("TransNormer, ablations", _study),
-    "study_ablation_llm": ("TransNormerLLM, ablations", _study),
-    "images_per_second": ("Images per second", _images_per_second),
-    "steps_per_second": ("Steps per second", _steps_per_second),
-    "linformer_speed": ("Linformer against softmax", _linformer_speed),
-    "gradient_bounds": ("Gradients without a bound", _gradient_bounds),
-    "gradient_spread": ("How much gradients spread", _gradient_spread),
-    "dilution": ("Dilution of attention", _dilution),
-    "spectrum": ("Spectrum of softmax attention", _spectrum),
+# Record -> title, and what is said: a table, or a sentence with the page that explains it.
+_SECTIONS: dict[str, tuple[str, Callable[[Record], str] | str]] = {
+    "cpu/study_duplication": ("Sequence duplication", _study),
+    "cpu/study_listops": ("ListOps, short", _study),
+    "cpu/study_text": ("IMDb by bytes", _study),
+    "cpu/study_image": ("CIFAR-10, grey", _study),
+    "cpu/study_sst2": ("SST-2", _study),
+    "cpu/study_masked_lm": ("Masked language modelling: which attention where", _study),
+    "cpu/study_an4": ("Speech: AN4", _study),
+    "cpu/study_mnist": ("MNIST byte by byte", _study),
+    "cpu/study_ablation_transnormer": ("TransNormer, ablations", _study),
+    "cpu/study_ablation_llm": ("TransNormerLLM, ablations", _study),
+    "cpu/images_per_second": ("Images per second", _images_per_second),
+    "cpu/steps_per_second": ("Steps per second", _steps_per_second),
+    "cpu/linformer_speed": ("Linformer against softmax", _linformer_speed),
+    "cpu/gradient_bounds": ("Gradients without a bound", _gradient_bounds),
+    "cpu/gradient_spread": ("How much gradients spread", _gradient_spread),
+    "cpu/dilution": ("Dilution of attention", _dilution),
+    "cpu/spectrum": ("Spectrum of softmax attention", _spectrum),
+    "cpu/attention": (
+        "Backends of the operator",
+        "Time and memory of every backend against the length ([hardware](../hardware.md#cpu-measured)).",
+    ),
+    "cpu/inference": (
+        "What generation costs",
+        "Tokens per second and state against the context ([inference](../inference.md)).",
+    ),
+    "cpu/int8": ("int8 weights", "Bytes, speed and error ([inference](../inference.md#what-int8-weights-change))."),
+    "cpu/convert_memory_385m": (
+        "Memory of conversion, 385M",
+        "Peak resident memory of each step ([inference](../inference.md#what-conversion-needs)).",
+    ),
+    "cpu/convert_memory_7b": (
+        "Memory of conversion, 7B",
+        "Peak resident memory of each step ([inference](../inference.md#what-conversion-needs)).",
+    ),
+    "cpu/data": ("Data", "Tokenising, reading, and the shares of a mixture ([data](../data.md#speed))."),
+    "cpu/cleaning": (
+        "Cleaning",
+        "Planted duplicates and rubbish, what was removed by which rule, and what training says "
+        "([cleaning](../cleaning.md)).",
+    ),
+    "cpu/faults": (
+        "Faults",
+        "Runs killed and stopped at random steps, and what became of them "
+        "([scaling](../scaling.md#when-something-breaks)).",
+    ),
+    "tpu/schedule": (
+        "Schedules of the TPU kernels",
+        "Cycles of the compiled kernels over the time of their bytes in HBM, without a TPU "
+        "([hardware](../hardware.md#tpu-by-the-compiler)).",
+    ),
+    "tpu/neighbours": (
+        "Bytes around the TPU kernels",
+        "Bytes that compiled programs move over the least possible, without a TPU "
+        "([hardware](../hardware.md#tpu-by-the-compiler)).",
+    ),
+    "tpu/scaling": (
+        "Training steps on TPU slices",
+        "Bytes per chip and the estimate of a step, by the compiler ([scaling](../scaling.md#what-the-recipes-need)).",
+    ),
 }
 
 

@@ -1,7 +1,19 @@
-"""docs/results.md is what its command makes of the committed records."""
+"""The pages of results are what their commands make of the committed records."""
 
-from benchmarks.results_page import PAGE, page
+from benchmarks import published, results_page
 
 
-def test_the_page_says_what_the_records_say():
-    assert PAGE.read_text() == page()
+def test_the_figures_are_those_of_the_records():
+    assert results_page.PAGE.read_text() == results_page.page()
+
+
+def test_every_record_is_on_the_page():
+    records = {str(path.relative_to(results_page.RECORDS)) for path in results_page.RECORDS.rglob("*.json")}
+    shown = results_page.page()
+    assert records
+    for record in records:
+        assert f"(../../benchmarks/results/{record})" in shown
+
+
+def test_the_published_numbers_stand_beside_those_of_the_records():
+    assert published.PAGE.read_text() == published.page()

@@ -1,7 +1,5 @@
 """NormAttention, DiagAttention, the GLU, LRPE and SimpleRMSNorm against outputs of the authors' code."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +12,6 @@ from transnormer_jax.ops import householder, rotary, rotary_frequencies, simple_
 # Relative to the root mean square of each array.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
 
-# Compiled without LLVM's optimisations, which take half of the time of these tests.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 each_precision = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -44,7 +40,7 @@ def check_attention(module, golden, dtype):
     x = jnp.asarray(golden["in/x"], dtype)
     tokens = Tokens(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
 
-    @jit
+    @jax.jit
     def run(params, x, cotangent):
         out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, tokens)[0], params, x)
         return out, *pull_back(cotangent)
