@@ -1,5 +1,5 @@
-# Two commands do all set-up: `make quickstart` and `make test`.
-.PHONY: quickstart test lint
+# Two commands do all set-up: `make quickstart` and `make test`. `make docs`, `make notebooks` and `make wheel` come on top.
+.PHONY: quickstart test lint docs notebooks wheel
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -21,6 +21,18 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# The documentation as a site in site/; a warning is an error.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+# Run every notebook from its first cell to its last.
+notebooks: $(VENV)/installed-dev
+	$(VENV)/bin/pytest --nbmake --nbmake-timeout=300 -p no:cacheprovider -W default docs/notebooks
+
+# Build sdist and wheel into dist/, and use the wheel in an environment of its own.
+wheel: $(VENV)/installed-dev
+	bash .ci/wheel
 
 $(VENV)/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \

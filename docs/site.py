@@ -7,6 +7,7 @@ file that a document names become pages too, so that a link works on GitHub and 
 import base64
 import html
 import importlib
+import itertools
 import json
 import posixpath
 import re
@@ -121,7 +122,11 @@ def notebook_page(notebook: dict[str, Any]) -> str:
             parts.append(source)
             continue
         parts.append(f"```python\n{source}\n```")
-        parts += [_output(output) for output in cell["outputs"]]
+        # What is printed while a figure is drawn comes in pieces.
+        for kind, outputs in itertools.groupby(cell["outputs"], key=lambda output: output["output_type"]):
+            pieces = list(outputs)
+            merged = [{"text": [line for piece in pieces for line in piece["text"]]}] if kind == "stream" else pieces
+            parts += [_output(output) for output in merged]
     return "\n\n".join(parts) + "\n"
 
 
