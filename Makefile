@@ -28,7 +28,7 @@ docs: $(VENV)/installed-dev
 
 # Run every notebook from its first cell to its last.
 notebooks: $(VENV)/installed-dev
-	$(VENV)/bin/pytest --nbmake --nbmake-timeout=300 -p no:cacheprovider -W default docs/notebooks
+	$(VENV)/bin/pytest -n 2 --nbmake --nbmake-timeout=300 -p no:cacheprovider -W default docs/notebooks
 
 # Build sdist and wheel into dist/, and use the wheel in an environment of its own.
 wheel: $(VENV)/installed-dev

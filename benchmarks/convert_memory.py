@@ -147,6 +147,8 @@ def _steps(settings: Settings, scratch: Path) -> tuple[list[dict[str, Any]], boo
 def _digests(directory: Path) -> dict[str, str]:
     digests = dict[str, str]()
     for path in directory.iterdir():
+        if path.name == "README.md":  # the model card, which an export adds
+            continue
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -109,7 +109,9 @@ def api_page(room: str) -> str:
     module = importlib.import_module(f"transnormer_jax.{room}")
     blocks = [f"# transnormer_jax.{room}", (module.__doc__ or "").strip()]
     for name in module.__all__:
-        blocks.append(f"::: transnormer_jax.{room}.{name}")
+        # By the module that defines it: a function may bear the name of its module.
+        home = getattr(getattr(module, name), "__module__", None) or module.__name__
+        blocks.append(f"::: {home if home.startswith('transnormer_jax') else module.__name__}.{name}")
     return "\n\n".join(blocks) + "\n"
 
 
