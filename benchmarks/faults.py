@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from benchmarks.report import main, prepare, write
-from transnormer_jax.distributed.processes import LOST
+from transnormer_jax.distributed.last_words import LOST
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM
 from transnormer_jax.tasks import CausalLM

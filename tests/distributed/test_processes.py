@@ -14,6 +14,7 @@ import pytest
 
 from tests.commands import assert_fails, start, write_tiny_config
 from transnormer_jax.distributed import processes
+from transnormer_jax.distributed.last_words import LOST
 from transnormer_jax.distributed.processes import Membership
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM
@@ -179,7 +180,7 @@ def lose(config: Path, workdir: Path, lost: int) -> None:
     results = finish(run)
     status, _, err = results[1 - lost]
     assert results[lost][0] == -signal.SIGKILL
-    assert status == processes.LOST, err
+    assert status == LOST, err
     (sentence,) = [line for line in err.splitlines() if "error: " in line]
     assert "another process of this run has died" in sentence
     assert "start all of them again" in sentence

@@ -1,8 +1,8 @@
 """Datasets to batches: builders, tokenizers, splits encoded on disk, rows for training, batches for evaluation."""
 
 from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
+from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversations import ConversationRows
-from transnormer_jax.data.dataset import DataConfig, load_conversations, load_split
 from transnormer_jax.data.duplication import DuplicationRows
 from transnormer_jax.data.example_rows import ExampleRows, example_batches
 from transnormer_jax.data.examples import Examples, load_examples
@@ -12,6 +12,7 @@ from transnormer_jax.data.mixture import MixedRows
 from transnormer_jax.data.packing import PackedRows
 from transnormer_jax.data.pipeline import train_batches
 from transnormer_jax.data.rows import Rows, batches_of
+from transnormer_jax.data.splits import load_conversations, load_split
 from transnormer_jax.data.streams import evaluation_windows
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_directory

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transnormer_jax.data.columns import Array
-from transnormer_jax.data.dataset import DataConfig, as_text
+from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.records import as_text
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError, did_you_mean
 

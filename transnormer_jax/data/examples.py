@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transnormer_jax.data.columns import Array, RaggedColumn, open_columns, write_columns
-from transnormer_jax.data.dataset import DataConfig, fingerprint, open_source, prepared, read_records
+from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.encoding import Encoding, frame_statistics
 from transnormer_jax.data.publish import publish
+from transnormer_jax.data.records import fingerprint, open_source, prepared, read_records
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from transnormer_jax import command
-from transnormer_jax.data.dataset import load_split
+from transnormer_jax.data.splits import load_split
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
@@ -91,7 +91,8 @@ def _plot(sources: dict[str, TokenizedDocuments], file: Path) -> None:
     try:
         figure.savefig(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write the plot {str(file)!r} ({error}): give a name such as data.png.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write the plot {str(file)!r} ({reason}): give a name such as data.png.") from error
 
 
 if __name__ == "__main__":

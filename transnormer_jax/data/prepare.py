@@ -21,7 +21,8 @@ import tqdm
 from absl import flags
 
 from transnormer_jax import command
-from transnormer_jax.data.dataset import DataConfig, RecordTexts
+from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenize import repair, tokenize
 from transnormer_jax.data.tokenized import Manifest
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer

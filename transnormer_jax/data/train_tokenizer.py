@@ -17,7 +17,8 @@ from absl import flags
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from transnormer_jax import command
-from transnormer_jax.data.dataset import DataConfig, RecordTexts
+from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
 

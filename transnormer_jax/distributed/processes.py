@@ -1,4 +1,4 @@
-"""The processes of one run: how they meet, speak with one voice, agree, and leave when one of them is lost.
+"""The processes of one run: how they meet, speak with one voice, and part.
 
 A TPU pod or a Slurm step says by itself who takes part. Elsewhere, every process is told where process 0 is, how many
 there are, and which it is, by flags or by the environment:
@@ -9,37 +9,27 @@ A run of one process starts nothing. A run of several cannot go on without one o
 and exit status `LOST`, and all are started again.
 """
 
-import ctypes
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, NoReturn, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from transnormer_jax.distributed.last_words import LOST, LastWords, is_loss, leave
 from transnormer_jax.errors import UserError
-
-# Exit status of a process that lost another.
-LOST = 3
 
 # A dead machine is noticed after this time; a dead process, whose connections close, at once.
 _HEARTBEAT_SECONDS = 30
 
-# What errors of collectives and of JAX's coordination service say when another process is gone, whatever their type.
-_SIGNS_OF_LOSS = ("gloo", "nccl", "coordinationservice", "coordination service", "heartbeat")
-
 flags.disclaim_key_flags()
+
+_last_words = LastWords()
 
 
 class Membership(NamedTuple):
@@ -82,7 +72,7 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
     if not (_join_cluster(timeout_seconds) if told == Membership() else _join_at(told, timeout_seconds)):
         yield
         return
-    _runtime.expect_abort(
+    _last_words.expect_abort(
         "another process of this run has died or cannot be reached: "
         "start all of them again with the same command, and the run goes on from its newest checkpoint",
         LOST,
@@ -99,71 +89,16 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
     except UserError as error:
         # Mostly all processes have made the same mistake, and part in peace; one that has not is told by the runtime.
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _runtime.expect_abort("", 2)
+        _last_words.expect_abort("", 2)
         with suppress(jax.errors.JaxRuntimeError):
             jax.distributed.shutdown()
-        _leave("", 2)
+        leave("", 2)
     except Exception as error:
-        if _is_loss(error):
-            _leave(f"{_runtime.sentence} ({_first_line(error)})", LOST)
+        if is_loss(error):
+            leave(f"{_last_words.sentence} ({_first_line(error)})", LOST)
         traceback.print_exc()
-        _leave("", 1)
+        leave("", 1)
     jax.distributed.shutdown()
-
-
-@contextmanager
-def first_process_first(name: str) -> Iterator[None]:
-    """Process 0 does what is inside, then all others: it fills a cache that they read. All or none of them call it."""
-    if jax.process_index() == 0:
-        try:
-            yield
-        finally:
-            meet(name)
-    else:
-        meet(name)
-        yield
-
-
-def meet(name: str) -> None:
-    """Waits until all processes are here; `name` is the same on all of them."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def first_process_says(number: int) -> int:
-    """What process 0 passes (int32), on all processes."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def all_agree(flag: bool) -> bool:
-    """Whether every process passes True; the same answer on all."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.all(multihost_utils.process_allgather(np.bool_(flag))))
-
-
-class AnyProcess:
-    """Whether any process raises its flag, asked by all once a step: the same answer on all, at the same step.
-
-    On several processes that is the answer to the question of one step before, so that no device waits for the host.
-    """
-
-    def __init__(self, mesh: Mesh):
-        """Asks nothing yet."""
-        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
-        self._previous: jax.Array | None = None
-
-    def __call__(self, flag: bool) -> bool:
-        """Passes this process's flag."""
-        if jax.process_count() == 1:
-            return flag
-        shape = (self._sharding.mesh.size,)
-        flags_ = jax.make_array_from_callback(shape, self._sharding, lambda _: np.array([flag]))
-        previous, self._previous = self._previous, self._any(flags_)
-        return previous is not None and bool(previous)
 
 
 def _with_environment(told: Membership) -> Membership:
@@ -186,7 +121,7 @@ def _join_cluster(timeout_seconds: int) -> bool:
     """By JAX's own detection of TPU pods, Slurm and Open MPI; False where there is none of them."""
     if os.environ.get("SLURM_NTASKS") == "1":
         return False  # JAX would leave such a task the first of its GPUs alone
-    _runtime.expect_abort(f"the processes of this run did not meet within {timeout_seconds} s: start all of them", 2)
+    _last_words.expect_abort(f"the processes of this run did not meet within {timeout_seconds} s: start all of them", 2)
     try:
         _initialize(initialization_timeout=timeout_seconds)
     except ValueError as error:
@@ -194,7 +129,7 @@ def _join_cluster(timeout_seconds: int) -> bool:
             raise
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         return True
-    _runtime.stop_expecting()
+    _last_words.stop_expecting()
     return False
 
 
@@ -215,7 +150,7 @@ def _join_at(told: Membership, timeout_seconds: int) -> bool:
         _check_free(address, int(port))
     else:
         _await_answer(address, (host.strip("[]"), int(port)), timeout_seconds)
-    _runtime.expect_abort(
+    _last_words.expect_abort(
         f"the {count} processes of this run did not meet at {address} within {timeout_seconds} s: start all of them, "
         "each with a --process_id of its own",
         2,
@@ -261,61 +196,6 @@ def _await_answer(name: str, address: tuple[str, int], timeout_seconds: int) -> 
                     f"({error.strerror or 'no answer'}): start it too, or mend --coordinator."
                 ) from error
         time.sleep(0.2)
-
-
-class _Runtime:
-    """The last words of a process that JAX's runtime ends.
-
-    The runtime calls abort() from a thread of its own when it loses the coordinator, or hears no heartbeat. That would
-    leave a C++ stack trace and no advice, so SIGABRT is caught. Python's own handlers run in the main thread, to which
-    abort() does not return: hence ctypes, whose callback runs in the thread that aborts.
-    """
-
-    def __init__(self) -> None:
-        self.sentence, self._status = "", LOST
-        self._handler: Any = None
-
-    def expect_abort(self, sentence: str, status: int) -> None:
-        """From now on, an abort prints the sentence and ends with the exit status."""
-        self.sentence, self._status = sentence, status
-        if self._handler is None:
-            self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(self.sentence, self._status))
-            self._signal(self._handler)
-
-    def stop_expecting(self) -> None:
-        """An abort is one again."""
-        if self._handler is not None:
-            self._signal(None)
-            self._handler = None
-
-    @staticmethod
-    def _signal(handler: Any) -> None:
-        function = ctypes.CDLL(None).signal
-        function.argtypes, function.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-        function(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p) if handler else None)
-
-
-_runtime = _Runtime()
-_leaving = threading.Lock()
-
-
-def _leave(sentence: str, status: int) -> NoReturn:
-    """Ends the process without waiting for any other; where two threads come to that, the first one speaks."""
-    _leaving.acquire()
-    if sentence:
-        print(f"error: {sentence}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-def _is_loss(error: BaseException | None) -> bool:
-    while error is not None:
-        text = str(error).lower()
-        if any(sign in text for sign in _SIGNS_OF_LOSS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from transnormer_jax.distributed import processes
+from transnormer_jax.distributed import agreement
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config
 from transnormer_jax.training.step import TrainState
@@ -103,7 +103,7 @@ class Checkpoints:
         # File systems differ in when they show a new directory: process 0 says which steps there are.
         steps = sorted(self._manager.all_steps())
         tried, broken = 0, dict[int, str]()
-        while (step := processes.first_process_says(steps.pop() if steps else -1)) >= 0:
+        while (step := agreement.first_process_says(steps.pop() if steps else -1)) >= 0:
             tried += 1
             restored, reason = None, "another process cannot read it"
             try:
@@ -113,7 +113,7 @@ class Checkpoints:
             except Exception as error:
                 # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
                 reason = _first_line(error)
-            if not processes.all_agree(restored is not None) or restored is None:
+            if not agreement.all_agree(restored is not None) or restored is None:
                 broken[step] = reason
                 continue
             self._set_aside(broken)
@@ -168,7 +168,7 @@ class Checkpoints:
                 aside = aside.with_name(aside.name + "_")
             (self._directory / str(step)).rename(aside)
             print(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}.")
-        processes.meet("broken checkpoints are set aside")
+        agreement.meet("broken checkpoints are set aside")
         self._manager.reload()
 
     @contextmanager
@@ -224,14 +224,14 @@ def restore_params(workdir: Path, abstract: PyTree, step: int | None = None) -> 
     target = jax.tree.map(described, abstract)
     tried = 0
     with ocp.StandardCheckpointer(multiprocessing_options=_each_for_itself()) as checkpointer:
-        while (step := processes.first_process_says(steps.pop() if steps else -1)) >= 0:
+        while (step := agreement.first_process_says(steps.pop() if steps else -1)) >= 0:
             tried += 1
             params, reason = None, "another process cannot read it"
             try:
                 params = checkpointer.restore(directory / str(step) / "params", target)
             except Exception as error:  # as in Checkpoints.restore
                 reason = _first_line(error)
-            if processes.all_agree(params is not None):
+            if agreement.all_agree(params is not None):
                 return step, params
             print(f"warning: checkpoint {step} is broken ({reason}); trying the one before.", file=sys.stderr)
     if not tried:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from transnormer_jax.distributed import make_mesh, processes
+from transnormer_jax.distributed import agreement, make_mesh
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.placement import check_mesh
@@ -40,7 +40,7 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     split = split or config.data.eval_split
     check_mesh(config, mesh)
     run = load_workdir(workdir, mesh)
-    with processes.first_process_first("the data are prepared"):
+    with agreement.first_process_first("the data are prepared"):
         evaluate = load_evaluation(config, run.tokenizer, mesh, split)
     with jax.set_mesh(mesh):
         result = evaluate(run.params)

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import make_mesh, placement_table, processes
+from transnormer_jax.distributed import agreement, make_mesh, placement_table
 from transnormer_jax.errors import UserError
 from transnormer_jax.tasks import Batch, Params, Task
 from transnormer_jax.training.batches import batches_on_mesh
@@ -47,7 +47,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     schedule = make_schedule(config.optimizer, config.num_steps)
-    with processes.first_process_first("the data are prepared"):
+    with agreement.first_process_first("the data are prepared"):
         problem = load_problem(config, mesh)
     task, rows = problem.task, problem.rows
 
@@ -123,7 +123,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         with progress.pause():
             checkpoints.save(state, rows=rows_read)
 
-    any_process = processes.AnyProcess(mesh)
+    any_process = agreement.AnyProcess(mesh)
     watchdog = Watchdog(config.watchdog_seconds)
     try:
         with StopSignal() as stop, checkpoints, watchdog, jax.set_mesh(mesh):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from transnormer_jax.data import ByteTokenizer, DataConfig, dataset, load_split
+from transnormer_jax.data import ByteTokenizer, DataConfig, load_split, splits
 from transnormer_jax.errors import UserError
 
 BYTES = ByteTokenizer()
@@ -89,7 +89,7 @@ def test_any_tfds_dataset_with_text_and_any_of_its_splits(tmp_path):
 
 def test_a_second_call_only_opens_files(tmp_path, monkeypatch):
     first = texts(reviews(tmp_path), "train")
-    monkeypatch.setattr(dataset, "read_records", pytest.fail)
+    monkeypatch.setattr(splits, "read_records", pytest.fail)
     assert texts(reviews(tmp_path), "train") == first
 
 

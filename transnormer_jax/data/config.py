@@ -1,0 +1,115 @@
+"""Which corpus and which tokenizer: the part of a configuration that is about data."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from transnormer_jax.data.catalog import find_entry
+from transnormer_jax.errors import UserError, did_you_mean
+
+_AMOUNTS = ("weight", "epochs")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What to train and evaluate on.
+
+    Attributes:
+      dataset: `"python_source"`, `"plain_text"`, a name in `catalog.CATALOG` (`"imdb_reviews"`, `"glue/sst2"`,
+        `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`, `"wiki40b/en:1.3.0"`).
+      files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, parted by
+        commas, see `text_files.find_files`. For a dataset of the catalog: the
+        directory of its unpacked files, as the docstring of its builder says; empty for TFDS's own copy of it.
+      documents: for `plain_text`: `"file"`, `"line"`, `"marked"` or `"conversation"`, see `text_files.read_documents`.
+      held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
+      tokenizer: a name for `load_tokenizer`.
+      data_dir: local directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`).
+      train_split: a TFDS split, such as `"train"` or `"train[:95%]"`.
+      eval_split: a TFDS split.
+      text_feature: the feature that holds a document. Of examples, the feature that is the input (text, an image or
+        numbers); two, parted by a comma, are a pair. Empty: what the catalog says, else `"text"`.
+      label_feature: of examples, the feature that is the label. Empty: what the catalog says, else `"label"`.
+      grey: coloured images become grey ones.
+      mixture: of text: source -> weight, or source -> a dictionary of any of the fields above but `tokenizer` and
+        `data_dir`, with `weight` or `epochs`. Alone, the name is the dataset: {"lm1b": 0.7, "own": {"dataset":
+        "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs` says how often
+        the source is read while the others are read as often as they say.
+    """
+
+    dataset: str = "python_source"
+    files: str = ""
+    documents: str = "file"
+    held_out: float = 0.01
+    tokenizer: str = "bytes"
+    data_dir: str = ""
+    train_split: str = "train"
+    eval_split: str = "validation"
+    text_feature: str = ""
+    label_feature: str = ""
+    grey: bool = False
+    mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Raises UserError where the mixture has no meaning."""
+        self.sources()
+        self.amounts()
+
+    def sources(self) -> "dict[str, DataConfig]":
+        """The configuration of each dataset of the mixture by name; without a mixture, this one by its dataset's.
+
+        Raises:
+          UserError: a source has an unknown field, or one that belongs to the whole mixture.
+        """
+        if not self.mixture:
+            return {self.dataset: self}
+        return {name: self._source(name) for name in self.mixture}
+
+    def _source(self, name: str) -> "DataConfig":
+        fields = _source_fields(self.mixture[name])
+        known = {field.name for field in dataclasses.fields(self)} - {"mixture", "tokenizer", "data_dir"}
+        for field in fields.keys() - known - set(_AMOUNTS):
+            raise UserError(f"unknown config key config.data.mixture.{name}.{field}: {did_you_mean(field, known)}")
+        own = {"dataset": name} | {field: value for field, value in fields.items() if field in known}
+        return DataConfig(tokenizer=self.tokenizer, data_dir=self.data_dir, **own)
+
+    def amounts(self) -> tuple[str, dict[str, float]]:
+        """How much of every source is wanted: ("weight" or "epochs", name -> number).
+
+        Raises:
+          UserError: a source has not one positive number, or some have `weight` and some `epochs`.
+        """
+        amounts = {}
+        for name, source in self.mixture.items():
+            fields = _source_fields(source)
+            given = [kind for kind in _AMOUNTS if kind in fields]
+            if len(given) != 1 or not 0 < fields[given[0]] < math.inf:
+                raise UserError(
+                    f"source {name!r} of the mixture needs one positive number, its `weight` or its `epochs`: "
+                    "give it, or leave the source out."
+                )
+            amounts[name] = (given[0], float(fields[given[0]]))
+        kinds = {kind for kind, _ in amounts.values()} or {"weight"}
+        if len(kinds) > 1:
+            raise UserError("some sources of the mixture have `weight` and some `epochs`: give all of them the same.")
+        return kinds.pop(), {name: amount for name, (_, amount) in amounts.items()}
+
+    @property
+    def input_features(self) -> tuple[str, ...]:
+        """The features that are the input."""
+        if self.text_feature:
+            return tuple(name.strip() for name in self.text_feature.split(","))
+        entry = find_entry(self.dataset)
+        return entry.inputs if entry else ("text",)
+
+    @property
+    def target_feature(self) -> str:
+        """The feature that is the label; empty if there is none."""
+        if self.label_feature:
+            return self.label_feature
+        entry = find_entry(self.dataset)
+        return entry.label if entry else "label"
+
+
+def _source_fields(source: Any) -> dict[str, Any]:
+    return dict(source) if isinstance(source, Mapping) else {"weight": source}
