@@ -9,10 +9,6 @@ from pathlib import Path
 # TRANSNORMER_TEST_PLATFORM=cuda is for tests/gpu, which keep the CPU for the definition in float64.
 os.environ["JAX_PLATFORMS"] = "cuda,cpu" if os.environ.get("TRANSNORMER_TEST_PLATFORM") == "cuda" else "cpu"
 
-# Nearly all of the time of a test goes into compiling small programs: LLVM need not optimise them. XLA's own passes,
-# whose programs some tests read, are as ever; so are the commands that tests start, which set XLA_FLAGS for themselves.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-
 # What one process of this run has compiled, the others and the commands that tests start find. Workers inherit it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="compiled.")

@@ -1,5 +1,7 @@
 """The Linear Transformer's attention, layer and recurrence against outputs of the reference implementation."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from transnormer_jax.ops import activation, linear_attention, normalized_linear_
 # Relative to the root mean square of each array; the operator is float32, and so is the reference where it is causal.
 TOLERANCE = 2e-5
 
+# Compiled without LLVM's optimisations, which take half of the time of these tests.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 phi = activation("1+elu")
 
 
@@ -26,7 +30,7 @@ def value_and_gradients(function, operands, cotangent):
         out, pull_back = jax.vjp(function, *operands)
         return out, pull_back(cotangent)
 
-    return jax.jit(run)(*operands)
+    return jit(run)(*operands)
 
 
 def assert_golden(actual, expected):
@@ -51,7 +55,7 @@ def test_attention_and_gradients(file):
     for name, gradient in zip("qkv", gradients, strict=True):
         assert_golden(gradient, golden[f"grad/{name}"])
 
-    out = jax.jit(lambda q, k, v: normalized_linear_attention(q, k, v, causal=causal, segment_ids=ids)[0])(
+    out = jit(lambda q, k, v: normalized_linear_attention(q, k, v, causal=causal, segment_ids=ids)[0])(
         jnp.pad(phi(q), more), phi(k), v
     )
     real = np.asarray(ids[:, :num_queries]) != 0
@@ -73,7 +77,7 @@ def test_recurrence():
     golden = load("lt_recurrent")
     q, k, v = (jnp.asarray(golden[f"in/{name}"]) for name in "qkv")
     state = jnp.zeros((2, 2, 8, 7))
-    advance = jax.jit(lambda q, k, v, state: normalized_linear_attention(phi(q), phi(k), v, initial_state=state))
+    advance = jit(lambda q, k, v, state: normalized_linear_attention(phi(q), phi(k), v, initial_state=state))
     for step in range(15):
         now = slice(step, step + 1)
         out, state = advance(q[:, now], k[:, now], v[:, now], state)
@@ -119,7 +123,7 @@ def test_encoder_in_parallel_and_step_by_step():
             f"norm2_{layer}": norm(f"{theirs}.norm2"),
         }
     x = jnp.asarray(golden["in/x"])
-    apply = jax.jit(Encoder().apply)
+    apply = jit(Encoder().apply)
     out, _ = apply({"params": params}, x, Tokens(jnp.arange(20)[None]), [None, None])
     assert_golden(out, golden["out/y"])
 

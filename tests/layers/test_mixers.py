@@ -27,6 +27,9 @@ from transnormer_jax.ops import token_positions
 LENGTH, NUM_HEADS, HEAD_DIM, BLOCK = 509, 2, 30, 8
 MODEL_DIM = NUM_HEADS * HEAD_DIM
 
+# Compiled without LLVM's optimisations, which take half of the time of these tests.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 
 class Mixer(NamedTuple):
     """A row of the table.
@@ -79,7 +82,7 @@ class Case:
         self.rng = np.random.default_rng([ord(letter) for letter in mixer.name + direction])
         self.module = mixer.build(num_heads=NUM_HEADS, causal=direction == "causal")
         self.variables = self.parameters()
-        self.apply = jax.jit(self.module.apply)
+        self.apply = jit(self.module.apply)
 
     def normal(self, *shape: int):
         return jnp.asarray(self.rng.standard_normal(shape), jnp.float32)
@@ -110,7 +113,7 @@ class Case:
 
         x = jax.ShapeDtypeStruct((1, LENGTH, MODEL_DIM), jnp.float32)
         ids = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
-        return jax.jit(run).lower(self.variables, x, ids, x).compile()
+        return jit(run).lower(self.variables, x, ids, x).compile()
 
 
 case_of = functools.cache(Case)
@@ -219,7 +222,7 @@ def test_bfloat16(mixer, direction):
     case = case_of(mixer, direction)
     module = mixer.build(num_heads=NUM_HEADS, causal=direction == "causal", dtype=jnp.dtype("bfloat16"))
     x = case.normal(2, 3 * BLOCK, MODEL_DIM)
-    out, _ = jax.jit(module.apply)(case.variables, x, places(3 * BLOCK))
+    out, _ = jit(module.apply)(case.variables, x, places(3 * BLOCK))
     assert out.dtype == jnp.bfloat16
     expected = case.alone(x)
     assert np.sqrt(np.mean(np.square(out.astype(jnp.float32) - expected))) < 0.05 * np.std(expected)

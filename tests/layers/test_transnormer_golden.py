@@ -1,5 +1,7 @@
 """NormAttention, DiagAttention, the GLU, LRPE and SimpleRMSNorm against outputs of the authors' code."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from transnormer_jax.ops import householder, rotary, rotary_frequencies, simple_
 # Relative to the root mean square of each array.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
 
+# Compiled without LLVM's optimisations, which take half of the time of these tests.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 each_precision = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
@@ -40,7 +44,7 @@ def check_attention(module, golden, dtype):
     x = jnp.asarray(golden["in/x"], dtype)
     tokens = Tokens(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
 
-    @jax.jit
+    @jit
     def run(params, x, cotangent):
         out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, tokens)[0], params, x)
         return out, *pull_back(cotangent)

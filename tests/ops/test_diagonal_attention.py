@@ -10,6 +10,9 @@ import pytest
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import DiagonalState, diagonal_attention, resume_diagonal_attention
 
+# Compiled without LLVM's optimisations, which take half of the time of these tests.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
 IDS = [
     [5] * 11 + [2] * 7 + [9] * 5,
     [0] * 3 + [4] * 13 + [0] * 2 + [1] * 4 + [0],
@@ -47,7 +50,7 @@ def operands(length=23):
 def test_equals_the_dense_form(weights, causal, block_size):
     q, k, v = operands()
     options = {"block_size": block_size, "weights": weights, "causal": causal}
-    attention = jax.jit(functools.partial(diagonal_attention, **options))
+    attention = jit(functools.partial(diagonal_attention, **options))
     out = attention(q, k, v)
     np.testing.assert_allclose(out, dense(q, k, v, block_size, weights, causal, np.ones((2, 23))), atol=2e-6)
     out = attention(q, k, v, segment_ids=jnp.array(IDS, jnp.int32))
@@ -58,7 +61,7 @@ def test_equals_the_dense_form(weights, causal, block_size):
 def test_any_cut_into_calls_gives_the_same(weights):
     q, k, v = operands()
     expected = diagonal_attention(q, k, v, block_size=4, weights=weights, causal=True)
-    resume = jax.jit(functools.partial(resume_diagonal_attention, weights=weights))
+    resume = jit(functools.partial(resume_diagonal_attention, weights=weights))
     for lengths in ([1] * 9 + [14], [3, 14, 3, 3], [23]):
         state = DiagonalState(jnp.zeros((2, 4, 3, 8)), jnp.zeros((2, 4, 3, 5)))
         outputs, start = [], 0

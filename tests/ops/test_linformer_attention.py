@@ -95,7 +95,9 @@ def project(kind, x, segment_ids):
     if kind == "learned":
         return project_length(x, jnp.asarray(rng.normal(size=(7, 30)), jnp.float32), segment_ids), None
     if kind == "convolution":
-        return convolve_length(x, jnp.asarray(rng.normal(size=(5, 8, 8)), jnp.float32), segment_ids)
+        # Of the size of an initial kernel: sums of 40 numbers of order 1 would round by more than what is compared.
+        kernel = rng.normal(size=(5, 8, 8)) / np.sqrt(5 * 8)
+        return convolve_length(x, jnp.asarray(kernel, jnp.float32), segment_ids)
     return pool_length(x, 5, kind, segment_ids)
 
 
