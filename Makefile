@@ -22,9 +22,9 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# The documentation as a site in site/; a warning is an error.
+# The documentation as a site in site/. A warning is an error, which it is not to mkdocs under --quiet.
 docs: $(VENV)/installed-dev
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
 
 # Run every notebook from its first cell to its last.
 notebooks: $(VENV)/installed-dev

@@ -4,11 +4,8 @@ README.md becomes the first page; CHANGELOG.md, CONTRIBUTING.md, every notebook,
 file that a document names become pages too, so that a link works on GitHub and on the site.
 """
 
-import base64
 import html
 import importlib
-import itertools
-import json
 import posixpath
 import re
 from pathlib import Path
@@ -18,6 +15,7 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -29,7 +27,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the generated pages, and the pictures and records that documents name."""
     pages = {new: (ROOT / old).read_text() for old, new in MOVED.items()}
     for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
-        pages[f"notebooks/{notebook.stem}.md"] = notebook_page(json.loads(notebook.read_text()))
+        names = {"unique_key": notebook.stem}
+        pages[f"notebooks/{notebook.stem}.md"], made = MarkdownExporter().from_filename(str(notebook), names)
+        for name, picture in made["outputs"].items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
     pages |= {f"api/{room}.md": api_page(room) for room in ROOMS}
     pages["api/index.md"] = api_index()
     documents = pages | {file.src_uri: file.content_string for file in files.documentation_pages()}
@@ -37,7 +38,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for target in named_files(page, text):
             if target.startswith("docs/") or (ROOT / target).is_dir() or target in MOVED:
                 continue
-            elif Path(target).suffix in (".py", ".toml", ".yml", ".sh", ""):
+            if Path(target).suffix in (".py", ".toml", ".yml", ".sh", ""):
                 pages[source_uri(target)] = source_page(target)
             elif files.get_file_from_path(target) is None:
                 files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
@@ -113,32 +114,6 @@ def api_page(room: str) -> str:
         home = getattr(getattr(module, name), "__module__", None) or module.__name__
         blocks.append(f"::: {home if home.startswith('transnormer_jax') else module.__name__}.{name}")
     return "\n\n".join(blocks) + "\n"
-
-
-def notebook_page(notebook: dict[str, Any]) -> str:
-    """A notebook's cells and outputs as Markdown."""
-    parts = []
-    for cell in notebook["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            parts.append(source)
-            continue
-        parts.append(f"```python\n{source}\n```")
-        # What is printed while a figure is drawn comes in pieces.
-        for kind, outputs in itertools.groupby(cell["outputs"], key=lambda output: output["output_type"]):
-            pieces = list(outputs)
-            merged = [{"text": [line for piece in pieces for line in piece["text"]]}] if kind == "stream" else pieces
-            parts += [_output(output) for output in merged]
-    return "\n\n".join(parts) + "\n"
-
-
-def _output(output: dict[str, Any]) -> str:
-    data = output.get("data", {})
-    if "image/png" in data:
-        image = base64.b64encode(base64.b64decode("".join(data["image/png"]))).decode()
-        return f"![figure](data:image/png;base64,{image})"
-    text = output.get("text") or data.get("text/plain") or ""
-    return f"```{{.text .output}}\n{''.join(text).rstrip()}\n```"
 
 
 def _inline(match: re.Match[str]) -> str:

@@ -83,7 +83,7 @@ def _shipped() -> dict[str, Path]:
 
 def _with_config_path(argument: str) -> str:
     name, _, value = argument.partition("=")
-    is_name = name == "--config" and value in _shipped() and not Path(value).exists()
+    is_name = name == "--config" and value in _shipped() and not Path(value).is_file()
     return f"--config={_shipped()[value]}" if is_name else argument
 
 

@@ -90,8 +90,9 @@ def test_metrics_are_complete(finished):
     lines = metrics_of(finished)
     assert lines[0]["compile_seconds"] > 0
     step = next(line for line in lines if line["step"] == 20)
-    for name in ("loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second", "peak_memory_gb"):
-        assert step[name] > 0, name
+    for name in ("loss", "accuracy", "grad_norm", "learning_rate", "tokens_per_second", "tflops_per_second_per_device"):
+        assert np.isfinite(step[name])
+    assert step["peak_memory_gb"] > 0
     assert step["skipped_steps"] == 0
     assert "mfu" not in step  # nobody knows the peak of a CPU
     assert lines[-1]["eval/bits_per_byte"] > 0

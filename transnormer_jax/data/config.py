@@ -17,7 +17,7 @@ class DataConfig:
 
     Attributes:
       dataset: `"python_source"`, `"plain_text"`, a name in `catalog.CATALOG` (`"imdb_reviews"`, `"glue/sst2"`,
-        `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`, `"wiki40b/en:1.3.0"`).
+        `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`).
       files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, parted by
         commas, see `text_files.find_files`. For a dataset of the catalog: the
         directory of its unpacked files, as the docstring of its builder says; empty for TFDS's own copy of it.
