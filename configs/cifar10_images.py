@@ -15,15 +15,19 @@ and of 1 for softmax. That code clips the gradient of each parameter by itself; 
 Made for one GPU. It has not been run.
 """
 
-from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    preset = TransNormerConfig.preset(
-        "linear_transformer", num_layers=16, max_length=3072, lsh_chunk=37, lsh_buckets=64, dtype="float32"
+    config = default_config(
+        "transnormer",
+        preset="linear_transformer",
+        num_layers=16,
+        max_length=3072,
+        lsh_chunk=37,
+        lsh_buckets=64,
+        dtype="float32",
     )
-    config = default_config("transnormer", **vars(preset))
     config.task.name = "images"
     config.data.dataset = "cifar10"
     config.data.eval_split = "test"

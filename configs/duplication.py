@@ -17,13 +17,13 @@ Made for one GPU. It has not been run in full; `python -m benchmarks.study --nam
 CPU cores.
 """
 
-from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    preset = TransNormerConfig.preset(
-        "linear_transformer",
+    config = default_config(
+        "transnormer",
+        preset="linear_transformer",
         vocab_size=11,
         num_layers=4,
         max_length=128,
@@ -33,7 +33,6 @@ def get_config():
         lsh_buckets=64,
         dtype="float32",
     )
-    config = default_config("transnormer", **vars(preset))
     config.task.name = "duplication"
     config.num_steps = 10_000
     config.batch_size = 64

@@ -15,13 +15,13 @@ learning rate are not published, those below are ours.
 Made for eight GPUs. It has not been run.
 """
 
-from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    preset = TransNormerConfig.preset(
-        "masked_lm",
+    config = default_config(
+        "transnormer",
+        preset="masked_lm",
         attention="linformer",
         linformer_dim=(128,),
         linformer_sharing="layerwise",
@@ -29,7 +29,6 @@ def get_config():
         feed_forward_dim=3072,
         norm="layer_norm",
     )
-    config = default_config("transnormer", **vars(preset))
     config.task.name = "masked_lm"
     config.data.dataset = "plain_text"
     config.data.documents = "marked"

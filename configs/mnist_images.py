@@ -16,13 +16,11 @@ Made for one GPU. It has not been run in full; `python -m benchmarks.study --nam
 cores.
 """
 
-from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    preset = TransNormerConfig.preset("linear_transformer", lsh_chunk=29, lsh_buckets=64, dtype="float32")
-    config = default_config("transnormer", **vars(preset))
+    config = default_config("transnormer", preset="linear_transformer", lsh_chunk=29, lsh_buckets=64, dtype="float32")
     config.task.name = "images"
     config.data.dataset = "mnist"
     config.data.eval_split = "test"

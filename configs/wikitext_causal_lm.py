@@ -39,5 +39,4 @@ def get_config():
     config.checkpoint_every = 2000
     config.evaluation.every = 2000
     config.evaluation.batch_size = 64
-    config.evaluation.window = 512
     return config

@@ -13,13 +13,11 @@ Made for eight GPUs as published (4 rows on each, accumulated 16 times). It has 
 hand. All settings are the published ones, but for dropout within attention (0.1), which the attentions here have not.
 """
 
-from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    preset = TransNormerConfig.preset("masked_lm", attention="t2")
-    config = default_config("transnormer", **vars(preset))
+    config = default_config("transnormer", preset="masked_lm", attention="t2")
     config.task.name = "masked_lm"
     config.data.dataset = "wikitext"
     config.num_steps = 50_000

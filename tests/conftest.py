@@ -23,6 +23,8 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most tests compile for longer than they run.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Grain reads absl flags in its workers; pytest never parses them.
 flags.FLAGS(sys.argv[:1])

@@ -31,7 +31,7 @@ def run(main: Callable[[], None]) -> None:
             print(command_help())
             return
         logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell of every step they take.
-        sys.argv[1:] = [_with_config_path(argument) for argument in sys.argv[1:]]
+        sys.argv[1:] = _with_config_path(sys.argv[1:])
         _check_config_arguments(sys.argv[1:])
         try:
             left_over = flags.FLAGS(sys.argv)[1:]
@@ -81,10 +81,16 @@ def _shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(directory.glob("*.py"))}
 
 
-def _with_config_path(argument: str) -> str:
-    name, _, value = argument.partition("=")
-    is_name = name == "--config" and value in _shipped() and not Path(value).is_file()
-    return f"--config={_shipped()[value]}" if is_name else argument
+def _with_config_path(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the file of a named configuration; `--config NAME` is `--config=NAME`."""
+    given = iter(arguments)
+    found = []
+    for argument in given:
+        argument = f"--config={next(given, '')}" if argument == "--config" else argument
+        name, _, value = argument.partition("=")
+        is_name = name == "--config" and value in _shipped() and not Path(value).is_file()
+        found.append(f"--config={_shipped()[value]}" if is_name else argument)
+    return found
 
 
 def _check_config_arguments(arguments: Sequence[str]) -> None:
@@ -93,7 +99,7 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
     path = values.get("--config")
     if path is not None and not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}: {did_you_mean(Path(path).stem, _shipped())}")
-    config = default_config() if path is None else runpy.run_path(path)["get_config"]()
+    config = default_config() if path is None else _config_of(path)
     known = [f"--config.{key}" for key in _keys(config)]
     for argument in arguments:
         name = argument.partition("=")[0]
@@ -101,6 +107,13 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
             section = name.rpartition(".")[0] + "."
             beside = [key for key in known if key.startswith(section)]
             raise UserError(f"unknown config key {name}: {did_you_mean(name, beside or known)}")
+
+
+def _config_of(path: str) -> ConfigDict:
+    names = runpy.run_path(path)
+    if "get_config" not in names:
+        raise UserError(f"{path!r} has no function get_config(): see the files in configs/ for what it returns.")
+    return names["get_config"]()
 
 
 def _keys(config: ConfigDict) -> Iterator[str]:

@@ -27,8 +27,10 @@ from transnormer_jax import command
 from transnormer_jax.distributed import make_mesh, placement_table
 from transnormer_jax.distributed.topology import Topology, load_topology
 from transnormer_jax.errors import UserError
-from transnormer_jax.training.compilation import STEPS, compile_step, placed_parameters
+from transnormer_jax.training.compilation import STEPS, compile_step
 from transnormer_jax.training.config import Config
+from transnormer_jax.training.placement import abstract_params, place_params
+from transnormer_jax.training.problem import make_task
 from transnormer_jax.training.sweep import rank, sweep, table
 
 _CONFIG = command.define_config_flag()
@@ -46,7 +48,8 @@ def main() -> None:
     config = command.read_config_flag(_CONFIG)
     topology = load_topology(_TOPOLOGY.value)
     if _PARAMETERS.value:
-        print(placement_table(placed_parameters(config, make_mesh(config.mesh, topology.devices))))
+        params = abstract_params(make_task(config))
+        print(placement_table(place_params(params, make_mesh(config.mesh, topology.devices))))
     if _SWEEP.value:
         if _STEP.value != "train":
             raise UserError("--sweep is for the training step: leave out --step.")

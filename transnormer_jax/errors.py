@@ -31,3 +31,8 @@ def fail(message: str) -> NoReturn:
     """Prints `error: message` to stderr and exits with status 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, for a sentence about it."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

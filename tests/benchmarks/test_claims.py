@@ -64,7 +64,7 @@ def workdir(corpus, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("runs") / "small"
     write_config(directory, config)
     params = jax.jit(make_task(config).init)(jax.random.key(0))
-    with Checkpoints(directory, keep=1, config=config, tokenizer="bytes-1") as checkpoints:
+    with Checkpoints(directory, config=config, tokenizer="bytes-1") as checkpoints:
         checkpoints.save(TrainState(jnp.array(2), params, {"count": jnp.zeros(())}), rows=0)
     return directory
 

@@ -19,7 +19,7 @@ from transnormer_jax.distributed.processes import Membership
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM
 from transnormer_jax.tasks import CausalLM
-from transnormer_jax.training.checkpoints import restore_params
+from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.workdir import read_config
 
 STEPS = 12

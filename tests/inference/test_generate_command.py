@@ -26,7 +26,7 @@ def workdir(tmp_path_factory):
     params = TransNormerLLM(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     config = Config(model=model)
     write_config(workdir, config)
-    with Checkpoints(workdir, keep=1, config=config, tokenizer="") as checkpoints:
+    with Checkpoints(workdir, config=config, tokenizer="") as checkpoints:
         checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
     return workdir
 

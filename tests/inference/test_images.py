@@ -131,7 +131,7 @@ def workdir(tmp_path_factory):
     }
     config = Config.from_dict(values)
     write_config(directory, config)
-    with Checkpoints(directory, keep=1, config=config, tokenizer="") as checkpoints:
+    with Checkpoints(directory, config=config, tokenizer="") as checkpoints:
         checkpoints.save(TrainState(jnp.zeros((), jnp.int32), params, [jnp.zeros(())]), rows=0)
     write_config(directory / "language_model", Config())
     return directory, config

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 
 import pytest
 
@@ -11,7 +12,7 @@ pytest.importorskip("matplotlib")
 from tests.commands import assert_fails, run
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.report import contents
-from transnormer_jax.report.page import render
+from transnormer_jax.report.page import known, render
 from transnormer_jax.training import Config, load_workdir, train
 
 
@@ -65,6 +66,28 @@ def test_the_page_says_what_the_run_wrote(workdir):
     assert [text for text in page.of("pre") if text.startswith("<b>3 and ")] == samples
     assert text.count("<svg") == 6 + 2  # no MFU on a CPU
     assert '"vocab_size": 259' in "".join(page.of("pre"))
+
+
+def test_a_run_that_was_killed_or_diverged_has_a_page(workdir, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    whole = (copy / "metrics.jsonl").read_text()
+    (copy / "metrics.jsonl").write_text(whole + '{"step": 5, "loss": null}\n{"step": 6, "lo')
+    for file in (copy / "checkpoints" / "2" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:20])
+    page = Page(render(copy, "", 1, 0.0))
+    assert page.of("h3") == ["Step 4"]
+    assert "no sample of step 2" in capsys.readouterr().err
+
+
+def test_the_sources_of_a_mixture_have_a_line_each():
+    metrics = {"loss": [(1, 2.0)], "eval/a/loss": [(1, 3.0)], "eval/b/loss": [(1, 4.0)], "eval/a/bits_per_byte": []}
+    assert known({"training": "loss", "held out": "eval/loss"}, metrics) == {
+        "training": [(1, 2.0)],
+        "held out, a": [(1, 3.0)],
+        "held out, b": [(1, 4.0)],
+    }
 
 
 def test_the_page_needs_nothing_besides_itself(workdir):

@@ -95,7 +95,7 @@ def test_a_disk_too_full_for_a_line_of_metrics_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize("gone", ["step", "params"])
 def test_a_state_that_was_donated_is_not_saved(tmp_path, gone):
     config = tiny(tmp_path)
-    with Checkpoints(tmp_path / "run", keep=1, config=config, tokenizer="") as checkpoints:
+    with Checkpoints(tmp_path / "run", config=config, tokenizer="") as checkpoints:
         state = TrainState(jnp.array(3), {"embedding": jnp.ones(2)}, jnp.zeros(2))
         for x in jax.tree.leaves(getattr(state, gone)):
             x.delete()

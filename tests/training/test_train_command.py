@@ -13,7 +13,7 @@ import pytest
 from tests.commands import assert_fails, run, start, write_tiny_config
 from transnormer_jax.models import TransNormerLLM
 from transnormer_jax.tasks import CausalLM
-from transnormer_jax.training.checkpoints import restore_params
+from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.workdir import read_config
 
 pytestmark = pytest.mark.slow

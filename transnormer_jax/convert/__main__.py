@@ -23,7 +23,7 @@ from transnormer_jax.convert.hugging_face import copy_tokenizer, empty_params, l
 from transnormer_jax.convert.model_card import model_card
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-from transnormer_jax.training.checkpoints import restore_params
+from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.workdir import load_params, read_config, write_model
 
 _FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to read: config.json, weights, tokenizer.")

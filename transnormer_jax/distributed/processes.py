@@ -22,7 +22,7 @@ import jax
 from absl import flags
 
 from transnormer_jax.distributed.last_words import LOST, LastWords, is_loss, leave
-from transnormer_jax.errors import UserError
+from transnormer_jax.errors import UserError, first_line
 
 # A dead machine is noticed after this time; a dead process, whose connections close, at once.
 _HEARTBEAT_SECONDS = 30
@@ -95,7 +95,7 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
         leave("", 2)
     except Exception as error:
         if is_loss(error):
-            leave(f"{_last_words.sentence} ({_first_line(error)})", LOST)
+            leave(f"{_last_words.sentence} ({first_line(error)})", LOST)
         traceback.print_exc()
         leave("", 1)
     jax.distributed.shutdown()
@@ -196,10 +196,6 @@ def _await_answer(name: str, address: tuple[str, int], timeout_seconds: int) -> 
                     f"({error.strerror or 'no answer'}): start it too, or mend --coordinator."
                 ) from error
         time.sleep(0.2)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 class _Numbered:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ import numpy.typing as npt
 from transnormer_jax.data import load_split
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
-from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
+from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.models.transnormer_llm import log_decays
 from transnormer_jax.training import load_workdir
-from transnormer_jax.training.checkpoints import saved_steps
+from transnormer_jax.training.metrics import read_metrics
+from transnormer_jax.training.parameters import saved_steps
 from transnormer_jax.training.workdir import Run
 
 _TOKENS_READ = 2048
@@ -39,21 +41,18 @@ class Sample(NamedTuple):
     text: str
 
 
-def read_metrics(workdir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Returns every metric of `metrics.jsonl` as (step, value), the last value where a resumed run has written twice.
+def metrics_by_name(workdir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Returns every metric of a run as (step, value), rising; steps at which it was not finite are left out.
 
     Raises:
       UserError: the run has written none.
     """
-    file = workdir / "metrics.jsonl"
-    if not file.is_file():
-        raise UserError(f"{str(workdir)!r} has no metrics.jsonl: give the workdir of a run of train.py.")
     metrics: dict[str, dict[int, float]] = {}
-    for line in file.read_text().splitlines():
-        values = json.loads(line)
-        step = values.pop("step")
-        for name, value in values.items():
-            metrics.setdefault(name, {})[step] = value
+    for line in read_metrics(workdir):
+        step = line.pop("step")
+        for name, value in line.items():
+            if value is not None:
+                metrics.setdefault(name, {})[step] = value
     return {name: sorted(values.items()) for name, values in metrics.items()}
 
 
@@ -61,7 +60,7 @@ def parameter_table(params: Any) -> list[Parameter]:
     """Returns every parameter with its size and root mean square."""
     return [
         Parameter(
-            "/".join(str(getattr(key, "key", key)) for key in path),
+            jax.tree_util.keystr(path, simple=True, separator="/"),
             "×".join(map(str, x.shape)),
             str(x.dtype),
             x.size,
@@ -72,10 +71,14 @@ def parameter_table(params: Any) -> list[Parameter]:
 
 
 def samples(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) -> Iterator[Sample]:
-    """Yields how every checkpoint on disk goes on from the prompt, from the first to the last."""
+    """Yields how every checkpoint that can be read goes on from the prompt, from the first to the last."""
     for step in saved_steps(workdir):
-        generator = _generator(load_workdir(workdir, step=step))
-        [text] = generator.generate([prompt], max_new_tokens, temperature)
+        try:
+            run = load_workdir(workdir, step=step)
+        except UserError as error:  # damaged, or deleted by a run that goes on
+            print(f"warning: no sample of step {step}: {error}", file=sys.stderr)
+            continue
+        [text] = _generator(run).generate([prompt], max_new_tokens, temperature)
         yield Sample(step, prompt + text)
 
 
@@ -112,4 +115,4 @@ def _layers(states: Sequence[Any]) -> Iterator[npt.NDArray[np.float64]]:
 
 def _generator(run: Run) -> Generator:
     assert isinstance(run.model_config, TransNormerLLMConfig)
-    return Generator(*unstack_layers(run.model_config, run.params), run.tokenizer)
+    return Generator(run.model_config, run.params, run.tokenizer)

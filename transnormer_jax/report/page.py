@@ -1,5 +1,6 @@
 """The page: curves, samples of the checkpoints, the memory of the heads, parameters and configuration."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -9,6 +10,8 @@ from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.report import contents, pictures
 from transnormer_jax.training import load_workdir
 from transnormer_jax.training.workdir import Run
+
+Metrics = Mapping[str, Sequence[tuple[int, float]]]
 
 # Caption, label of the axis, whether it is logarithmic, and the metrics that are its lines.
 _CURVES = (
@@ -20,11 +23,7 @@ _CURVES = (
     ("Share of the device's peak (MFU)", "share", False, {"MFU": "mfu"}),
     ("Held-out bits per byte", "bits per byte", False, {"bits per byte": "eval/bits_per_byte"}),
 )
-_RESULTS = {
-    "eval/loss": "held-out loss",
-    "eval/bits_per_byte": "held-out bits per byte",
-    "eval/accuracy": "held-out accuracy",
-}
+_RESULTS = ("loss", "bits_per_byte", "accuracy")
 
 
 def render(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) -> str:
@@ -39,31 +38,53 @@ def render(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) 
     Raises:
       UserError: `workdir` holds no run, no metrics or no checkpoint.
     """
-    metrics = contents.read_metrics(workdir)
+    metrics = contents.metrics_by_name(workdir)
     run = load_workdir(workdir)
     parameters = contents.parameter_table(run.params)
-    is_llm = isinstance(run.model_config, TransNormerLLMConfig)
-    heads, notes = _heads(run, run.model_config) if isinstance(run.model_config, TransNormerLLMConfig) else ([], [])
+    config = run.model_config
+    samples: list[contents.Sample] = []
+    heads: list[tuple[str, str]] = []
+    notes: list[str] = []
+    if isinstance(config, TransNormerLLMConfig) and run.config.task.name in ("causal_lm", "supervised_lm"):
+        samples = list(contents.samples(workdir, prompt, max_new_tokens, temperature))
+        heads, notes = _heads(run, config)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("transnormer_jax.report", ""), autoescape=True)
     return environment.get_template("page.html.jinja").render(
         title=f"{workdir.resolve().name}: {run.config.architecture}, {run.config.task.name}",
         facts=[
             ("parameters", f"{sum(row.size for row in parameters):,}"),
             ("step", f"{run.step:,} of {run.config.num_steps:,}"),
-            ("data", ", ".join(run.config.data.sources())),
-            *((name, f"{metrics[key][-1][1]:.4f}") for key, name in _RESULTS.items() if key in metrics),
+            ("data", "none" if run.config.task.name == "duplication" else ", ".join(run.config.data.sources())),
+            *(
+                (f"held-out {name}", f"{points[-1][1]:.4f}")
+                for what in _RESULTS
+                for name, points in known({what.replace("_", " "): f"eval/{what}"}, metrics).items()
+            ),
         ],
         curves=[
-            (caption, pictures.curves({name: metrics[key] for name, key in known.items()}, label, log=log))
+            (caption, pictures.curves(there, label, log=log))
             for caption, label, log, lines in _CURVES
-            if (known := {name: key for name, key in lines.items() if key in metrics})
+            if (there := known(lines, metrics))
         ],
-        samples=list(contents.samples(workdir, prompt, max_new_tokens, temperature)) if is_llm else [],
+        samples=samples,
         heads=heads,
         notes=notes,
         parameters=parameters,
         config=contents.config_text(run),
     )
+
+
+def known(lines: Mapping[str, str], metrics: Metrics) -> Metrics:
+    """The lines that there are; of a mixture, `eval/NAME/loss` of every source in place of `eval/loss`."""
+    there = {}
+    for label, key in lines.items():
+        if key in metrics:
+            there[label] = metrics[key]
+        room, _, name = key.rpartition("/")
+        if room:
+            sources = [other for other in metrics if other.startswith(f"{room}/") and other.endswith(f"/{name}")]
+            there |= {f"{label}, {other.split('/')[1]}": metrics[other] for other in sources if other != key}
+    return there
 
 
 def _heads(run: Run, config: TransNormerLLMConfig) -> tuple[list[tuple[str, str]], list[str]]:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from transnormer_jax.models import ImageModel
-from transnormer_jax.tasks.mixture_of_logistics import mixture_of_logistics_nll
+from transnormer_jax.tasks.mixture_of_logistics import likeliest_mean, mixture_of_logistics_nll
 from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
 
@@ -42,10 +42,3 @@ class AutoregressiveImages:
             "bits_per_dim": loss / float(np.log(2)),
             "accuracy": float(totals.correct / totals.predictions),
         }
-
-
-def likeliest_mean(mixtures: Array) -> Array:
-    """The byte at the mean of the component with the largest weight: [..., 3 M] to [...] int32."""
-    logits, means, _ = jnp.split(mixtures, 3, axis=-1)
-    mean = jnp.take_along_axis(means, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[..., 0]
-    return jnp.clip(jnp.round((mean + 1) * 127.5), 0, 255).astype(jnp.int32)

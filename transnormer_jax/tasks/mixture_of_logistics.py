@@ -61,6 +61,16 @@ def sample_mixture_of_logistics(key: Array, raw: Float[Array, "*batch 3*M"]) -> 
     component = jax.random.categorical(component_key, logits)[..., None]
     mean, log_scale = (jnp.take_along_axis(x, component, axis=-1)[..., 0] for x in (mean, log_scale))
     value = mean + jnp.exp(log_scale) * jax.random.logistic(value_key, mean.shape)
+    return _to_byte(value)
+
+
+def likeliest_mean(raw: Float[Array, "*batch 3*M"]) -> Int[Array, "*batch"]:
+    """The byte at the mean of the component with the largest weight, [...] int32; `raw` is [..., 3M]."""
+    logits, means, _ = _components(raw)
+    return _to_byte(jnp.take_along_axis(means, jnp.argmax(logits, axis=-1, keepdims=True), axis=-1)[..., 0])
+
+
+def _to_byte(value: Float[Array, "*batch"]) -> Int[Array, "*batch"]:
     return jnp.round((jnp.clip(value, -1, 1) + 1) / (2 * _HALF_BIN)).astype(jnp.int32)
 
 

@@ -20,18 +20,15 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
 
 from transnormer_jax.distributed import agreement
-from transnormer_jax.errors import UserError
+from transnormer_jax.errors import UserError, first_line
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config
+from transnormer_jax.training.reading import each_for_itself, newest_readable
 from transnormer_jax.training.step import TrainState
 
 # What a full, limited, read-only or failing disk answers; TensorStore passes on the words alone.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-
-
-_FILE_BYTES = 64 * 2**20  # of the files in which `save_params` lays parameters
 
 
 class UnwritableError(UserError):
@@ -44,12 +41,14 @@ class Checkpoints:
     Every method is called by all processes alike.
     """
 
-    def __init__(self, workdir: Path, *, keep: int, config: Config, tokenizer: str):
+    def __init__(self, workdir: Path, *, config: Config, tokenizer: str):
         """Opens the directory, and makes it if need be; `tokenizer` is a fingerprint."""
         self._directory = workdir.absolute() / "checkpoints"
         self._config, self._tokenizer = config, tokenizer
         _silence_repetitions()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep_checkpoints, create=True, enable_async_checkpointing=True
+        )
         with self._told_if_refused("made"):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._newest = -1
@@ -86,7 +85,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             print(f"saved step {step} before the exception that follows", file=sys.stderr)
         except Exception as error:  # the exception under way says more
-            print(f"warning: nothing could be saved in emergency ({_first_line(error)}).", file=sys.stderr)
+            print(f"warning: nothing could be saved in emergency ({first_line(error)}).", file=sys.stderr)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, int] | None:
         """Returns the newest state that can be read and its rows of data, or None in a new run.
@@ -100,29 +99,15 @@ class Checkpoints:
         Raises:
           UserError: the checkpoints are another model's, or none of them can be read.
         """
-        # File systems differ in when they show a new directory: process 0 says which steps there are.
-        steps = sorted(self._manager.all_steps())
-        tried, broken = 0, dict[int, str]()
-        while (step := agreement.first_process_says(steps.pop() if steps else -1)) >= 0:
-            tried += 1
-            restored, reason = None, "another process cannot read it"
-            try:
-                restored = self._restore_step(step, abstract)
-            except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-                raise  # not the checkpoint's fault
-            except Exception as error:
-                # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
-                reason = _first_line(error)
-            if not agreement.all_agree(restored is not None) or restored is None:
-                broken[step] = reason
-                continue
-            self._set_aside(broken)
-            print(f"resumed from checkpoint {step}", flush=True)
-            self._newest = step
-            return restored
-        if tried:
-            raise _none_readable(self._directory, tried)
-        return None
+        found = newest_readable(
+            self._directory, self._manager.all_steps(), lambda step: self._restore_step(step, abstract)
+        )
+        if found is None:
+            return None
+        self._set_aside(found.broken)
+        print(f"resumed from checkpoint {found.step}", flush=True)
+        self._newest = found.step
+        return found.content
 
     def __enter__(self) -> Self:
         return self
@@ -135,12 +120,12 @@ class Checkpoints:
             try:
                 self._manager.close()
             except Exception as other:
-                print(f"warning: the last checkpoint was not finished ({_first_line(other)}).", file=sys.stderr)
+                print(f"warning: the last checkpoint was not finished ({first_line(other)}).", file=sys.stderr)
         # Else it would wait for processes that may be gone; what is half written has a name of its own.
 
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
         directory = self._directory / str(step)
-        own = _each_for_itself()
+        own = each_for_itself()
         json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=own)
         with ocp.Checkpointer(json_handler, multiprocessing_options=own) as checkpointer:
             metadata = checkpointer.restore(directory / "metadata")
@@ -185,60 +170,6 @@ class Checkpoints:
             ) from error
 
 
-def save_params(workdir: Path, params: PyTree) -> None:
-    """Writes parameters as the checkpoint of step 0, which `restore_params` finds."""
-    # What is compressed waits in memory until a file is full: by default nearly as much again as the parameters.
-    args = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_FILE_BYTES)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(workdir.absolute() / "checkpoints" / "0" / "params", args)
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    """Returns the steps of the checkpoints in a workdir, rising."""
-    directory = workdir.absolute() / "checkpoints"
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
-
-
-def restore_params(workdir: Path, abstract: PyTree, step: int | None = None) -> tuple[int, PyTree]:
-    """Returns the newest step that can be read, and its parameters alone: for evaluation and generation.
-
-    Called by all processes alike.
-
-    Args:
-      workdir: of the run.
-      abstract: shapes and dtypes, with shardings; where there is none, the array comes whole onto one device. In place
-        of an array of NumPy comes one of NumPy, in half the memory: none is there twice.
-      step: of the checkpoint, instead of the newest.
-
-    Raises:
-      UserError: there is no checkpoint, or none that can be read.
-    """
-    directory = workdir.absolute() / "checkpoints"
-    steps = saved_steps(workdir) if step is None else [step]
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def described(x: Any) -> Any:
-        on_host = isinstance(x, np.ndarray)
-        return x if on_host else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or device)
-
-    target = jax.tree.map(described, abstract)
-    tried = 0
-    with ocp.StandardCheckpointer(multiprocessing_options=_each_for_itself()) as checkpointer:
-        while (step := agreement.first_process_says(steps.pop() if steps else -1)) >= 0:
-            tried += 1
-            params, reason = None, "another process cannot read it"
-            try:
-                params = checkpointer.restore(directory / str(step) / "params", target)
-            except Exception as error:  # as in Checkpoints.restore
-                reason = _first_line(error)
-            if agreement.all_agree(params is not None):
-                return step, params
-            print(f"warning: checkpoint {step} is broken ({reason}); trying the one before.", file=sys.stderr)
-    if not tried:
-        raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
-    raise _none_readable(directory, tried)
-
-
 @functools.cache  # once in a process
 def _silence_repetitions() -> None:
     """Keeps tracebacks off stderr that say again, or worse, what is raised and told in one sentence."""
@@ -260,16 +191,11 @@ def _is_no_repetition(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def _each_for_itself() -> ocp.options.MultiprocessingOptions:
-    """Reading without barriers, at which the others would stand if one process fails."""
-    own = jax.process_index()
-    return ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
-
-
 def _identity(config: Config) -> dict[str, Any]:
     """What decides which parameters there are and what they mean, as plain values."""
     fields = dataclasses.asdict(config.model) | dataclasses.asdict(config.task)
-    return json.loads(json.dumps({"architecture": config.architecture, **fields, "task": config.task.name}))
+    fields["task"] = fields.pop("name")
+    return json.loads(json.dumps({"architecture": config.architecture, **fields}))
 
 
 def _check_identity(saved: dict[str, Any], config: Config) -> None:
@@ -297,11 +223,3 @@ def _refusal(error: BaseException | None) -> str:
                 return words
         error = error.__cause__ or error.__context__
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-
-
-def _none_readable(directory: Path, count: int) -> UserError:
-    return UserError(f"none of the {count} checkpoints in {str(directory)!r} can be read: train in a new --workdir.")

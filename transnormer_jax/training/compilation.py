@@ -2,26 +2,24 @@
 
 import re
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from transnormer_jax.distributed import RULES, batch_sharding, make_mesh
+from transnormer_jax.distributed import batch_sharding, make_mesh
 from transnormer_jax.distributed.program import Kernel, Program, read_program
 from transnormer_jax.distributed.topology import Topology
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import Cache, TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import Params
+from transnormer_jax.training.assembly import assemble, jit_train_step
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.flops import peak_flops, training_flops_per_token
-from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.placement import check_mesh, place_batch, place_params, place_state
+from transnormer_jax.training.placement import abstract_params, check_mesh, place_batch, place_cache, place_params
 from transnormer_jax.training.problem import make_task
-from transnormer_jax.training.step import make_train_step
 
 STEPS = ("train", "decode")
 _ROW = ("inputs", "targets", "segment_ids")
@@ -98,11 +96,6 @@ def compile_step(config: Config, topology: Topology, step: str = "train") -> dic
     return report | _counts(read_program(compiled.as_text(), dict(mesh.shape)), topology, report)
 
 
-def placed_parameters(config: Config, mesh: Mesh) -> Params:
-    """The shapes of a run's parameters, with the shardings that they have on a mesh."""
-    return place_params(jax.eval_shape(make_task(config).init, jax.random.key(0)), mesh)
-
-
 def local_bytes(tree: Any) -> int:
     """What the arrays of a tree, or their shapes with shardings, take on one device."""
     leaves = jax.tree.leaves(tree)
@@ -161,18 +154,11 @@ def _train_step(config: Config, mesh: Mesh) -> _Step:
         raise UserError(
             f"the rows of task {config.task.name!r} are not known without its data: set config.task.name='causal_lm'."
         )
-    task, schedule = make_task(config), make_schedule(config.optimizer, config.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    state = place_state(task, optimizer, mesh)
+    assembly = assemble(config, make_task(config), mesh)
     row = dict.fromkeys(_ROW, np.zeros(config.sequence_length, np.int32))
     batch = place_batch(row, config.batch_size, mesh)
-    # As `training.loop` has it.
-    function = jax.jit(
-        make_train_step(task, optimizer, schedule, config.accumulation_steps, config.seed),
-        donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), None),
-    )
-    return function, (state, batch), state.params, config.batch_size * config.sequence_length
+    function = jit_train_step(config, assembly, config.sequence_length)
+    return function, (assembly.state, batch), assembly.state.params, config.batch_size * config.sequence_length
 
 
 def _decode_step(config: Config, mesh: Mesh) -> _Step:
@@ -183,9 +169,10 @@ def _decode_step(config: Config, mesh: Mesh) -> _Step:
         )
     model, rows = TransNormerLLM(config.model), config.evaluation.batch_size
     params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), placed_parameters(config, mesh)
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding),
+        place_params(abstract_params(make_task(config)), mesh),
     )
-    cache = jax.tree.map(_cache_placement(mesh), jax.eval_shape(lambda: model.init_cache(rows)))
+    cache = place_cache(jax.eval_shape(lambda: model.init_cache(rows)), mesh)
     tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=batch_sharding(mesh, (rows, 1)))
 
     def decode(params: Params, cache: Cache, tokens: jax.Array) -> Any:
@@ -193,14 +180,3 @@ def _decode_step(config: Config, mesh: Mesh) -> _Step:
 
     function = jax.jit(decode, donate_argnums=1, out_shardings=(None, jax.tree.map(lambda x: x.sharding, cache)))
     return function, (params, cache, tokens), params, rows
-
-
-def _cache_placement(mesh: Mesh) -> Callable[[jax.ShapeDtypeStruct], jax.ShapeDtypeStruct]:
-    """Positions [B] lie as rows do, states [layers, B, H, K, V] as rows and heads."""
-
-    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        names = ("batch",) if x.ndim == 1 else ("layers", "batch", "heads", None, None)
-        sharding = NamedSharding(mesh, RULES.spec(names, x.shape, dict(mesh.shape)))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return place

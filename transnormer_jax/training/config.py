@@ -33,6 +33,7 @@ _POSITIVE = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "profile_steps",
 )
 
 
@@ -168,6 +169,7 @@ class Config:
             raise UserError(f"unknown task {self.task.name!r}: {did_you_mean(self.task.name, TASKS)}")
         positive = {name: getattr(self, name) for name in _POSITIVE}
         positive |= {f"evaluation.{name}": getattr(self.evaluation, name) for name in ("batch_size", "window")}
+        positive["task.frames_per_token"] = self.task.frames_per_token
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"config.{name}={value} must be at least 1.")
@@ -175,6 +177,10 @@ class Config:
             raise UserError(
                 f"config.batch_size={self.batch_size} must be a multiple of "
                 f"config.accumulation_steps={self.accumulation_steps}."
+            )
+        if self.data.mixture and self.task.name not in ("causal_lm", "masked_lm"):
+            raise UserError(
+                f"config.data.mixture is for language models on text, not for task {self.task.name!r}: leave it empty."
             )
         self._check_curriculum()
 
@@ -188,10 +194,10 @@ class Config:
         if last_steps != sorted(set(last_steps)):
             raise UserError(f"config.curriculum={stages}: the last steps must rise from pair to pair.")
         for _, length in stages:
-            if length < 1 or self.sequence_length % length or length % self.mesh.context:
+            if length < 1 or self.sequence_length % length:
                 raise UserError(
                     f"config.curriculum has rows of {length} tokens: they must divide config.sequence_length="
-                    f"{self.sequence_length} and be a multiple of config.mesh.context={self.mesh.context}."
+                    f"{self.sequence_length}."
                 )
 
     @classmethod

@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 
+from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import agreement, make_mesh
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
+from transnormer_jax.training.metrics import finite
 from transnormer_jax.training.placement import check_mesh
 from transnormer_jax.training.problem import load_evaluation
-from transnormer_jax.training.workdir import load_workdir, read_config, write_json
+from transnormer_jax.training.workdir import load_workdir, read_config, tokenizer_name, write_json
 
 
 def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -> dict[str, Any]:
@@ -30,9 +32,10 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     """
     own = read_config(workdir)
     config = config or own
-    if config.data.tokenizer != own.data.tokenizer:
+    tokenizer = load_tokenizer(tokenizer_name(workdir, own))
+    if config is not own and load_tokenizer(config.data.tokenizer).fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"the run has tokenizer {own.data.tokenizer!r}, the config {config.data.tokenizer!r}: "
+            f"the run has tokenizer {own.data.tokenizer!r}, the config {config.data.tokenizer!r}, which is another: "
             "evaluate with the run's own."
         )
     config = dataclasses.replace(config, architecture=own.architecture, model=own.model, task=own.task)
@@ -41,10 +44,10 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     check_mesh(config, mesh)
     run = load_workdir(workdir, mesh)
     with agreement.first_process_first("the data are prepared"):
-        evaluate = load_evaluation(config, run.tokenizer, mesh, split)
+        evaluate = load_evaluation(config, tokenizer, mesh, split)
     with jax.set_mesh(mesh):
         result = evaluate(run.params)
-    report = {"step": run.step, "dataset": config.data.dataset, "split": split, **result}
+    report = {"step": run.step, "dataset": ", ".join(config.data.sources()), "split": split, **finite(result)}
     if jax.process_index() == 0:
         write_json(workdir / "eval.json", report)
     return report

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows
-from transnormer_jax.distributed import RULES, batch_sharding
+from transnormer_jax.distributed import batch_sharding
 from transnormer_jax.models import Cache
 from transnormer_jax.tasks import Batch, CausalLM, Params, Sums, Task
 from transnormer_jax.training.config import EvaluationConfig
+from transnormer_jax.training.placement import place_cache
 
 HostBatch = dict[str, np.ndarray]
 
@@ -40,7 +41,7 @@ class RowEvaluator:
         totals = _total(self._sums(params, _on_devices(batch, self._mesh)) for batch in self._batches())
         report = self._task.report(totals)
         if self._num_bytes:
-            report |= {"bits_per_byte": float(totals.loss / np.log(2) / self._num_bytes), "bytes": self._num_bytes}
+            report |= _by_bytes(totals, self._num_bytes)
         return report | {"seconds": time.perf_counter() - begin}
 
 
@@ -59,20 +60,23 @@ class DocumentEvaluator:
         self._task, self._documents, self._tokenizer, self._config = task, documents, tokenizer, config
         model: Any = task.model
         self._mesh = mesh
-        self._cache_layout = _cache_layout(jax.eval_shape(lambda: model.init_cache(config.batch_size)), mesh)
+        self._cache_layout = jax.tree.map(
+            lambda x: x.sharding, place_cache(jax.eval_shape(lambda: model.init_cache(config.batch_size)), mesh)
+        )
         self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_layout, None))
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Returns the task's report, `bits_per_byte` (comparable between tokenizers), and what was read in how long."""
         begin = time.perf_counter()
         totals = _total(self._window_by_window(params))
-        num_bytes = int(self._documents.num_bytes.sum())
-        return self._task.report(totals) | {
-            "bits_per_byte": float(totals.loss / np.log(2) / num_bytes),
-            "bytes": num_bytes,
-            "documents": len(self._documents),
-            "seconds": time.perf_counter() - begin,
-        }
+        return (
+            self._task.report(totals)
+            | _by_bytes(totals, int(self._documents.num_bytes.sum()))
+            | {
+                "documents": len(self._documents),
+                "seconds": time.perf_counter() - begin,
+            }
+        )
 
     def _window_by_window(self, params: Params) -> Iterator[Sums]:
         model: Any = self._task.model
@@ -99,10 +103,9 @@ class DocumentEvaluator:
         return cache, sums
 
 
-def _cache_layout(cache: Cache, mesh: Mesh) -> Any:
-    state = ("layers", "batch", "heads", None, None)  # [L, B, H, K, V]
-    specs = [RULES.spec(state, x.shape, dict(mesh.shape)) for x in cache.states]
-    return Cache._make([batch_sharding(mesh, cache.position.shape), tuple(NamedSharding(mesh, spec) for spec in specs)])
+def _by_bytes(totals: Sums, num_bytes: int) -> dict[str, float]:
+    """What is comparable between tokenizers."""
+    return {"bits_per_byte": float(totals.loss / np.log(2) / num_bytes), "bytes": num_bytes}
 
 
 def _on_devices(batch: HostBatch, mesh: Mesh) -> Batch:

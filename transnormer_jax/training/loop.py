@@ -5,24 +5,25 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import agreement, make_mesh, placement_table
 from transnormer_jax.errors import UserError
-from transnormer_jax.tasks import Batch, Params, Task
+from transnormer_jax.tasks import Params
+from transnormer_jax.training.assembly import Assembly, assemble, jit_train_step
 from transnormer_jax.training.batches import batches_on_mesh
-from transnormer_jax.training.checkpoints import Checkpoints, restore_params
+from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.curriculum import cut_rows, row_length
+from transnormer_jax.training.curriculum import row_length
 from transnormer_jax.training.flops import training_flops_per_token
 from transnormer_jax.training.metrics import MetricWriter
-from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.placement import check_mesh, place_batch, place_state
+from transnormer_jax.training.parameters import restore_params
+from transnormer_jax.training.placement import check_mesh, place_batch
 from transnormer_jax.training.problem import Problem, load_problem
+from transnormer_jax.training.profiler import Profiler
 from transnormer_jax.training.progress import Progress, duration
-from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
+from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.watchdog import Watchdog
 from transnormer_jax.training.workdir import model_to_begin_with, write_config
@@ -46,20 +47,16 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     config = model_to_begin_with(config, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
-    schedule = make_schedule(config.optimizer, config.num_steps)
     with agreement.first_process_first("the data are prepared"):
         problem = load_problem(config, mesh)
-    task, rows = problem.task, problem.rows
+    rows = problem.rows
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
-    optimizer = make_optimizer(config.optimizer, schedule)
-
-    abstract = place_state(task, optimizer, mesh)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints, config=config, tokenizer=problem.tokenizer)
-    restored = checkpoints.restore(abstract)
+    assembly = assemble(config, problem.task, mesh)
+    checkpoints = Checkpoints(workdir, config=config, tokenizer=problem.tokenizer)
+    restored = checkpoints.restore(assembly.state)
     with jax.set_mesh(mesh):
-        state, rows_read = restored or (_begin(config, task, optimizer, abstract), 0)
+        state, rows_read = restored or (_begin(config, assembly), 0)
     first_step, first_row = int(state.step), rows_read
 
     # ---- Tell what will run. ----
@@ -69,18 +66,12 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
     abstract_batch = place_batch(rows[0], config.batch_size, mesh)
-    on_rows = make_train_step(task, optimizer, schedule, config.accumulation_steps, config.seed)
 
     def compile_step(step: int) -> jax.stages.Compiled:
         length = row_length(config, step)
-
-        def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-            return on_rows(state, cut_rows(batch, length) if config.curriculum else batch)
-
         begin = time.perf_counter()
         with jax.set_mesh(mesh):
-            jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-            compiled = jitted.lower(abstract, abstract_batch).compile()
+            compiled = jit_train_step(config, assembly, length).lower(assembly.state, abstract_batch).compile()
         seconds = time.perf_counter() - begin
         rows_in_words = f" for rows of {length:,} tokens" if config.curriculum else ""
         print(f"compiled the training step{rows_in_words} in {seconds:.1f} s", flush=True)
@@ -91,7 +82,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
 
     # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
     batches = batches_on_mesh(rows, config.batch_size, rows_read, mesh)
-    progress = Progress(training_flops_per_token(config.model, abstract.params), config.num_steps, first_step)
+    progress = Progress(training_flops_per_token(config.model, assembly.state.params), config.num_steps, first_step)
     pending: StepMetrics | None = None
     result = None
 
@@ -125,8 +116,9 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
 
     any_process = agreement.AnyProcess(mesh)
     watchdog = Watchdog(config.watchdog_seconds)
+    profiler = Profiler(workdir / "tensorboard", config.profile_at, config.profile_steps)
     try:
-        with StopSignal() as stop, checkpoints, watchdog, jax.set_mesh(mesh):
+        with StopSignal() as stop, checkpoints, watchdog, profiler, jax.set_mesh(mesh):
             try:
                 for step in range(first_step + 1, config.num_steps + 1):
                     if step > first_step + 1 and row_length(config, step) != row_length(config, step - 1):
@@ -134,8 +126,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
                         with progress.pause():
                             compiled_step = compile_step(step)
                         watchdog.step()
-                    if step == config.profile_at:
-                        jax.profiler.start_trace(str(workdir / "tensorboard"))
+                    profiler.begin_step(step)
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = compiled_step(state, next(batches))
                     rows_read += config.batch_size
@@ -143,10 +134,9 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
                     read_pending(step - 1)
                     pending = metrics
                     watchdog.step()
-                    if step == config.profile_at + config.profile_steps - 1 and config.profile_at:
-                        jax.block_until_ready(state)
-                        jax.profiler.stop_trace()
-                    if config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps:
+                    profiler.end_step(step, state)
+                    due = config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps
+                    if due and not stopping:  # after a signal, the time left is for the checkpoint
                         read_pending(step)
                         pending = None
                         evaluate(step)
@@ -170,18 +160,18 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     return result
 
 
-def _begin(config: Config, task: Task, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+def _begin(config: Config, assembly: Assembly) -> TrainState:
     """The state of step 0, every part made where it belongs."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def around(params: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, assembly.optimizer.init(params))
 
     if config.init_from:
-        step, params = restore_params(Path(config.init_from), abstract.params)
+        step, params = restore_params(Path(config.init_from), assembly.state.params)
         print(f"begins with the parameters of step {step} of {config.init_from}")
-        return jax.jit(around, out_shardings=shardings, donate_argnums=0)(params)
-    return jax.jit(lambda key: around(task.init(key)), out_shardings=shardings)(jax.random.key(config.seed))
+        return jax.jit(around, out_shardings=assembly.shardings, donate_argnums=0)(params)
+    begin = jax.jit(lambda key: around(assembly.task.init(key)), out_shardings=assembly.shardings)
+    return begin(jax.random.key(config.seed))
 
 
 def _in_words(result: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
@@ -23,8 +24,8 @@ class MetricWriter:
             return
         path = workdir / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _step_of(line) < first_step]
-            path.write_text("".join(line + "\n" for line in lines))
+            kept = [line for line in read_metrics(workdir) if line["step"] < first_step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._lines = path.open("a")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
         if wandb_project:
@@ -34,10 +35,8 @@ class MetricWriter:
         """Writes one line: `step` and the scalars."""
         if not self._first_process:
             return
-        # JSON has no NaN.
-        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         try:
-            self._lines.write(json.dumps({"step": step, **finite}) + "\n")
+            self._lines.write(json.dumps({"step": step, **finite(scalars)}) + "\n")
             self._lines.flush()
         except OSError as error:
             raise UserError(
@@ -59,11 +58,27 @@ class MetricWriter:
                 self._wandb.finish()
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
-        return math.inf
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, each with its `step`, without the last one of a run that was killed writing it.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{str(workdir)!r} has no metrics.jsonl: give the workdir of a run of train.py.")
+    lines = []
+    for text in path.read_text().splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and "step" in line]
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with None for what is infinite or NaN, which JSON does not have."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
 def _start_wandb(project: str, workdir: Path):

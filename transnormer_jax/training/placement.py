@@ -9,13 +9,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transnormer_jax.distributed import batch_sharding, optimizer_shardings, parameter_shardings
+from transnormer_jax.distributed import RULES, batch_sharding, optimizer_shardings, parameter_shardings
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import Cache, TransNormerLLMConfig
 from transnormer_jax.models.parameter_axes import parameter_axes
 from transnormer_jax.tasks import Params, Task
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.step import TrainState
+
+
+def abstract_params(task: Task) -> Params:
+    """The shapes and dtypes of a task's parameters."""
+    return jax.eval_shape(task.init, jax.random.key(0))
 
 
 def place_params(params: Params, mesh: Mesh) -> Params:
@@ -25,7 +30,7 @@ def place_params(params: Params, mesh: Mesh) -> Params:
 
 def place_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """A `TrainState` of the shapes, dtypes and shardings of a run."""
-    params = jax.eval_shape(task.init, jax.random.key(0))
+    params = abstract_params(task)
     opt_state = jax.eval_shape(optimizer.init, params)
     layout = parameter_shardings(params, mesh, parameter_axes)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
@@ -41,6 +46,17 @@ def place_batch(row: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> M
         name: jax.ShapeDtypeStruct(shape, row[name].dtype, sharding=batch_sharding(mesh, shape))
         for name, shape in shapes.items()
     }
+
+
+def place_cache(cache: Cache, mesh: Mesh) -> Any:
+    """The shapes of a TransNormerLLM's cache (or the cache), with the shardings that it has on a mesh."""
+
+    def sharding(x: Any, *names: str | None) -> NamedSharding:
+        return NamedSharding(mesh, RULES.spec(names, x.shape, dict(mesh.shape)))
+
+    position = sharding(cache.position, "batch")
+    states = [sharding(x, "layers", "batch", "heads", None, None) for x in cache.states]  # [L, B, H, K, V]
+    return _with(cache, Cache._make([position, tuple(states)]))
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
@@ -68,11 +84,11 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
     for name, size in (("config.model.num_heads", model.num_heads), ("config.model.glu_dim", model.glu_dim)):
         if size % sizes["tensor"]:
             raise UserError(f"{name} = {size} must be a multiple of config.mesh.tensor = {sizes['tensor']}.")
-    if config.sequence_length % sizes["context"]:
-        raise UserError(
-            f"config.sequence_length = {config.sequence_length} must be a multiple of config.mesh.context = "
-            f"{sizes['context']}."
-        )
+    lengths = {"config.sequence_length": config.sequence_length}
+    lengths |= {f"the rows of config.curriculum up to step {last}": length for last, length in config.curriculum}
+    for name, length in lengths.items():
+        if length % sizes["context"]:
+            raise UserError(f"{name} = {length} must be a multiple of config.mesh.context = {sizes['context']}.")
 
 
 def _with(tree: Any, shardings: Any) -> Any:

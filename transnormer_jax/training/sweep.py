@@ -8,10 +8,10 @@ from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.distributed.topology import Topology
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.compilation import compile_step, local_bytes
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.placement import check_mesh, place_state
+from transnormer_jax.training.placement import check_mesh
 from transnormer_jax.training.problem import make_task
 
 # From the least recomputation and the largest micro-batch: on one mesh, the first that fits is the fastest of them.
@@ -134,9 +134,8 @@ def _changed(config: Config, mesh: MeshConfig, remat: str, accumulation_steps: i
 
 
 def _may_fit(config: Config, topology: Topology) -> bool:
-    task, schedule = make_task(config), make_schedule(config.optimizer, config.num_steps)
-    state = place_state(task, make_optimizer(config.optimizer, schedule), make_mesh(config.mesh, topology.devices))
-    return local_bytes(state) <= topology.chip.hbm_bytes
+    assembly = assemble(config, make_task(config), make_mesh(config.mesh, topology.devices))
+    return local_bytes(assembly.state) <= topology.chip.hbm_bytes
 
 
 def _overrides(config: Config, changed: Config) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from transnormer_jax.data import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
-from transnormer_jax.training.checkpoints import restore_params, save_params
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConfig, default_config
-from transnormer_jax.training.placement import place_params
+from transnormer_jax.training.parameters import restore_params, save_params
+from transnormer_jax.training.placement import abstract_params, place_params
 from transnormer_jax.training.problem import make_task
 
 
@@ -59,7 +59,7 @@ def load_workdir(workdir: Path | str, mesh: Mesh | None = None, step: int | None
 
 def load_params(workdir: Path, config: Config, mesh: Mesh | None = None, step: int | None = None) -> tuple[int, Any]:
     """The newest step, or another, and its parameters; for the mesh and for errors see `load_workdir`."""
-    abstract = jax.eval_shape(make_task(config).init, jax.random.key(0))
+    abstract = abstract_params(make_task(config))
     return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh), step)
 
 
