@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from tests.commands import ROOT, assert_fails, run
+from tests.compiled import apply_of
 from tests.inference.letters import CONFIG, MODEL, Letters, make_params
 from transnormer_jax.errors import UserError
 from transnormer_jax.export import PLATFORMS, export_model
@@ -58,7 +59,7 @@ def test_the_exported_model_gives_the_logits_of_the_live_one(tmp_path, params, k
     logits = np.load(tmp_path / "logits.npy")
     for row, prompt in enumerate(PROMPTS):
         whole = np.array([[*prompt, *steps[:, row]]])
-        expected = np.asarray(MODEL.apply({"params": params}, whole))[0, len(prompt) - 1 :]
+        expected = np.asarray(apply_of(MODEL)({"params": params}, whole))[0, len(prompt) - 1 :]
         np.testing.assert_allclose(logits[:, row], expected, atol=1e-5 * np.abs(expected).max())
 
 

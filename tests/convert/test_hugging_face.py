@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from tests.commands import assert_fails, run
+from tests.compiled import apply_of
 from tests.shared import shared_file
 from transnormer_jax.convert import load_hugging_face, save_hugging_face, tensors
 from transnormer_jax.convert.torch_file import open_torch_file
@@ -26,7 +27,7 @@ SIZES = {"vocab_size": 61, "num_layers": 3, "model_dim": 32, "num_heads": 4, "gl
 
 
 def init(config: TransNormerLLMConfig):
-    params = TransNormerLLM(config).init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(TransNormerLLM(config).init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
     # Biases and norms begin alike, which would hide a wrong order.
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
@@ -98,7 +99,7 @@ def test_shards_are_one_model(tmp_path, monkeypatch):
 def test_the_golden_model_comes_and_goes(released, tmp_path):
     config, params = load_hugging_face(released)
     with np.load(released / "reference.npz") as arrays:
-        found = TransNormerLLM(config).apply({"params": params}, jnp.asarray(arrays["ids"], jnp.int32))
+        found = apply_of(TransNormerLLM(config))({"params": params}, jnp.asarray(arrays["ids"], jnp.int32))
         np.testing.assert_allclose(found, arrays["logits"], atol=2e-5)
     save_hugging_face(tmp_path / "back", config, params)
     ours, theirs = load_file(tmp_path / "back" / "model.safetensors"), load_file(released / "model.safetensors")

@@ -58,16 +58,23 @@ def train(step, state, put):
     return first, curve
 
 
-def init(task: CausalLM, optimizer) -> TrainState:
-    params = task.init(jax.random.key(0))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+@functools.cache
+def init(name: str) -> TrainState:
+    task = make_task()
+    optimizer, _ = make_step(task, name, accumulation_steps=1)
+
+    def begin(key) -> TrainState:
+        params = task.init(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    return jax.device_get(jax.jit(begin)(jax.random.key(0)))
 
 
 @functools.cache
 def on_one_device(name: str = "adamw", backend: str = "auto"):
     task = make_task(backend)
-    optimizer, step = make_step(task, name, accumulation_steps=1)
-    return train(jax.jit(step), init(task, optimizer), dict)
+    _, step = make_step(task, name, accumulation_steps=1)
+    return train(jax.jit(step), init(name), dict)
 
 
 def on_mesh(sizes, name: str = "adamw", backend: str = "auto", accumulation_steps: int = 1):
@@ -79,9 +86,7 @@ def on_mesh(sizes, name: str = "adamw", backend: str = "auto", accumulation_step
         return {key: jax.device_put(x, batch_sharding(mesh, x.shape)) for key, x in batch.items()}
 
     with jax.set_mesh(mesh):
-        return train(
-            jax.jit(step, out_shardings=(shardings, None)), jax.device_put(init(task, optimizer), shardings), put
-        )
+        return train(jax.jit(step, out_shardings=(shardings, None)), jax.device_put(init(name), shardings), put)
 
 
 def assert_same(actual, expected):

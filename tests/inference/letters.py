@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from tests.compiled import apply_of
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
 # A wider initialisation than usual, for logits that differ.
@@ -27,7 +28,7 @@ class Letters:
 
 
 def make_params():
-    params = MODEL.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     # As after training: an embedding of padding that would be noticed, and bound to a device.
     params["embedding"] = params["embedding"].at[Letters.pad_id].set(params["embedding"][5])
     return jax.device_put(params, jax.devices()[0])
@@ -36,4 +37,4 @@ def make_params():
 @jax.jit
 def log_probabilities(params, tokens):
     """The definition: one pass over whole rows [B, N]; log-probabilities [B, N, V] of the token after each."""
-    return jax.nn.log_softmax(MODEL.apply({"params": params}, tokens), axis=-1)
+    return jax.nn.log_softmax(apply_of(MODEL)({"params": params}, tokens), axis=-1)

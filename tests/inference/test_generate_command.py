@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
     """A run whose model has learned nothing."""
     workdir = tmp_path_factory.mktemp("runs") / "untrained"
     model = TransNormerLLMConfig.preset("tiny")
-    params = TransNormerLLM(model).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(TransNormerLLM(model).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     config = Config(model=model)
     write_config(workdir, config)
     with Checkpoints(workdir, config=config, tokenizer="") as checkpoints:

@@ -32,7 +32,7 @@ def _model(attention, **fields):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _params(model):
-    params = model.init(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
     # Biases are 0 at first, and means and scales near 0.
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
 

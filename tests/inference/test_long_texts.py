@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import apply_of
 from tests.inference.letters import CONFIG, MODEL
 from transnormer_jax.inference.decoding import WINDOW, advance, decode, empty_state, prefill, take_rows
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
@@ -47,7 +48,7 @@ def test_after_65536_tokens_steps_are_a_full_pass(params):
     text = make_text(65_536 + 4)
     last = jax.jit(lambda params, tokens: MODEL.apply({"params": params}, tokens, method="hidden")[0][:, -5:])
     hidden = last(params, text[None])
-    expected = np.asarray(MODEL.apply({"params": params}, hidden, method="unembed")[0])
+    expected = np.asarray(apply_of(MODEL)({"params": params}, hidden, method="unembed")[0])
     state = prefill(MODEL, params, empty_state(MODEL, params, 1, CONFIG.vocab_size), [text[:65_536]])
     assert_close(state.logits[0], expected[0])
     for step in range(4):
@@ -61,7 +62,7 @@ def test_a_million_steps_stay_finite_and_bounded():
         vocab_size=16, num_layers=3, model_dim=16, num_heads=2, glu_dim=16, dtype="float32", init_std=0.3
     )
     model = TransNormerLLM(config)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     state = prefill(model, params, empty_state(model, params, 1, 16), [[1]])
     settings = stack_settings([SamplingSettings()])
     seed, no, block = np.zeros(1, np.uint32), np.bool_(False), 10_000

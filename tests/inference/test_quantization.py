@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import apply_of
 from tests.inference.letters import CONFIG, MODEL, Letters
 from transnormer_jax.inference import Generator, quantize
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
@@ -37,13 +38,13 @@ def test_the_model_computes_with_the_rounded_numbers(tie_embeddings):
     config = TransNormerLLMConfig.preset("tiny", init_std=0.2, tie_embeddings=tie_embeddings, use_bias=True)
     model = TransNormerLLM(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 40), 0, 259)
-    params = model.init(jax.random.key(0), tokens)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
     quantized = quantize(params)
-    logits = model.apply({"params": quantized}, tokens)
-    expected = model.apply({"params": dequantized(quantized)}, tokens)
+    logits = apply_of(model)({"params": quantized}, tokens)
+    expected = apply_of(model)({"params": dequantized(quantized)}, tokens)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * float(jnp.abs(expected).max()))
     # And the rounding is not without an effect.
-    assert float(jnp.abs(logits - model.apply({"params": params}, tokens)).max()) > 1e-3
+    assert float(jnp.abs(logits - apply_of(model)({"params": params}, tokens)).max()) > 1e-3
 
 
 def test_generation_takes_them_as_any_others(params):
@@ -52,7 +53,7 @@ def test_generation_takes_them_as_any_others(params):
     [text] = generator.generate(["The king"], max_new_tokens=20)
     prompt = [1, *map(ord, "The king")]
     tokens = np.array([prompt + [ord(letter) for letter in text]])
-    logits = MODEL.apply({"params": dequantized(quantize(params))}, tokens)
+    logits = apply_of(MODEL)({"params": dequantized(quantize(params))}, tokens)
     np.testing.assert_array_equal(np.argmax(logits[0, 8:-1], axis=-1), tokens[0, 9:])
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import apply_of
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 
@@ -25,7 +26,7 @@ def make(**overrides):
     config = TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, **overrides)
     model = TransNormerLLM(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 90), 3, config.vocab_size)
-    return model, model.init(jax.random.key(0), tokens), tokens
+    return model, jax.jit(model.init)(jax.random.key(0), tokens), tokens
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
@@ -49,7 +50,7 @@ def test_parameter_counts(preset):
 )
 def test_prefill_and_decoding_equal_the_full_pass(overrides):
     model, variables, tokens = make(**overrides)
-    whole = model.apply(variables, tokens)
+    whole = apply_of(model)(variables, tokens)
     step = jax.jit(lambda tokens, cache: model.apply(variables, tokens, cache=cache))
     logits, cache = step(tokens[:, :80], model.init_cache(2))
     pieces = [logits]
@@ -65,14 +66,14 @@ def test_causality_by_gradient():
 
     def logit_at_40(embedding):
         params = {**variables["params"], "embedding": embedding[0]}
-        hidden, _ = model.apply({"params": params}, tokens[:1], method="hidden")
+        hidden, _ = apply_of(model)({"params": params}, tokens[:1], method="hidden")
         return hidden[0, 40].sum()
 
     # Give every position an embedding of its own, so that the gradient tells positions apart.
     length = 90
     model = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, vocab_size=length))
     tokens = jnp.arange(length)[None]
-    variables = model.init(jax.random.key(0), tokens)
+    variables = jax.jit(model.init)(jax.random.key(0), tokens)
     gradient = jax.grad(logit_at_40)(variables["params"]["embedding"][None])[0]
     touched = np.abs(gradient).sum(-1) > 0
     assert touched[1:41].all()  # token 0 is the padding token, whose embedding is zero, but its gradient is not
@@ -82,19 +83,19 @@ def test_causality_by_gradient():
 def test_packed_documents_do_not_see_each_other():
     model, variables, tokens = make(lrpe_layers=(0, 1))
     ids = jnp.concatenate([jnp.full((2, 37), 1), jnp.full((2, 53), 2)], axis=1)
-    packed = model.apply(variables, tokens, segment_ids=ids)
+    packed = apply_of(model)(variables, tokens, segment_ids=ids)
     for part in (slice(0, 37), slice(37, 90)):
-        alone = model.apply(variables, tokens[:, part])
+        alone = apply_of(model)(variables, tokens[:, part])
         np.testing.assert_allclose(packed[:, part], alone, atol=2e-4 * np.abs(alone).max())
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_does_not_matter(side):
     model, variables, tokens = make()
-    alone, alone_cache = model.apply(variables, tokens, cache=model.init_cache(2))
+    alone, alone_cache = apply_of(model)(variables, tokens, cache=model.init_cache(2))
     pad = ((0, 0), (13, 0) if side == "left" else (0, 13))
     padded, ids = jnp.pad(tokens, pad), jnp.pad(jnp.ones_like(tokens), pad)
-    logits, cache = model.apply(variables, padded, segment_ids=ids, cache=model.init_cache(2))
+    logits, cache = apply_of(model)(variables, padded, segment_ids=ids, cache=model.init_cache(2))
     np.testing.assert_allclose(logits[ids == 1].reshape(alone.shape), alone, atol=1e-4 * np.abs(alone).max())
     for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(alone_cache), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
@@ -121,8 +122,13 @@ def test_remat_changes_memory_alone(remat):
 def test_bfloat16_computes_over_float32_parameters():
     model, variables, tokens = make()
     half = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, dtype="bfloat16"))
-    assert {x.dtype for x in jax.tree.leaves(half.init(jax.random.key(0), tokens))} == {jnp.dtype("float32")}
-    expected, (logits, cache) = model.apply(variables, tokens), half.apply(variables, tokens, cache=half.init_cache(2))
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), tokens))} == {
+        jnp.dtype("float32")
+    }
+    expected, (logits, cache) = (
+        apply_of(model)(variables, tokens),
+        apply_of(half)(variables, tokens, cache=half.init_cache(2)),
+    )
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in cache.states} == {jnp.dtype("float32")}
     assert np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)) < 0.03
@@ -161,15 +167,16 @@ def test_layers_with_parameters_of_their_own_are_the_same_model(options, donate)
     config = TransNormerLLMConfig.preset("tiny", num_layers=4, init_std=0.2, **options)
     model = TransNormerLLM(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 30), 0, 259)
-    params = jax.device_put(model.init(jax.random.key(0), tokens)["params"], jax.devices()[0])
-    expected, cache = model.apply({"params": params}, tokens, cache=model.init_cache(2))
+    params = jax.device_put(jax.jit(model.init)(jax.random.key(0), tokens)["params"], jax.devices()[0])
+    expected, cache = apply_of(model)({"params": params}, tokens, cache=model.init_cache(2))
     stacked = params[max(name for name in params if name.startswith("layers"))]["glu"]["out"]["kernel"]
 
     own_config, own = unstack_layers(config, params, donate=donate)
     assert stacked.is_deleted() == donate
     unstacked = TransNormerLLM(own_config)
-    logits, own_cache = unstacked.apply({"params": own}, tokens, cache=unstacked.init_cache(2))
+    logits, own_cache = apply_of(unstacked)({"params": own}, tokens, cache=unstacked.init_cache(2))
     np.testing.assert_allclose(logits, expected, atol=1e-5 * float(jnp.abs(expected).max()))
     np.testing.assert_allclose(jnp.concatenate(own_cache.states[-2:]), cache.states[-1][-2:], atol=1e-5)
-    assert jax.tree.structure(own) == jax.tree.structure(unstacked.init(jax.random.key(0), tokens)["params"])
+    shapes = jax.eval_shape(unstacked.init, jax.random.key(0), tokens)["params"]
+    assert jax.tree.structure(own) == jax.tree.structure(shapes)
     assert unstack_layers(own_config, own) == (own_config, own)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import apply_of
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM, cross_entropy
 
@@ -16,7 +17,7 @@ def task():
 
 @pytest.fixture(scope="module")
 def params(task):
-    return task.init(jax.random.key(0))
+    return jax.jit(task.init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def batch():
 
 def test_sums_equal_the_definition(task, params, batch):
     sums = task.sums(params, batch)
-    logits = task.model.apply({"params": params}, batch["inputs"], segment_ids=batch["segment_ids"])
+    logits = apply_of(task.model)({"params": params}, batch["inputs"], segment_ids=batch["segment_ids"])
     real = np.asarray(batch["segment_ids"]) != 0
     log_probs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(batch["targets"])[..., None], -1)
     np.testing.assert_allclose(sums.loss, -log_probs[..., 0][real].sum(), rtol=1e-5)

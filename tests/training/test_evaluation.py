@@ -26,7 +26,7 @@ def documents():
     "mesh_config", [MeshConfig(), MeshConfig(data=2, fsdp=2, context=2), MeshConfig(data=1, fsdp=4, tensor=2)]
 )
 def test_windows_equal_documents_alone(documents, mesh_config):
-    params = TASK.init(jax.random.key(0))
+    params = jax.jit(TASK.init)(jax.random.key(0))
     score = jax.jit(TASK.sums)
     loss = 0.0
     for tokens in documents.documents:

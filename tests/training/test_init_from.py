@@ -32,7 +32,7 @@ def config(tmp_path):
 
 def make_converted(directory):
     """As `python -m transnormer_jax.convert` leaves it, for the tokenizer of bytes."""
-    params = TransNormerLLM(MODEL).init(jax.random.key(7), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(TransNormerLLM(MODEL).init)(jax.random.key(7), jnp.zeros((1, 1), jnp.int32))["params"]
     write_model(directory, MODEL, params)
     content = json.loads((directory / "config.json").read_text())
     content["data"]["tokenizer"] = "bytes"

@@ -26,7 +26,7 @@ def make_state_and_step(accumulation_steps: int = 1):
     config = OptimizerConfig(learning_rate=1e-2, warmup_steps=2)
     schedule = make_schedule(config, 100)
     optimizer = make_optimizer(config, schedule)
-    params = TASK.init(jax.random.key(0))
+    params = jax.jit(TASK.init)(jax.random.key(0))
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
     return state, make_train_step(TASK, optimizer, schedule, accumulation_steps)
 
@@ -38,7 +38,7 @@ def assert_trees_close(actual, expected, tolerance: float):
 
 @pytest.mark.parametrize("steps", [2, 16])
 def test_accumulation_weighs_tokens_not_batches(steps):
-    params, batch = TASK.init(jax.random.key(0)), make_batch()
+    params, batch = jax.jit(TASK.init)(jax.random.key(0)), make_batch()
     accumulate = jax.jit(accumulate_gradients, static_argnums=(0, 3))
     whole, sums = accumulate(TASK, params, batch, 1, jax.random.key(0))
     parts, part_sums = accumulate(TASK, params, batch, steps, jax.random.key(0))
