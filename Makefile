@@ -14,7 +14,7 @@ quickstart: $(VENV)/installed
 
 # Install, check style, types and the direction of imports, and run every test.
 test: $(VENV)/installed-dev $(VENV)/libtpu lint
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 --dist=loadfile
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,7 @@ import pytest
 from tests.ops.definition import CASES, Case, Inputs, define, define_gradients, make_inputs, relative_rms
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention, normalized_linear_attention, resolve_backend, token_positions
+from transnormer_jax.ops.hardware import interpret_mode
 from transnormer_jax.ops.linear_attention import Problem
 
 ANYWHERE = ["recurrent", "quadratic", "associative_scan", "chunked", "chunked_associative_scan"]
@@ -18,13 +19,15 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 @functools.cache
-def compiled(backend: str, **options):
+def compiled(backend: str, mode: object, **options):
+    """One program for each backend, shape and mode in which kernels are interpreted."""
+    del mode
     return jax.jit(functools.partial(linear_attention, backend=backend, **options))
 
 
 def apply(inputs: Inputs, backend: str, **options):
     inputs = jax.tree.map(jnp.asarray, inputs)
-    attend = compiled(backend, **options)
+    attend = compiled(backend, interpret_mode(), **options)
     return attend(*inputs[:4], initial_state=inputs.initial_state, segment_ids=inputs.segment_ids)
 
 
