@@ -139,7 +139,7 @@ def gradient_norms(settings: Settings, attention: str) -> tuple[np.ndarray, dict
         return optax.apply_updates(params, updates), opt_state, loss, norms
 
     losses, norms = [], []
-    for batch in batches_of(problem.rows, settings.steps * settings.batch_size, settings.batch_size):
+    for batch in batches_of(problem.training.rows, settings.steps * settings.batch_size, settings.batch_size):
         params, opt_state, loss, found = step(params, opt_state, batch)
         losses.append(loss)
         norms.append(found)

@@ -85,8 +85,8 @@ def whole_rows(problem: Problem, count: int, length: int) -> dict[str, np.ndarra
       UserError: there are not so many.
     """
     rows = list[dict[str, np.ndarray]]()
-    for index in range(min(len(problem.rows), _TRIED_ROWS * count)):
-        row = dict(problem.rows[index])
+    for index in range(min(len(problem.training.rows), _TRIED_ROWS * count)):
+        row = dict(problem.training.rows[index])
         for name in ("inputs", "targets", "mask", "segment_ids"):
             if name in row:
                 row[name] = row[name][:length]

@@ -49,7 +49,7 @@ def test_the_picture_shows_the_way_of_a_batch(tmp_path):
     config = Config.from_dict(values.to_dict())
     mesh = make_mesh(config.mesh)
     problem = load_problem(config, mesh)
-    batches = batches_on_mesh(problem.rows, config.batch_size, 0, mesh)
+    batches = batches_on_mesh(problem.training.rows, config.batch_size, 0, mesh)
     reading = rooms_entered(lambda: next(batches))
     assert {"data", "distributed"} <= set(reading)
 

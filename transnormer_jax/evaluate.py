@@ -1,9 +1,9 @@
-"""Evaluates the newest checkpoint of a run on whole held-out documents.
+"""Evaluates the newest checkpoint of a run on a whole held-out split.
 
     python eval.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-The last line of the output is JSON; the same goes to eval.json in the workdir. Architecture and tokenizer are those of
-the run; the dataset is that of --config, or of the run where --config is left out.
+The last line of the output is JSON; the same goes to eval.json in the workdir. Architecture, task and tokenizer are
+those of the run; the dataset is that of --config, or of the run where --config is left out.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Draws images with a trained model, from the first bytes of held-out ones.
 
-    python -m transnormer_jax.sample_images --workdir=runs/mnist --output=samples.png
+    python -m transnormer_jax.sample_images --workdir=runs/mnist --out=samples.png
 
 With `--given=392`, half of an MNIST digit, each picture stands beside the held-out image that it completes.
 """
@@ -23,10 +23,10 @@ from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.workdir import read_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, 'Directory of a run of train.py with the task "images".', required=True)
-_COUNT = flags.DEFINE_integer("count", 16, "Number of images.")
+_COUNT = flags.DEFINE_integer("count", 16, "Number of images.", lower_bound=1)
 _GIVEN = flags.DEFINE_integer("given", 1, "Bytes taken from each held-out image; the model draws the others.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.")
-_OUTPUT = flags.DEFINE_string("output", "samples.png", "PNG file to write.")
+_OUT = flags.DEFINE_string("out", "samples.png", "PNG file to write.")
 
 Images = npt.NDArray[np.uint8]
 
@@ -36,14 +36,12 @@ _SHAPES = {784: (28, 28, 1), 1024: (32, 32, 1), 3072: (32, 32, 3)}
 
 def main() -> None:
     """Draws."""
-    workdir, output = Path(_WORKDIR.value), Path(_OUTPUT.value)
+    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
     config = read_config(workdir)
     if config.task.name != "images":
         raise UserError(f"{str(workdir)!r} holds a model of the task {config.task.name!r}: give a run of 'images'.")
-    if output.suffix != ".png":
-        raise UserError(f"output is {str(output)!r}: give a name that ends in .png.")
-    if _COUNT.value < 1:
-        raise UserError(f"count is {_COUNT.value}: give at least 1.")
+    if out.suffix != ".png":
+        raise UserError(f"--out is {str(out)!r}: give a name that ends in .png.")
     run = load_workdir(workdir)
     examples = load_examples(config.data, run.tokenizer, config.data.eval_split)
     if _COUNT.value > len(examples):
@@ -54,8 +52,8 @@ def main() -> None:
             f"images of {held_out.shape[1]} bytes have no known shape: choose a dataset of {sorted(_SHAPES)} bytes."
         )
     images = complete(config, run.params, held_out, given=_GIVEN.value, seed=_SEED.value)
-    save_grid(images if _GIVEN.value == 1 else beside(images, held_out), output)
-    print(f"wrote {output}: {_COUNT.value} images of step {run.step}, {_GIVEN.value} of {images.shape[1]} bytes given")
+    save_grid(images if _GIVEN.value == 1 else beside(images, held_out), out)
+    print(f"wrote {out}: {_COUNT.value} images of step {run.step}, {_GIVEN.value} of {images.shape[1]} bytes given")
 
 
 def complete(config: Config, params: Params, images: Images, *, given: int, seed: int) -> Images:
@@ -108,7 +106,7 @@ def save_grid(images: Images, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
     except OSError as error:
-        raise UserError(f"cannot write {str(path)!r} ({error.strerror}): choose another output.") from error
+        raise UserError(f"cannot write {str(path)!r} ({error.strerror}): choose another --out.") from error
 
 
 if __name__ == "__main__":

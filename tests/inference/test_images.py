@@ -162,7 +162,7 @@ def test_the_command_completes_held_out_images(workdir):
         (["--workdir=WORKDIR/language_model"], "task 'causal_lm': give a run of 'images'"),
         (["--workdir=WORKDIR", "--count=6"], "count is 6: the split 'test' has 5 images"),
         (["--workdir=WORKDIR", "--count=5", "--given=785"], "given is 785: an image has 784 bytes"),
-        (["--workdir=WORKDIR", "--output=samples.jpg"], "give a name that ends in .png"),
+        (["--workdir=WORKDIR", "--out=samples.jpg"], "give a name that ends in .png"),
     ],
 )
 def test_a_mistake_is_one_sentence(workdir, flags, message):

@@ -84,7 +84,7 @@ def test_tasks_of_all_three_kinds(expected_and_tasks):
     directory, expected = expected_and_tasks
     status, out, err = run(
         *("-m", "transnormer_jax.lm_eval", f"--workdir={directory / 'run'}", f"--include_path={directory}"),
-        *("--tasks=tnl_words,tnl_bytes,tnl_writing", "--batch_size=4", f"--output={directory / 'results.json'}"),
+        *("--tasks=tnl_words,tnl_bytes,tnl_writing", "--batch_size=4", f"--out={directory / 'results.json'}"),
     )
     assert status == 0, err
     assert "tnl_writing" in out

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.projections import project_heads, project_out
+from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops.linformer_attention import (
     convolve_length,

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.projections import project_heads, project_out
+from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
 from transnormer_jax.ops import KeyValueCache, resume_softmax_attention, softmax_attention
 

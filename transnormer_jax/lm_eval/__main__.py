@@ -21,7 +21,7 @@ _INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with more t
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; the task's own by default.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many documents of each task.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Texts that go through the model together.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+_OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 
 def main() -> None:
@@ -43,9 +43,9 @@ def main() -> None:
         harness, tasks=_TASKS.value, num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value, task_manager=manager
     )
     print(make_table(results))
-    if _OUTPUT.value:
+    if _OUT.value:
         kept = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples", "higher_is_better")}
-        Path(_OUTPUT.value).write_text(json.dumps(kept, indent=1, default=str) + "\n")
+        Path(_OUT.value).write_text(json.dumps(kept, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

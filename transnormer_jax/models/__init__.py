@@ -2,11 +2,11 @@
 
 from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
 from transnormer_jax.models.cache import Cache
-from transnormer_jax.models.config import TransNormerLLMConfig
 from transnormer_jax.models.heads import DualEncoder, ImageModel, SequenceClassifier, SpeechModel
 from transnormer_jax.models.transnormer import TransNormer
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.models.transnormer_llm import TransNormerLLM, unstack_layers
+from transnormer_jax.models.transnormer_llm_config import TransNormerLLMConfig
 
 __all__ = [
     "BiLSTM",

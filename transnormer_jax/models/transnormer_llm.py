@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.distributed import constrain
 from transnormer_jax.layers import GatedLinearAttention, SimpleGLU, make_norm
 from transnormer_jax.models.cache import Cache
-from transnormer_jax.models.config import TransNormerLLMConfig
+from transnormer_jax.models.transnormer_llm_config import TransNormerLLMConfig
 from transnormer_jax.ops import paper_log_decay, released_log_decay, sinusoids, token_positions
 
 

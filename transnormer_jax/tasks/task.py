@@ -20,13 +20,13 @@ class Sums(NamedTuple):
       loss: of the predictions, in nats.
       predictions: how many count.
       correct: how many of these are right.
-      tokens: tokens read, padding not counted.
+      tokens: of the model that were read, padding not counted.
     """
 
-    loss: Float[Array, ""]  # nats
+    loss: Float[Array, ""]
     predictions: Float[Array, ""]
     correct: Float[Array, ""]
-    tokens: Float[Array, ""]  # read, padding not counted
+    tokens: Float[Array, ""]
 
     @classmethod
     def zero(cls) -> "Sums":

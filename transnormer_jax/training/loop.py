@@ -49,7 +49,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     check_mesh(config, mesh)
     with agreement.first_process_first("the data are prepared"):
         problem = load_problem(config, mesh)
-    rows = problem.rows
+    rows = problem.training.rows
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
     assembly = assemble(config, problem.task, mesh)
@@ -97,7 +97,9 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
                 "lower config.optimizer.learning_rate or look at the data; checkpoints are kept."
             )
         if step % config.log_every == 0 or step == config.num_steps:
-            scalars |= progress.rates(step) | problem.consumption(first_row + (step - first_step) * config.batch_size)
+            scalars |= progress.rates(step) | problem.training.consumption(
+                first_row + (step - first_step) * config.batch_size
+            )
             writer.write(step, scalars)
             print(progress.line(step, scalars), flush=True)
 
@@ -188,5 +190,5 @@ def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, pro
     print(placement_table(state.params))
     total = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{total:,} parameters; {config.model}")
-    steps = problem.rows_per_epoch / config.batch_size
-    print(f"task {config.task.name}: {problem.description}; {steps:,.1f} steps an epoch", flush=True)
+    steps = problem.training.per_epoch / config.batch_size
+    print(f"task {config.task.name}: {problem.training.description}; {steps:,.1f} steps an epoch", flush=True)

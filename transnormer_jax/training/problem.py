@@ -52,7 +52,7 @@ from transnormer_jax.tasks import (
     Task,
 )
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.evaluation import DocumentEvaluator, RowEvaluator
+from transnormer_jax.training.evaluators import DocumentEvaluator, RowEvaluator
 
 Evaluation = Callable[[Params], dict[str, float]]
 Consumption = Callable[[int], dict[str, float]]
@@ -63,26 +63,42 @@ _EVALUATION_SEED = 0
 _DUPLICATION_EXAMPLES = 1024
 
 
+def _untold(rows: int) -> dict[str, float]:
+    """The consumption of a single source, which the number of steps tells."""
+    del rows
+    return {}
+
+
+class TrainingRows(NamedTuple):
+    """What a run is trained on.
+
+    Attributes:
+      rows: the source of all batches.
+      per_epoch: how many of them hold all the data once.
+      description: of the data, in words.
+      consumption: number of rows read -> tokens and epochs of every source of a mixture.
+    """
+
+    rows: Rows
+    per_epoch: int
+    description: str
+    consumption: Consumption = _untold
+
+
 class Problem(NamedTuple):
     """All that differs between a language model and a classifier.
 
     Attributes:
       task: batch -> sums.
-      rows: what it is trained on.
-      rows_per_epoch: how many of them hold all the data once.
+      training: what it is trained on.
       evaluate: parameters -> metrics on the held-out split.
       tokenizer: fingerprint of the tokenizer.
-      description: of the data, in words.
-      consumption: number of rows read -> tokens and epochs of every source of a mixture.
     """
 
     task: Task
-    rows: Rows
-    rows_per_epoch: int
+    training: TrainingRows
     evaluate: Evaluation
     tokenizer: str
-    description: str
-    consumption: Consumption
 
 
 def load_problem(config: Config, mesh: Mesh) -> Problem:
@@ -94,8 +110,7 @@ def load_problem(config: Config, mesh: Mesh) -> Problem:
     tokenizer = load_tokenizer(config.data.tokenizer)
     task = make_task(config)
     evaluate = load_evaluation(config, tokenizer, mesh, config.data.eval_split, config.evaluation.max_tokens)
-    rows, rows_per_epoch, description, consumption = _training_rows(config, tokenizer)
-    return Problem(task, rows, rows_per_epoch, evaluate, tokenizer.fingerprint, description, consumption)
+    return Problem(task, _training_rows(config, tokenizer), evaluate, tokenizer.fingerprint)
 
 
 def make_task(config: Config) -> Task:
@@ -149,19 +164,24 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
         return RowEvaluator(task, lambda: batches_of(rows, count, batch_size), mesh, num_bytes=num_bytes)
     if config.task.name == "supervised_lm":
         answers, _ = _conversation_rows(config, tokenizer, split, _EVALUATION_SEED)
-        count = min(answers.rows_per_epoch, max(1, max_tokens // length)) if max_tokens else answers.rows_per_epoch
+        count = _head(answers.rows_per_epoch, max_tokens, length)
         return RowEvaluator(task, lambda: batches_of(answers, count, batch_size), mesh)
     if config.task.name == "duplication":
         # No training run has this seed: it may not be negative, and ours are small.
         unseen = DuplicationRows(seed=2**32)
         return RowEvaluator(task, lambda: batches_of(unseen, _DUPLICATION_EXAMPLES, batch_size), mesh)
     examples = _examples(config, tokenizer, split)
-    count = min(len(examples), max(1, max_tokens // length)) if max_tokens else len(examples)
+    count = _head(len(examples), max_tokens, length)
     if config.task.name == "images":
         images = ImageRows(examples, seed=_EVALUATION_SEED)
         return RowEvaluator(task, lambda: batches_of(images, count, batch_size), mesh)
     lengths, batches = _lengths(config, examples), -(-count // batch_size)
     return RowEvaluator(task, lambda: itertools.islice(example_batches(examples, lengths, batch_size), batches), mesh)
+
+
+def _head(rows: int, max_tokens: int, length: int) -> int:
+    """How many rows of `length` tokens are read; `max_tokens` 0 takes all."""
+    return min(rows, max(1, max_tokens // length)) if max_tokens else rows
 
 
 def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str, max_tokens: int) -> Evaluation:
@@ -190,31 +210,25 @@ def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split:
     return evaluate
 
 
-def _training_rows(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str, Consumption]:
-    """The source of training rows, how many of them are an epoch, the data in words, and what has been read of it."""
+def _training_rows(config: Config, tokenizer: Tokenizer) -> TrainingRows:
     name, split = config.task.name, config.data.train_split
     if name in ("causal_lm", "masked_lm"):
         return _training_text(config, tokenizer)
     if name == "supervised_lm":
         answers, words = _conversation_rows(config, tokenizer, split, config.seed)
-        return answers, answers.rows_per_epoch, words, _untold
+        return TrainingRows(answers, answers.rows_per_epoch, words)
     if name == "duplication":
         _check_vocabulary(config, DuplicationRows.vocab_size)
-        return DuplicationRows(config.seed), config.num_steps * config.batch_size, "sequences made on the fly", _untold
+        rows_of_run = config.num_steps * config.batch_size
+        return TrainingRows(DuplicationRows(config.seed), rows_of_run, "sequences made on the fly")
     examples = _examples(config, tokenizer, split)
     words = f"{len(examples):,} examples of {config.data.dataset}"
     if name == "images":
-        return ImageRows(examples, config.seed), len(examples), words, _untold
-    return ExampleRows(examples, _lengths(config, examples), config.seed), len(examples), words, _untold
+        return TrainingRows(ImageRows(examples, config.seed), len(examples), words)
+    return TrainingRows(ExampleRows(examples, _lengths(config, examples), config.seed), len(examples), words)
 
 
-def _untold(rows: int) -> dict[str, float]:
-    """The consumption of a single source, which the number of steps tells."""
-    del rows
-    return {}
-
-
-def _training_text(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str, Consumption]:
+def _training_text(config: Config, tokenizer: Tokenizer) -> TrainingRows:
     documents = {
         name: load_split(source, tokenizer, source.train_split) for name, source in config.data.sources().items()
     }
@@ -226,7 +240,7 @@ def _training_text(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str
     )
     if not config.data.mixture:
         [rows] = packed.values()
-        return _text_rows(config, rows, tokenizer, config.seed), rows.rows_per_epoch, words, _untold
+        return TrainingRows(_text_rows(config, rows, tokenizer, config.seed), rows.rows_per_epoch, words)
     kind, amounts = config.data.amounts()
     weights = amounts if kind == "weight" else {name: amounts[name] * rows_per_epoch[name] for name in amounts}
     mixed = MixedRows(packed, weights)
@@ -237,7 +251,7 @@ def _training_text(config: Config, tokenizer: Tokenizer) -> tuple[Rows, int, str
         return tokens | {f"data/{name}/epochs": count / rows_per_epoch[name] for name, count in read.items()}
 
     all_rows = sum(rows_per_epoch.values())
-    return _text_rows(config, mixed, tokenizer, config.seed), all_rows, words, consumption
+    return TrainingRows(_text_rows(config, mixed, tokenizer, config.seed), all_rows, words, consumption)
 
 
 def _conversation_rows(config: Config, tokenizer: Tokenizer, split: str, seed: int) -> tuple[ConversationRows, str]:
@@ -252,28 +266,30 @@ def _conversation_rows(config: Config, tokenizer: Tokenizer, split: str, seed: i
     own = None if directory is None else find_chat_template(directory)
     template = ChatTemplate(own or RELEASED_TEMPLATE, tokenizer)
     tokens, mask = load_conversations(config.data, tokenizer, template, split)
-    special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    rows = ConversationRows(tokens, mask, config.sequence_length, **special, seed=seed)
+    rows = ConversationRows(tokens, mask, config.sequence_length, **_special_ids(tokenizer), seed=seed)
     answered = sum(int(mask[i].sum()) for i in range(len(mask)))
     return rows, f"{len(tokens):,} conversations of {tokens.num_tokens:,} tokens, {answered:,} of them answers"
 
 
 def _packed(config: Config, documents: TokenizedDocuments, tokenizer: Tokenizer, seed: int) -> PackedRows:
-    special = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    return PackedRows(documents, config.sequence_length, seed=seed, **special)
+    return PackedRows(documents, config.sequence_length, seed=seed, **_special_ids(tokenizer))
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    return {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
 
 
 def _text_rows(config: Config, packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:
     if config.task.name == "causal_lm":
         _check_vocabulary(config, tokenizer.vocab_size)
         return packed
-    _check_vocabulary(config, tokenizer.vocab_size + 1)
+    _check_vocabulary(config, tokenizer.vocab_size + 1)  # the mask
     return MaskedRows(
         packed,
         seed,
         mask_id=tokenizer.vocab_size,
         vocab_size=tokenizer.vocab_size,
-        special_ids={tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id},
+        special_ids=set(_special_ids(tokenizer).values()),
     )
 
 
@@ -301,6 +317,5 @@ def _check_vocabulary(config: Config, size: int) -> None:
     ours = getattr(config.model, "vocab_size", size)
     if size > ours:
         raise UserError(
-            f"the data has {size} different tokens, the mask counted, config.model.vocab_size={ours}: "
-            f"set it to {size} or more."
+            f"the data has {size} different tokens, config.model.vocab_size={ours}: set it to {size} or more."
         )

@@ -20,14 +20,24 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """What one step reports, scalars."""
+    """What one step reports, scalars.
 
-    loss: Float[Array, ""]  # nats per prediction
+    Attributes:
+      loss: in nats per prediction.
+      accuracy: share of the predictions that are right.
+      tokens: read, padding not counted.
+      grad_norm: before clipping.
+      learning_rate: of this step.
+      skipped_steps: since the beginning of the run.
+      skipped_in_a_row: up to this step.
+    """
+
+    loss: Float[Array, ""]
     accuracy: Float[Array, ""]
-    tokens: Float[Array, ""]  # read, padding not counted
-    grad_norm: Float[Array, ""]  # before clipping
+    tokens: Float[Array, ""]
+    grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    skipped_steps: Int[Array, ""]  # since the beginning of the run
+    skipped_steps: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
 
 

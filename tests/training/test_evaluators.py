@@ -10,7 +10,7 @@ from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.config import EvaluationConfig
-from transnormer_jax.training.evaluation import DocumentEvaluator
+from transnormer_jax.training.evaluators import DocumentEvaluator
 from transnormer_jax.training.placement import place_params
 
 TASK = CausalLM(TransNormerLLM(TransNormerLLMConfig.preset("tiny", init_std=0.2, lrpe_layers=(0, 1))))
