@@ -73,7 +73,7 @@ def chunked_training(head_dim: int) -> tuple[Callable[..., Any], tuple[jax.Shape
     return training, (tokens, tokens, tokens, jax.ShapeDtypeStruct((_HEADS,), jnp.float32), tokens)
 
 
-_PROGRAMS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+PROGRAMS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
     "decode_step": (decode_step, {}),
     "norm_gate_projection": (norm_gate_projection, {}),
     **{f"chunked_training_{size}": (chunked_training, {"head_dim": size}) for size in (32, 64, 96, 128, 192)},
@@ -89,16 +89,16 @@ def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
     Raises:
       UserError: libtpu is missing.
     """
-    plan = [(name, chip) for name in _PROGRAMS for chip in generations]
+    plan = [(name, chip) for name in PROGRAMS for chip in generations]
     jobs = []
     for name, chip in plan:
-        build, arguments = _PROGRAMS[name]
+        build, arguments = PROGRAMS[name]
         jobs.append(Job(chip, f"benchmarks.tpu_neighbours:{build.__name__}", arguments))
     rows = []
     summary = dict[str, dict[str, float | None]]()
     print(f"{'program':<22} {'chip':<6} {'least GB':>9} {'XLA / least':>12}")
     for (name, chip), compiled in zip(plan, compile_programs(jobs), strict=True):
-        build, arguments = _PROGRAMS[name]
+        build, arguments = PROGRAMS[name]
         function, operands = build(**arguments)
         least = _bytes(operands) + _bytes(jax.eval_shape(function, *operands))
         ratio = None if compiled.failed else compiled.accessed_bytes / least

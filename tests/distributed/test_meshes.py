@@ -25,7 +25,7 @@ BATCH, LENGTH, STEPS = 8, 64, 20
 def make_task(backend: str = "auto", **fields) -> CausalLM:
     """Eight heads, so that `tensor` can be 8; a vocabulary that no axis divides."""
     sizes = {"num_layers": 2, "model_dim": 64, "num_heads": 8, "glu_dim": 128, "vocab_size": 97}
-    config = {"lrpe_layers": (0,), "dtype": "float32", "init_std": 0.1, "backend": backend}
+    config = {"lrpe_layers": (0, 1), "dtype": "float32", "init_std": 0.1, "backend": backend}
     return CausalLM(TransNormerLLM(TransNormerLLMConfig(**sizes | config | fields)))
 
 

@@ -24,7 +24,7 @@ CASES = [
     Case("ragged", (1, 201, 3, 8, 24), [-0.7, -0.05, -1e-5]),
     Case("strong", (1, 150, 2, 16, 8), [-30.0, -3.0], initial_state=True),
     Case("segments", (3, 200, 2, 8, 16), [-0.5, -1e-5], segments=True),
-    Case("all", (2, 333, 4, 16, 24), [-2.0, -0.3, -0.004, -1e-5], segments=True, initial_state=True),
+    Case("all", (2, 270, 3, 16, 24), [-2.0, -0.03, -1e-5], segments=True, initial_state=True),
 ]
 
 

@@ -26,7 +26,7 @@ HEAD_CASES = [
     Case("odd_heads", (1, 90, 3, 64, 64), [-0.5, -0.1, -1e-3]),
     Case("across_registers", (1, 90, 2, 192, 96), [-0.5, -1e-3], segments=True),
     Case("several_registers", (1, 90, 1, 256, 192), [-1e-3]),
-    Case("three_blocks", (1, 1100, 4, 128, 128), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True),
+    Case("three_blocks", (1, 1100, 2, 128, 128), [-0.5, -1e-5], segments=True, initial_state=True),
     Case("more_heads_than_a_block", (1, 40, 24, 64, 64), list(np.linspace(-1, -1e-5, 24))),
 ]
 
