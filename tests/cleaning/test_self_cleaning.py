@@ -40,6 +40,10 @@ def test_what_surprises_the_model_is_cut(tmp_path):
     }
     assert sorted(texts["removed"]) == sorted(odd)
     assert sorted(texts["kept"]) == sorted(usual)
+    (tmp_path / "round_1" / "scores" / "00000.jsonl.gz.npy").unlink()  # a round that is finished is not made again
+    assert self_clean(tmp_path / "kept", tmp_path, config, rounds=1, cut=0.0625, max_tokens=64) == [report]
+    with pytest.raises(UserError, match="begun with other settings"):
+        self_clean(tmp_path / "kept", tmp_path, config, rounds=1, cut=0.1, max_tokens=64)
     generator = load_generator(str(tmp_path / "round_1" / "model"))
     alone = bits_per_byte(generator, [odd[0]], 64)[0]
     together = bits_per_byte(generator, [*usual[:20], odd[0]], 64)

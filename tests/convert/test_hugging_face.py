@@ -18,6 +18,7 @@ from tests.commands import assert_fails, run
 from tests.compiled import apply_of
 from tests.shared import shared_file
 from transnormer_jax.convert import load_hugging_face, save_hugging_face, tensors
+from transnormer_jax.convert.hugging_face import copy_tokenizer
 from transnormer_jax.convert.torch_file import open_torch_file
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
@@ -189,18 +190,53 @@ def test_a_file_of_pytorch_that_wants_to_run_something_is_refused(tmp_path):
         open_torch_file(tmp_path / "old.bin")
 
 
-def test_a_view_that_reaches_outside_its_storage_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("strides", "message"),
+    [
+        (b"K\x06J\xff\xff\xff\xff\x86", "a negative offset, size or stride"),  # (6, -1)
+        (b"K\xffK\x01\x86", "a view that ends outside its storage"),  # (255, 1)
+    ],
+)
+def test_a_view_that_reaches_outside_its_storage_is_refused(tmp_path, strides, message):
     with zipfile.ZipFile(DATA / "pytorch_model.bin") as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
     (pickled,) = [name for name in content if name.endswith("/data.pkl")]
-    strides = b"K\x06K\x01\x86"  # of the first tensor: (6, 1)
-    assert strides in content[pickled]
-    content[pickled] = content[pickled].replace(strides, b"K\x06J\xff\xff\xff\xff\x86", 1)  # (6, -1)
+    own = b"K\x06K\x01\x86"  # of the first tensor: (6, 1)
+    assert own in content[pickled]
+    content[pickled] = content[pickled].replace(own, strides, 1)
     with zipfile.ZipFile(tmp_path / "outside.bin", "w") as archive:
         for name, entry in content.items():
             archive.writestr(name, entry)
-    with pytest.raises(UserError, match="a negative offset, size or stride"):
+    with pytest.raises(UserError, match=message):
         open_torch_file(tmp_path / "outside.bin")
+
+
+def test_a_tokenizer_under_another_name_is_copied_under_the_usual_one(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "spm_32k.model").write_text("pieces")
+    (own / "tokenizer.json").write_text("another tokenizer")
+    (own / "chat_template.jinja").write_text("template")
+    assert copy_tokenizer(own / "spm_32k.model", tmp_path / "copy")
+    assert {file.name: file.read_text() for file in (tmp_path / "copy").iterdir()} == {
+        "tokenizer.model": "pieces",
+        "chat_template.jinja": "template",
+    }
+
+
+def test_an_index_says_how_many_bytes_are_there_and_a_damaged_one_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "_SHARD_BYTES", 2000)
+    write(tmp_path / "hf")
+    index = tmp_path / "hf" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    shards = {tmp_path / "hf" / name for name in content["weight_map"].values()}
+    assert content["metadata"]["total_size"] == sum(x.nbytes for shard in shards for x in load_file(shard).values())
+    index.write_text("{}")
+    with pytest.raises(UserError, match="has no 'weight_map'"):
+        load_hugging_face(tmp_path / "hf")
+    index.write_text('{"weight')
+    with pytest.raises(UserError, match="is no JSON"):
+        load_hugging_face(tmp_path / "hf")
 
 
 def test_the_weights_of_pytorch_make_a_model(tmp_path, monkeypatch):

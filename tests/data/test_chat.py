@@ -110,3 +110,10 @@ def test_templates_are_found_beside_a_tokenizer(tmp_path):
 def test_what_cannot_be_encoded_is_refused(source, messages, error):
     with pytest.raises(UserError, match=error):
         ChatTemplate(source, BYTES).encode(messages)
+
+
+def test_turns_without_anything_between_them_stay_apart():
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", ByteTokenizer())
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    encoded = template.encode([{"role": role, "content": text} for role, text in turns])
+    assert written_by_assistant(encoded, ByteTokenizer()) == "bd"

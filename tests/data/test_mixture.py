@@ -111,6 +111,8 @@ def test_a_mixture_in_the_configuration():
     ("mixture", "message"),
     [
         ({"lm1b": 0}, "source 'lm1b' of the mixture needs one positive number"),
+        ({"lm1b": "0.7"}, "source 'lm1b' of the mixture needs one positive number"),
+        ({"lm1b": {"wieght": 1}}, "did you mean 'weight'"),
         ({"lm1b": {}}, "source 'lm1b' of the mixture needs one positive number"),
         ({"lm1b": {"weight": 1, "epochs": 1}}, "source 'lm1b' of the mixture needs one positive number"),
         ({"lm1b": {"epochs": 1}, "imdb_reviews": 1}, "some `epochs`"),

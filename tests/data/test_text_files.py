@@ -156,3 +156,16 @@ def test_what_is_no_unicode_becomes_the_replacement_character(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "half \\ud800 pair, whole \\ud83d\\ude00 pair"}\n{"text": "byte \xff, \xc3\xa9"}\n')
     assert list(read_documents(path, "file")) == ["half \ufffd pair, whole \U0001f600 pair", "byte \ufffd, \u00e9"]
+
+
+def test_the_last_kind_in_a_name_counts(tmp_path):
+    file = tmp_path / "dump.txt.jsonl"
+    file.write_text('{"text": "a document"}\n')
+    assert list(read_documents(file, "file")) == ["a document"]
+
+
+def test_a_field_without_text_is_the_users_error(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": null}\n{"text": ["a"]}\n')
+    with pytest.raises(UserError, match="record 2 has no text in 'text'"):
+        list(read_documents(file, "file"))

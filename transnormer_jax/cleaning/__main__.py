@@ -26,7 +26,7 @@ _MIN_WORDS = flags.DEFINE_integer("min_words", 50, "Least words of a document.",
 _WORKERS = flags.DEFINE_integer("workers", None, "Processes; one for every core by default.", lower_bound=1)
 _CONFIG = command.define_config_flag(required=False)
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Rounds of self-cleaning.", lower_bound=1)
-_CUT = flags.DEFINE_float("cut", 0.1, "Share of the documents that a round of self-cleaning removes.")
+_CUT = flags.DEFINE_float("cut", 0.1, "Share of the documents that a round of self-cleaning removes.", 0.0, 1.0)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 2048, "First tokens of a document that are judged.", lower_bound=1)
 
 
@@ -36,13 +36,12 @@ def main() -> None:
         from transnormer_jax.cleaning.pipeline import Settings, clean
     except ImportError as error:
         raise UserError(f"{error}: install the extra, `pip install transnormer_jax[cleaning]`.") from error
-    out = Path(_OUT.value)
+    out, config = Path(_OUT.value), command.read_config_flag(_CONFIG) if _CONFIG.value else None
     settings = Settings(_FILES.value, _DOCUMENTS.value, _FIELD.value, tuple(_LANGUAGES.value), _MIN_WORDS.value)
     report = clean(settings, out, _WORKERS.value or os.cpu_count() or 1)
-    if _CONFIG.value:
+    if config is not None:
         from transnormer_jax.cleaning.self_cleaning import self_clean
 
-        config = command.read_config_flag(_CONFIG)
         report["rounds"] = self_clean(
             out / "kept", out, config, rounds=_ROUNDS.value, cut=_CUT.value, max_tokens=_MAX_TOKENS.value
         )

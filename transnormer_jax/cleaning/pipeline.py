@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
       UserError: no file matches, a file cannot be read, or `out` holds the work of other settings.
     """
     todo = stages(settings, out)
-    _claim(settings, out)
+    # A file more or less, or a changed one, would part the tasks in another way.
+    found = [file_identity(file) for file in find_files(settings.files)]
+    claim(out / "settings.json", dataclasses.asdict(settings) | {"found": found})
     # The engine would fork this process for its manager, and JAX has threads.
     multiprocess.set_start_method("forkserver", force=True)
     for name, steps, tasks in todo:
@@ -87,10 +89,13 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
     return report
 
 
-def _claim(settings: Settings, out: Path) -> None:
-    # A file more or less, or a changed one, would part the tasks in another way.
-    found = [file_identity(file) for file in find_files(settings.files)]
-    file, content = out / "settings.json", json.dumps(dataclasses.asdict(settings) | {"found": found}, indent=1)
+def claim(file: Path, settings: Mapping[str, Any]) -> None:
+    """Writes down with which settings a directory was begun, so that a later run goes on with the same.
+
+    Raises:
+      UserError: the directory cannot be written, or was begun with others.
+    """
+    out, content = file.parent, json.dumps(settings, indent=1)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not file.exists():

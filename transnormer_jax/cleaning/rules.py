@@ -41,9 +41,9 @@ def rules(languages: tuple[str, ...], min_words: int, removed: Path) -> list[Pip
     """The filters in turn; what one removes lies in `removed`, with its reason.
 
     Thresholds are datatrove's defaults for the rules of Gopher (arXiv 2112.11446) and FineWeb (arXiv 2406.17557), but
-    for `min_words`. Gopher's stop words are asked for where English is kept.
+    for `min_words`. Gopher's stop words are asked for where English alone is kept.
     """
-    stop_words = 2 if _ENGLISH in languages else 0
+    stop_words = 2 if languages == (_ENGLISH,) else 0
     return [
         LanguageFilter(languages, writer(removed / "language")),
         GopherRepetitionFilter(language=WORDS, exclusion_writer=writer(removed / "repetition")),

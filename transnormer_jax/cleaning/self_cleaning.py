@@ -17,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from transnormer_jax.cleaning.documents import read_shard, shards_of
+from transnormer_jax.cleaning.pipeline import claim
 from transnormer_jax.command import load_generator
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.training import train
 from transnormer_jax.training.config import Config
+from transnormer_jax.training.workdir import write_json
 
 _BATCH = 16
 
@@ -44,13 +46,19 @@ def self_clean(
       For each round: documents, those removed, the threshold in bits per byte, quantiles of the scores.
 
     Raises:
-      UserError: `cut` is no share, or training fails as `train` does.
+      UserError: `cut` is no share, `out` was begun with other settings, or training fails as `train` does.
     """
     if not 0 < cut < 1:
         raise UserError(f"cut is {cut}: choose a share of the documents between 0 and 1.")
+    claim(out / "self_cleaning.json", {"cut": cut, "max_tokens": max_tokens, "config": dataclasses.asdict(config)})
     reports = []
     for number in range(1, rounds + 1):
         directory = out / f"round_{number}"
+        report = directory / "report.json"
+        if report.is_file():  # written last
+            reports.append(json.loads(report.read_text()))
+            kept = directory / "kept"
+            continue
         data = dataclasses.replace(
             config.data, dataset="plain_text", files=str(kept), documents="file", text_feature="", mixture={}
         )
@@ -59,6 +67,7 @@ def self_clean(
         for shard in shards_of(kept):
             _score_shard(shard, directory / "scores", generator, max_tokens)
         reports.append(_cut(kept, directory, cut))
+        write_json(report, reports[-1])
         kept = directory / "kept"
     return reports
 

@@ -11,6 +11,7 @@ card, of which what the run knows is filled in. --verify compares the logits wit
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from absl import flags
 from transnormer_jax import command
 from transnormer_jax.convert.hugging_face import copy_tokenizer, empty_params, load_hugging_face, save_hugging_face
 from transnormer_jax.convert.model_card import model_card
+from transnormer_jax.data import tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training.parameters import restore_params
-from transnormer_jax.training.workdir import load_params, read_config, write_model
+from transnormer_jax.training.workdir import load_params, read_config, tokenizer_name, write_model
 
 _FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to read: config.json, weights, tokenizer.")
 _TO = flags.DEFINE_string("to_hugging_face", "", "Directory to make.")
@@ -62,10 +64,9 @@ def _read(directory: Path, workdir: Path) -> dict[str, Any]:
 def _write(workdir: Path, directory: Path) -> dict[str, Any]:
     config = _model_config(workdir)
     step, params = restore_params(workdir, empty_params(config))
-    own = workdir / "tokenizer"
-    tokenizer = own if own.is_dir() else Path(read_config(workdir).data.tokenizer)
-    save_hugging_face(directory, config, params, tokenizer if tokenizer.exists() else None)
+    name = tokenizer_name(workdir, read_config(workdir))
     card = model_card(workdir, step, sum(x.size for x in jax.tree.leaves(params)))
+    save_hugging_face(directory, config, params, Path(name).expanduser() if tokenizer_directory(name) else None)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return {"to_hugging_face": str(directory), "step": step}
 
@@ -74,7 +75,7 @@ def _verify(workdir: Path, file: Path) -> dict[str, Any]:
     try:
         with np.load(file) as arrays:
             ids, expected = np.asarray(arrays["ids"], np.int32), np.asarray(arrays["logits"], np.float32)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(file)!r} is no .npz file with ids [B, N] and logits [B, N, V] ({error}).") from error
     config = _model_config(workdir)
     _, params = load_params(workdir, read_config(workdir))

@@ -13,20 +13,14 @@ import numpy as np
 
 from transnormer_jax.convert.configuration import read_configuration, write_configuration
 from transnormer_jax.convert.names import HEAD, Part, tensor_parts
-from transnormer_jax.convert.tensors import open_tensors, write_tensors
+from transnormer_jax.convert.tensors import open_tensors, read_json, write_tensors
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
 # What belongs to a tokenizer, and goes with the weights.
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+_VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
+_BESIDE_THEM = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 _EMBEDDING = "model.embed_tokens.weight"
 _ALIGNMENT = 64  # bytes, of JAX's own arrays
@@ -50,7 +44,7 @@ def load_hugging_face(directory: Path | str) -> tuple[TransNormerLLMConfig, Any]
         another kind.
     """
     directory = Path(directory)
-    fields = _read_json(directory / "config.json")
+    fields = read_json(directory / "config.json")
     tensors = open_tensors(directory)
     if _EMBEDDING not in tensors:
         raise UserError(
@@ -94,8 +88,7 @@ def save_hugging_face(
     scratch = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
-    write_tensors(scratch, _tensors(config, params), num_bytes)
+    write_tensors(scratch, _tensors(config, params))
     fields["torch_dtype"] = params["embedding"].dtype.name
     (scratch / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     if tokenizer is not None:
@@ -112,11 +105,14 @@ def empty_params(config: TransNormerLLMConfig) -> Any:
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
     """Copies the files of a tokenizer from a directory, or a file and what lies beside it; whether there are any."""
-    source = source if source.is_dir() else source.parent
-    found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    for file in found:
+    directory = source if source.is_dir() else source.parent
+    files = {name: directory / name for name in (*_VOCABULARIES, *_BESIDE_THEM)}
+    if source.is_file() and source.name not in _VOCABULARIES:  # under a name of its own, which other programs know not
+        files = {f"tokenizer{source.suffix}": source} | {name: directory / name for name in _BESIDE_THEM}
+    found = {name: file for name, file in files.items() if file.is_file()}
+    for name, file in found.items():
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target)
+        shutil.copy(file, target / name)
     return bool(found)
 
 
@@ -166,12 +162,3 @@ def _leaf(params: Any, part: Part) -> Any:
     for key in part.path:
         params = params[key]
     return params if part.layer is None else params[part.layer]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read {str(path)!r} ({error.strerror}): give a directory of Hugging Face.") from error
-    except ValueError as error:
-        raise UserError(f"{str(path)!r} is no JSON ({error}): download it again.") from error

@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -29,7 +30,9 @@ def open_tensors(directory: Path) -> Mapping[str, Callable[[], np.ndarray]]:
         raise UserError(f"{str(directory)!r} holds no weights: it should have one of {', '.join(_FILES)}.")
     if file.suffix != ".json":
         return _open_file(file)
-    shards = json.loads(file.read_text())["weight_map"]
+    shards = read_json(file).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UserError(f"{str(file)!r} has no 'weight_map': download it again.")
     opened = dict[str, Mapping[str, Callable[[], np.ndarray]]]()
     for name in sorted(set(shards.values())):
         if not (directory / name).is_file():
@@ -41,16 +44,29 @@ def open_tensors(directory: Path) -> Mapping[str, Callable[[], np.ndarray]]:
     return {tensor: opened[name][tensor] for tensor, name in shards.items()}
 
 
-def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], num_bytes: int) -> None:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of Hugging Face.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r} ({error.strerror}): give a directory of Hugging Face.") from error
+    except ValueError as error:
+        raise UserError(f"{str(path)!r} is no JSON ({error}): download it again.") from error
+
+
+def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Writes safetensors: one file, or from 1 GiB on several and their index.
 
     Args:
       directory: that exists.
       tensors: name and numbers, of which one shard is in memory at a time.
-      num_bytes: of all.
     """
     shards = list[list[str]]()
-    pending, size = dict[str, np.ndarray](), 0
+    pending, size, total = dict[str, np.ndarray](), 0, 0
 
     def flush() -> None:
         nonlocal pending, size
@@ -63,6 +79,7 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], nu
             flush()
         pending[name] = np.ascontiguousarray(array)
         size += array.nbytes
+        total += array.nbytes
     flush()
     if len(shards) == 1:
         (directory / "shard_0").rename(directory / "model.safetensors")
@@ -72,7 +89,7 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], nu
         file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"shard_{i}").rename(directory / file)
         weight_map |= dict.fromkeys(names, file)
-    index = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 

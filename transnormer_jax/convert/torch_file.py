@@ -57,13 +57,17 @@ class TorchTensor(NamedTuple):
 
     def read(self) -> np.ndarray:
         """The numbers, mapped from the file."""
-        span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         start = self.start + self.offset * self.dtype.itemsize
         if not all(self.shape):
             return np.empty(self.shape, self.dtype)
-        numbers = np.memmap(self.path, self.dtype, "r", start, span)
+        numbers = np.memmap(self.path, self.dtype, "r", start, _span(self.shape, self.strides))
         strides = [stride * self.dtype.itemsize for stride in self.strides]
         return np.lib.stride_tricks.as_strided(numbers, self.shape, strides, writeable=False)
+
+
+def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """From the first number of a view to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def open_torch_file(path: Path) -> dict[str, TorchTensor]:
@@ -89,6 +93,11 @@ def open_torch_file(path: Path) -> dict[str, TorchTensor]:
                 file.seek(entry.header_offset)
                 lengths = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
                 starts[key] = entry.header_offset + _LOCAL_HEADER.size + sum(lengths)
+            for tensor in state.values():
+                entry = entries[pickled.removesuffix("data.pkl") + f"data/{tensor.storage.key}"]
+                end = tensor.offset + _span(tensor.shape, tensor.strides)
+                if all(tensor.shape) and end * tensor.storage.dtype.itemsize > entry.file_size:
+                    raise ValueError("a view that ends outside its storage")
     except (OSError, zipfile.BadZipFile, StopIteration, pickle.UnpicklingError, *_MALFORMED) as error:
         reason = str(error) or type(error).__name__
         raise UserError(

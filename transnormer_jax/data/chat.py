@@ -122,9 +122,10 @@ class ChatTemplate:
         for i, part in enumerate(_PLACE.split(text)):
             if i % 2:
                 message = messages[int(part)]
-                if message["role"] == "assistant":
-                    yield run, False
-                    run, written = "", True
+                mine = message["role"] == "assistant"
+                if mine or written:  # a template may put nothing between two turns
+                    yield run, written
+                    run, written = "", mine
                 run += message["content"]
                 continue
             if written and part:

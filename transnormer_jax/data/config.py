@@ -69,7 +69,9 @@ class DataConfig:
         fields = _source_fields(self.mixture[name])
         known = {field.name for field in dataclasses.fields(self)} - {"mixture", "tokenizer", "data_dir"}
         for field in fields.keys() - known - set(_AMOUNTS):
-            raise UserError(f"unknown config key config.data.mixture.{name}.{field}: {did_you_mean(field, known)}")
+            raise UserError(
+                f"unknown config key config.data.mixture.{name}.{field}: {did_you_mean(field, known | set(_AMOUNTS))}"
+            )
         own = {"dataset": name} | {field: value for field, value in fields.items() if field in known}
         return DataConfig(tokenizer=self.tokenizer, data_dir=self.data_dir, **own)
 
@@ -83,7 +85,7 @@ class DataConfig:
         for name, source in self.mixture.items():
             fields = _source_fields(source)
             given = [kind for kind in _AMOUNTS if kind in fields]
-            if len(given) != 1 or not 0 < fields[given[0]] < math.inf:
+            if len(given) != 1 or not _is_amount(fields[given[0]]):
                 raise UserError(
                     f"source {name!r} of the mixture needs one positive number, its `weight` or its `epochs`: "
                     "give it, or leave the source out."
@@ -109,6 +111,10 @@ class DataConfig:
             return self.label_feature
         entry = find_entry(self.dataset)
         return entry.label if entry else "label"
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _source_fields(source: Any) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
       UserError: the file cannot be read, is damaged, or has no such field.
     """
     name = str(file)
-    kind = next((kind for kind in _KINDS if Path(name).name.partition(kind)[1]), ".txt")
+    kind = max(_KINDS, key=Path(name).name.rfind)  # the last of them in the name; the first kind if there is none
     try:
         with fsspec.open(name, "rb", compression="infer") as opened:
             if kind == ".txt":
@@ -181,6 +181,8 @@ def _fields(records: Iterator[Any], field: str) -> Iterator[str]:
         if not isinstance(record, dict) or field not in record:
             known = record if isinstance(record, dict) else ()
             raise ValueError(f"record {number} has no {field!r}: {did_you_mean(field, known)}")
+        if not isinstance(record[field], str | None):
+            raise ValueError(f"record {number} has no text in {field!r}")
         yield record[field] or ""
 
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from transnormer_jax import command
 from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.publish import publish
 from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
@@ -36,12 +37,13 @@ def main() -> None:
     """Trains."""
     data = command.read_config_flag(_CONFIG).data
     out = Path(_OUT.value)
+    if out.exists():
+        raise UserError(f"{str(out)!r} is there already: choose another --out.")
+    train = train_bpe if _KIND.value == "bpe" else train_unigram
     try:
-        out.mkdir(parents=True)
+        publish(out, lambda written: train(_texts(data, _MAX_BYTES.value), _VOCAB_SIZE.value, written))
     except OSError as error:
         raise UserError(f"cannot make {str(out)!r} ({error.strerror}): choose another --out.") from error
-    train = train_bpe if _KIND.value == "bpe" else train_unigram
-    train(_texts(data, _MAX_BYTES.value), _VOCAB_SIZE.value, out)
     tokenizer = load_tokenizer(str(out))
     texts = list(_texts(data, _MEASURED_BYTES))
     num_bytes = sum(len(text.encode()) for text in texts)

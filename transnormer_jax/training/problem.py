@@ -256,7 +256,7 @@ def _training_text(config: Config, tokenizer: Tokenizer) -> TrainingRows:
 
 def _conversation_rows(config: Config, tokenizer: Tokenizer, split: str, seed: int) -> tuple[ConversationRows, str]:
     """Conversations by the chat template of the tokenizer, or by that of TransNormerLLM's fine-tuning."""
-    if config.data.documents != "conversation":
+    if config.data.documents != "conversation" or config.data.dataset != "plain_text":
         raise UserError(
             "task 'supervised_lm' learns from one dataset of conversations: set config.data.dataset='plain_text' and "
             "config.data.documents='conversation'."
