@@ -32,6 +32,14 @@ flags.FLAGS(sys.argv[:1])
 install_import_hook("transnormer_jax.ops", "beartype.beartype")
 
 
+@pytest.fixture
+def optimized():
+    """For a test that runs for longer than it compiles."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _few_programs():
     """Forgets compiled programs in time: where Linux allows no more memory maps (65,530), XLA crashes."""
