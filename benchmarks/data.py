@@ -19,6 +19,7 @@ import dataclasses
 import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from transnormer_jax.training.flops import peak_flops
 _ROOT = Path(__file__).resolve().parents[1]
 _BATCH, _LENGTH = 64, 2048
 _MFU = 0.4
+_SHORTEST = 0.1  # seconds in which a process can be killed
 
 _CONFIG = """
 from transnormer_jax.training.config import default_config
@@ -152,10 +154,12 @@ def _prepare_killed(settings: Settings, directory: Path, seconds: float) -> list
             process.wait()
             finished = len(list(directory.glob("**/tokenized/incomplete.*/*.json")))
             kills.append({"after_seconds": moment, "finished_shards": finished})
-        else:
-            raise UserError(
-                f"the preparation ended before it was to be killed, after {len(kills)} kills: give more text."
-            )
+        else:  # quicker than it was when it was timed: again from the beginning, with earlier moments
+            shutil.rmtree(directory)
+            kills.clear()
+            seconds /= 2
+            if seconds < _SHORTEST:
+                raise UserError(f"{settings.kills} kills do not fit into the preparation: give more text.")
     _prepare(settings, directory)
     return kills
 

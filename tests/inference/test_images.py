@@ -140,7 +140,7 @@ def workdir(tmp_path_factory):
 def test_the_command_completes_held_out_images(workdir):
     directory, config = workdir
     output = directory / "pictures" / "samples.png"
-    flags = (f"--workdir={directory}", f"--output={output}", "--count=3", "--given=300")
+    flags = (f"--workdir={directory}", f"--out={output}", "--count=3", "--given=300")
     status, out, err = commands.run("-m", "transnormer_jax.sample_images", *flags)
     assert status == 0, err
     assert f"wrote {output}: 3 images of step 0, 300 of 784 bytes given" in out
