@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("datatrove")
 
 from tests.training.small_config import small_config
+from transnormer_jax.cleaning import self_cleaning
 from transnormer_jax.cleaning.documents import read_shard, shards_of
 from transnormer_jax.cleaning.self_cleaning import bits_per_byte, self_clean
 from transnormer_jax.command import load_generator
@@ -50,6 +51,12 @@ def test_what_surprises_the_model_is_cut(tmp_path):
     assert together[-1] == pytest.approx(alone, rel=1e-5)
     assert together[:-1].max() < alone
     assert bits_per_byte(generator, [""], 64) == [0.0]
+
+
+def test_a_judge_that_a_signal_stopped_judges_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(self_cleaning, "train", lambda config, workdir: None)
+    with pytest.raises(UserError, match="a signal stopped the training of round 1"):
+        self_clean(tmp_path / "kept", tmp_path, Config(), rounds=1, cut=0.1, max_tokens=64)
 
 
 def test_a_share_is_between_0_and_1(tmp_path):

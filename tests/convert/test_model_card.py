@@ -13,7 +13,9 @@ def test_a_trained_run_tells_of_its_training_and_evaluation(tmp_path):
     write_config(tmp_path, config)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "eval.json").write_text(
-        json.dumps({"step": 11, "dataset": "mine", "split": "test", "bits_per_byte": 1.23456, "bytes": 1234567})
+        json.dumps(
+            {"step": 11, "dataset": "mine", "split": "test", "bits_per_byte": 1.23456, "bytes": 1234567, "loss": None}
+        )
     )
     card = model_card(tmp_path, 11, 2_000_001)
     assert "2,000,001 parameters" in card
@@ -21,6 +23,7 @@ def test_a_trained_run_tells_of_its_training_and_evaluation(tmp_path):
     assert "`python_source`" in card
     assert "| bits_per_byte | 1.2346 |" in card
     assert "| bytes | 1,234,567 |" in card
+    assert "| loss | not finite |" in card
     assert "TODO" in card
 
 

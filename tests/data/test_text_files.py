@@ -169,3 +169,10 @@ def test_a_field_without_text_is_the_users_error(tmp_path):
     file.write_text('{"text": null}\n{"text": ["a"]}\n')
     with pytest.raises(UserError, match="record 2 has no text in 'text'"):
         list(read_documents(file, "file"))
+
+
+def test_zstandard_is_not_read_as_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "a.txt.zst").write_bytes(b"(\xb5/\xfd")
+    monkeypatch.setattr("fsspec.utils.infer_compression", lambda name: None)
+    with pytest.raises(UserError, match="pip install zstandard"):
+        list(read_documents(tmp_path / "a.txt.zst", "file"))

@@ -46,7 +46,7 @@ def self_clean(
       For each round: documents, those removed, the threshold in bits per byte, quantiles of the scores.
 
     Raises:
-      UserError: `cut` is no share, `out` was begun with other settings, or training fails as `train` does.
+      UserError: `cut` is no share, `out` was begun with other settings, a signal stopped the training, or `train` fails.
     """
     if not 0 < cut < 1:
         raise UserError(f"cut is {cut}: choose a share of the documents between 0 and 1.")
@@ -60,9 +60,17 @@ def self_clean(
             kept = directory / "kept"
             continue
         data = dataclasses.replace(
-            config.data, dataset="plain_text", files=str(kept), documents="file", text_feature="", mixture={}
+            config.data,
+            dataset="plain_text",
+            files=str(kept),
+            documents="file",
+            text_feature="",
+            train_split="train",
+            eval_split="validation",
+            mixture={},
         )
-        train(dataclasses.replace(config, data=data), directory / "model")
+        if train(dataclasses.replace(config, data=data), directory / "model") is None:
+            raise UserError(f"a signal stopped the training of round {number}: run the same command to go on.")
         generator = load_generator(str(directory / "model"))
         for shard in shards_of(kept):
             _score_shard(shard, directory / "scores", generator, max_tokens)

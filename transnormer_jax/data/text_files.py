@@ -72,6 +72,8 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
     """
     name = str(file)
     kind = max(_KINDS, key=Path(name).name.rfind)  # the last of them in the name; the first kind if there is none
+    if name.endswith(".zst") and fsspec.utils.infer_compression(name) is None:  # it would be read as it lies
+        raise UserError(f"cannot read {name!r}, since nothing here reads Zstandard: pip install zstandard.")
     try:
         with fsspec.open(name, "rb", compression="infer") as opened:
             if kind == ".txt":

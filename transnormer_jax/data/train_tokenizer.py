@@ -89,6 +89,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int, out: Path) -> None:
                 bos_id=1,
                 eos_id=2,
                 unk_id=3,
+                max_sentence_length=1 << 24,  # by default lines over 4 kB are left out without a word
                 minloglevel=2,
             )
     except RuntimeError as error:
