@@ -24,7 +24,17 @@ def kept_tokens(logits, top_k=0, top_p=1.0):
     return np.flatnonzero(np.isfinite(kept[0])).tolist()
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"top_p": 1e-46},
+        {"temperature": 1e-4},
+        {"temperature": 2e-38},
+    ],
+)
 def test_the_narrowest_settings_are_greedy(settings):
     np.testing.assert_array_equal(draw(**settings), jnp.argmax(LOGITS, axis=-1))
 

@@ -99,3 +99,14 @@ def test_an_unknown_task_is_refused(expected_and_tasks):
     directory, _ = expected_and_tasks
     result = run("-m", "transnormer_jax.lm_eval", f"--workdir={directory / 'run'}", "--tasks=no_such_task")
     assert_fails(result, "the harness has no task 'no_such_task'")
+
+
+def test_repeated_requests_are_drawn_apart():
+    from lm_eval.api.instance import Instance
+
+    from transnormer_jax.lm_eval.model import TransNormerHarness
+
+    harness = TransNormerHarness(Generator(CONFIG, make_params(), ByteTokenizer()), batch_size=2)
+    asked = ("The", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 8})
+    requests = [Instance("generate_until", {}, asked, i) for i in range(6)]
+    assert len(set(harness.generate_until(requests))) == 6

@@ -46,7 +46,7 @@ def self_clean(
       For each round: documents, those removed, the threshold in bits per byte, quantiles of the scores.
 
     Raises:
-      UserError: `cut` is no share, `out` was begun with other settings, a signal stopped the training, or `train` fails.
+      UserError: `cut` is no share, `out` was begun with other settings, a signal came while training, or it failed.
     """
     if not 0 < cut < 1:
         raise UserError(f"cut is {cut}: choose a share of the documents between 0 and 1.")

@@ -88,7 +88,10 @@ def sample(
     def draw() -> Int[Array, " B"]:
         # Without a limit there is nothing to sort, and sorting costs more than all else here.
         limited = jnp.any((settings.top_k > 0) | (settings.top_p < 1))
-        scaled = logits / jnp.where(greedy, 1, settings.temperature)[:, None]
+        # The largest is 0, so that no temperature overflows.
+        scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.where(greedy, 1, settings.temperature)[
+            :, None
+        ]
         kept = jax.lax.cond(limited, lambda: keep_likeliest(scaled, settings.top_k, settings.top_p), lambda: scaled)
         drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
         return jnp.where(greedy, likeliest, drawn)
@@ -124,7 +127,7 @@ def keep_likeliest(
     kept = jnp.broadcast_to((rank < top_k) | (top_k == 0), logits.shape)
     probability = jax.nn.softmax(jnp.where(kept, by_rank, -jnp.inf), axis=-1)
     likelier = jnp.cumsum(probability, axis=-1) - probability
-    # Rounding may let the sum reach 1 too early.
-    kept &= (likelier < top_p) | (top_p >= 1)
+    # Rounding may let the sum reach 1 too early, or make a tiny `top_p` 0.
+    kept &= (likelier < top_p) | (top_p >= 1) | (rank == 0)
     kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
     return jnp.where(kept, logits, -jnp.inf)

@@ -20,7 +20,7 @@ _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, with commas between t
 _INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with more tasks, as YAML files.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; the task's own by default.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only so many documents of each task.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Texts that go through the model together.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Texts that go through the model together.", 1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 

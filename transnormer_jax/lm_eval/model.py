@@ -1,6 +1,5 @@
 """A TransNormerLLM as a model of the LM Evaluation Harness."""
 
-import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -75,10 +74,16 @@ class TransNormerHarness(TemplateLM):
         texts: dict[int, str] = {}
         kinds = [json.dumps(_generation_settings(request.args[1])) for request in requests]
         for kind in set(kinds):
-            generate = functools.partial(self._generator.generate, **json.loads(kind))
+            settings = json.loads(kind)
+
+            def generate(batch: list[tuple[str, int]], settings: dict[str, Any] = settings) -> list[str]:
+                prompts, seeds = zip(*batch, strict=True)
+                return self._generator.generate(prompts, seed=seeds, **settings)
+
+            # A task may repeat a request to draw from it again: each has a seed of its own.
             alike = [i for i, other in enumerate(kinds) if other == kind]
-            found = self._in_batches(generate, [requests[i].args[0] for i in alike])
-            texts |= dict(zip(alike, found, strict=True))
+            pairs = [(requests[i].args[0], i) for i in alike]
+            texts |= dict(zip(alike, self._in_batches(generate, pairs, length=lambda pair: len(pair[0])), strict=True))
         for i, request in enumerate(requests):
             self.cache_hook.add_partial("generate_until", request.args, texts[i])
         return [texts[i] for i in range(len(requests))]
@@ -86,9 +91,11 @@ class TransNormerHarness(TemplateLM):
     def _score(self, rows: Sequence[Sequence[int]]) -> list[LogProbabilities]:
         return self._in_batches(self._generator.score_tokens, rows)
 
-    def _in_batches(self, function: Callable[[list[Any]], list[_R]], items: Sequence[Any]) -> list[_R]:
+    def _in_batches(
+        self, function: Callable[[list[Any]], list[_R]], items: Sequence[Any], length: Callable[[Any], int] = len
+    ) -> list[_R]:
         """Applies `function` to batches of items of about the same length."""
-        order = sorted(range(len(items)), key=lambda i: -len(items[i]))
+        order = sorted(range(len(items)), key=lambda i: -length(items[i]))
         results: dict[int, _R] = {}
         for batch in itertools.batched(order, self._batch_size):
             # A batch of another size would be compiled again.

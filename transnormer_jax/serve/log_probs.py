@@ -1,5 +1,6 @@
 """Log-probabilities in the two forms of OpenAI's protocol."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class TokenNames:
 def of_completion(told: Sequence[TokenLogProbs], names: TokenNames, offset: int) -> dict[str, Any]:
     """The `logprobs` of a choice of `/v1/completions`, whose first token stands after `offset` characters of tokens."""
     tokens = [names[each.token] for each in told]
-    offsets = [offset + sum(map(len, tokens[:place])) for place in range(len(tokens))]
+    offsets = list(itertools.accumulate(map(len, tokens), initial=offset))[:-1]
     # Where two tokens read alike, the likelier one is told.
     tops = [{names[token]: value for token, value in reversed(each.top)} for each in told]
     return {
@@ -40,7 +41,10 @@ def of_chat(told: Sequence[TokenLogProbs], names: TokenNames) -> dict[str, Any]:
     """The `logprobs` of a choice of `/v1/chat/completions`."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
-        return {"token": names[token], "logprob": value, "bytes": list(names[token].encode())}
+        name = names[token]
+        # A part of a character reads as a replacement character, which is not what it is.
+        own_bytes = None if "\N{REPLACEMENT CHARACTER}" in name else list(name.encode())
+        return {"token": name, "logprob": value, "bytes": own_bytes}
 
     return {
         "content": [

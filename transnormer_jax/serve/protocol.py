@@ -52,7 +52,6 @@ class GenerationRequest(BaseModel, extra="allow"):
       seed: of the first answer; the next has this plus 1. None: a random one.
       stream: whether to send the answer in pieces.
       stream_options: of these.
-      user: ignored.
     """
 
     model: str = ""
