@@ -16,8 +16,9 @@ _PERIOD = 10_000
 class MixedRows:
     """Rows of several sources, evenly interleaved; a pure function of the row number, as theirs are.
 
-    Of the first n rows each source has its share of n, give or take one row and n / 20,000 for rounding. Its rows come
-    in its own order, and it begins another epoch when they are used up.
+    Where weights are alike, each source has its share of the first n rows, give or take one row and n / 10,000 for
+    rounding; beside many light sources, whose places fall together, a heavy one is ahead by up to half a row for each.
+    Rows of a source come in its own order, and it begins another epoch when they are used up.
     """
 
     def __init__(self, sources: Mapping[str, Rows], weights: Mapping[str, float]):
