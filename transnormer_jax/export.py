@@ -50,8 +50,7 @@ def export_model(generator: Generator, directory: Path, window: int = 512) -> No
     Raises:
       UserError: the directory exists.
     """
-    if directory.exists():
-        raise UserError(f"{str(directory)!r} exists: choose another --out.")
+    _check_new(directory)
     # The kernels of one platform are not those of another.
     model = TransNormerLLM(dataclasses.replace(generator.config, backend="chunked"))
     vocab_size = generator.tokenizer.vocab_size
@@ -129,6 +128,11 @@ def _nested(flat: dict[str, Array]) -> dict[str, Any]:
     return nested
 
 
+def _check_new(directory: Path) -> None:
+    if directory.exists():
+        raise UserError(f"{str(directory)!r} exists: choose another --out.")
+
+
 def _directories(directory: str, names: list[str]) -> list[str]:
     return [name for name in names if (Path(directory) / name).is_dir()]
 
@@ -136,6 +140,7 @@ def _directories(directory: str, names: list[str]) -> list[str]:
 def main() -> None:
     """Exports."""
     directory = Path(_OUT.value)
+    _check_new(directory)  # before the model is read
     export_model(command.load_generator(_WORKDIR.value, int8=_INT8.value), directory, _WINDOW.value)
     workdir = Path(_WORKDIR.value)
     tokenizer = tokenizer_directory(tokenizer_name(workdir, read_config(workdir)))

@@ -211,13 +211,14 @@ def test_a_view_that_reaches_outside_its_storage_is_refused(tmp_path, strides, m
         open_torch_file(tmp_path / "outside.bin")
 
 
-def test_a_tokenizer_under_another_name_is_copied_under_the_usual_one(tmp_path):
+@pytest.mark.parametrize("name", ["spm_32k.model", "tokenizer.model"])
+def test_the_file_that_is_named_is_copied_under_the_usual_name(tmp_path, name):
     own = tmp_path / "own"
     own.mkdir()
-    (own / "spm_32k.model").write_text("pieces")
+    (own / name).write_text("pieces")
     (own / "tokenizer.json").write_text("another tokenizer")
     (own / "chat_template.jinja").write_text("template")
-    assert copy_tokenizer(own / "spm_32k.model", tmp_path / "copy")
+    assert copy_tokenizer(own / name, tmp_path / "copy")
     assert {file.name: file.read_text() for file in (tmp_path / "copy").iterdir()} == {
         "tokenizer.model": "pieces",
         "chat_template.jinja": "template",

@@ -3,6 +3,7 @@ import pytest
 
 from tests.data.local_files import read, unpack, write_speech
 from transnormer_jax.data import ByteTokenizer, DataConfig, load_examples
+from transnormer_jax.data.encoding import frame_statistics
 from transnormer_jax.data.local.an4 import An4Files, read_mfcc
 from transnormer_jax.errors import UserError
 
@@ -22,6 +23,13 @@ def test_utterances_and_their_phones(tmp_path):
     ]
     for example in splits["train"] + splits["test"]:
         np.testing.assert_array_equal(example["mfcc"], cepstra[example["id"]])
+
+
+def test_a_coefficient_that_never_changes_is_divided_by_1():
+    frames = np.array([[0.1, 1.0], [0.1, 3.0], [0.1, 2.0]])
+    mean, deviation = frame_statistics([frames[:1], frames[1:]])
+    np.testing.assert_allclose(mean, [0.1, 2.0])
+    np.testing.assert_allclose(deviation, [1.0, np.sqrt(2 / 3)])
 
 
 def test_frames_are_normalised_by_the_training_split_alone(tmp_path):

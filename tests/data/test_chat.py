@@ -96,6 +96,14 @@ def test_templates_are_found_beside_a_tokenizer(tmp_path):
     assert find_chat_template(tmp_path) == "three"
 
 
+def test_what_ends_an_answer(chat_ml):
+    end = chat_ml.special_tokens["<|im_end|>"]
+    assert ChatTemplate(CHAT_ML, chat_ml).end_ids == {chat_ml.eos_id, end}
+    assert ChatTemplate(RELEASED_TEMPLATE, chat_ml).end_ids == {chat_ml.eos_id}
+    no_talk = "{{ raise_exception('no user') }}"
+    assert ChatTemplate(no_talk, chat_ml).end_ids == {chat_ml.eos_id}
+
+
 @pytest.mark.parametrize(
     ("source", "messages", "error"),
     [

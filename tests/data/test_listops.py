@@ -181,6 +181,7 @@ def test_splits_are_apart_and_held_out_ones_stay_as_they_are(tmp_path):
         ({"max_depth": 1}, "at least 2"),
         ({"min_length": 2000}, "no ListOps list"),
         ({"min_length": 0}, "no ListOps list"),
+        ({"seed": -1}, "negative"),
     ],
 )
 def test_a_law_without_trees_is_the_users_error(options, message):

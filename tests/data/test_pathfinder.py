@@ -150,7 +150,13 @@ def test_each_choice_is_a_dataset_of_its_own():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"resolution": 48}, "32, 64, 128 or 256"), ({"difficulty": "heard"}, "'hard'"), ({"num_examples": 3}, "10")],
+    [
+        ({"resolution": 48}, "32, 64, 128 or 256"),
+        ({"difficulty": "heard"}, "'hard'"),
+        ({"num_examples": 3}, "10"),
+        ({"seed": -1}, "negative"),
+        ({"num_distractors": -1}, "negative"),
+    ],
 )
 def test_an_unknown_choice_is_the_users_error(options, message):
     with pytest.raises(UserError, match=message):

@@ -92,8 +92,12 @@ def test_tokens_that_the_tokenizer_does_not_know_are_never_drawn(params):
     assert max(map(ord, text)) < 100
 
 
-def test_rounding_the_parameters_beforehand_changes_no_logit(params):
-    config = TransNormerLLMConfig.preset("tiny", dtype="bfloat16")
+@pytest.mark.parametrize("norm", ["simple_rms_norm", "rms_norm", "layer_norm"])
+def test_rounding_the_parameters_beforehand_changes_no_logit(norm):
+    config = TransNormerLLMConfig.preset("tiny", dtype="bfloat16", norm=norm)
+    params = jax.jit(TransNormerLLM(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    # As after training, where no bias is zero and no scale one.
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), params)
     rounded = Generator(config, params, Letters()).params
     assert rounded["embedding"].dtype == jnp.bfloat16
     forward = jax.jit(TransNormerLLM(config).apply)

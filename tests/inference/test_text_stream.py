@@ -51,6 +51,28 @@ def test_an_end_token_ends_the_text():
     assert stream.push(BYTES.encode("d")) == ""
 
 
+def test_other_end_tokens_take_the_place_of_the_tokenizers_own():
+    a, b = BYTES.encode("ab")
+    stream = TextStream(BYTES, [], [], end_ids=[b])
+    assert stream.push([a, BYTES.eos_id, a]) == "aa"
+    assert stream.push([a, b, a]) == "a"
+    assert stream.stopped
+
+
+def test_of_a_long_prompt_the_end_is_decoded():
+    class Counting(ByteTokenizer):
+        longest = 0
+
+        def decode(self, ids):
+            self.longest = max(self.longest, len(ids))
+            return super().decode(ids)
+
+    tokenizer = Counting()
+    text = "ü" * 1000
+    assert "".join(pieces(BYTES.encode("ä!"), 1, prompt=BYTES.encode(text), tokenizer=tokenizer)) == "ä!"
+    assert tokenizer.longest < 40
+
+
 def test_what_may_be_a_stop_string_is_held_back_until_it_is_not():
     stream = TextStream(BYTES, [], ["stop"])
     assert stream.push(BYTES.encode("a st")) == "a "

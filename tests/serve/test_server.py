@@ -43,7 +43,7 @@ def generator(params):
 def served(params, max_requests=256, template=RELEASED_TEMPLATE, **options):
     """A server on a free port, in a thread of its own."""
     engine = Engine(ContinuousBatch(CONFIG, params, vocab_size=259, slots=4), max_requests)
-    chat = ChatTemplate(template, TOKENIZER) if template else None
+    chat = ChatTemplate(template, TOKENIZER) if isinstance(template, str) else template
     service = Service(engine, TOKENIZER, "tiny", chat, **{"max_new_tokens": 3000, "max_prompt_tokens": 2000} | options)
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="warning", timeout_graceful_shutdown=5))
@@ -217,6 +217,22 @@ def test_chat(client, generator):
     deltas = [event.choices[0].delta for event in stream]
     assert "".join(delta.content for delta in deltas) == expected
     assert [delta.role for delta in deltas] == ["assistant", *[None] * (len(deltas) - 1)]
+
+
+def test_a_turn_ends_where_the_template_ends_it(params, generator):
+    class Ending(ByteTokenizer):
+        """The byte of the 6th letter is a special token too."""
+
+        special_tokens = ByteTokenizer.special_tokens | {"<end>": 0}
+
+    [text] = generator.generate(["x:"], max_new_tokens=20)
+    end = next(i for i in range(1, len(text)) if text[i] not in text[:i] and ord(text[i]) < 128)
+    Ending.special_tokens["<end>"] = 3 + ord(text[end])
+    template = "{% for m in messages %}{{ m.content }}{{ ':' if m.role == 'user' else '<end>' }}{% endfor %}"
+    with served(params, template=ChatTemplate(template, Ending())) as (url, _):
+        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 20, "temperature": 0}
+        [choice] = post(f"{url}/v1/chat/completions", json=body).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text[:end], "stop")
 
 
 def test_without_a_template_there_is_no_chat(params):

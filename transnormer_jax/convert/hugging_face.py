@@ -19,7 +19,8 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
 # What belongs to a tokenizer, and goes with the weights.
-_VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe")
+_OF_GPT2 = ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # pairs of files
+_VOCABULARIES = ("tokenizer.model", "tokenizer.json", *_OF_GPT2)
 _BESIDE_THEM = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 _EMBEDDING = "model.embed_tokens.weight"
@@ -104,10 +105,11 @@ def empty_params(config: TransNormerLLMConfig) -> Any:
 
 
 def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copies the files of a tokenizer from a directory, or a file and what lies beside it; whether there are any."""
+    """Copies the files of a tokenizer from a directory, or a file and its companions; whether there are any."""
     directory = source if source.is_dir() else source.parent
     files = {name: directory / name for name in (*_VOCABULARIES, *_BESIDE_THEM)}
-    if source.is_file() and source.name not in _VOCABULARIES:  # under a name of its own, which other programs know not
+    if source.is_file() and source.name not in _OF_GPT2:
+        # Under the name by which other programs know it, and without another tokenizer that lies beside it.
         files = {f"tokenizer{source.suffix}": source} | {name: directory / name for name in _BESIDE_THEM}
     found = {name: file for name, file in files.items() if file.is_file()}
     for name, file in found.items():

@@ -1,5 +1,7 @@
 """Conversations to tokens, by a chat template: the same tokens in fine-tuning and in a chat."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -74,6 +76,17 @@ class ChatTemplate:
         self._special = {name: index for name, index in tokenizer.special_tokens.items() if name}
         names = sorted(self._special, key=len, reverse=True)
         self._special_names = re.compile("|".join(map(re.escape, names)) or "(?!)")
+
+    @functools.cached_property
+    def end_ids(self) -> frozenset[int]:
+        """What ends an answer: the tokenizer's end token, and the special token by which the template ends a turn."""
+        ends = {self._tokenizer.eos_id}
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+        with contextlib.suppress(UserError):  # It may ask for a system message, say; then the end token has to do.
+            tokens, supervised = self.encode(turns)
+            special = set(self._special.values())
+            ends |= {token for token, mine in zip(tokens, supervised, strict=True) if mine and token in special}
+        return frozenset(ends)
 
     def encode(self, messages: Sequence[Mapping[str, str]], *, reply: bool = False) -> EncodedChat:
         """Encodes messages, each with `role` (system, user or assistant) and `content`.

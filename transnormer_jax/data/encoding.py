@@ -114,9 +114,13 @@ def image_bytes(image: npt.NDArray[np.uint8], grey: bool) -> npt.NDArray[np.uint
 
 
 def frame_statistics(utterances: Iterable[Array]) -> tuple[Array, Array]:
-    """Returns mean and standard deviation of each coefficient over all frames, float64 [F], of arrays [n, F]."""
+    """Returns mean and standard deviation of each coefficient over all frames, float64 [F], of arrays [n, F].
+
+    The deviation of a coefficient that never changes is 1, to divide by.
+    """
     frames = np.concatenate(list(utterances)).astype(np.float64)
-    return frames.mean(0), frames.std(0)
+    mean, deviation = frames.mean(0), frames.std(0)
+    return mean, np.where(deviation > 1e-9 * np.abs(mean), deviation, 1.0)
 
 
 def _input_kind(feature: "tfds.features.FeatureConnector") -> str:

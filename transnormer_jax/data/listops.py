@@ -49,7 +49,7 @@ def listops_config(
       processes: that generate at once, 0 for one on each CPU; the data are the same.
 
     Raises:
-      UserError: a split is empty, or no tree is so small.
+      UserError: a split is empty, no tree is so small, or a number is negative.
     """
     if min(num_train, num_validation, num_test) < 1:
         raise UserError("a ListOps split has no example: choose at least 1 for num_train, num_validation and num_test.")
@@ -60,6 +60,8 @@ def listops_config(
             f"no ListOps list has more than {min_length} and fewer than {max_length} tokens: choose a min_length of 3 "
             "or more and a max_length at least 2 above it."
         )
+    if seed < 0 or processes < 0:
+        raise UserError(f"seed is {seed} and processes {processes}: neither is negative.")
     law = ListOpsLaw(min_length, max_length, max_depth, max_args)
     sizes = f"{num_train}-{num_validation}-{num_test}"
     name = f"length{min_length}-{max_length}-depth{max_depth}-args{max_args}-seed{seed}-{sizes}"

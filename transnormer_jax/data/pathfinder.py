@@ -75,7 +75,7 @@ def pathfinder_config(
       processes: that draw at once, 0 for one on each CPU; the images are the same.
 
     Raises:
-      UserError: there is no such resolution or difficulty, or fewer than 10 images.
+      UserError: there is no such resolution or difficulty, fewer than 10 images, or a negative number.
     """
     if resolution not in _SCALES:
         raise UserError(f"Pathfinder has no resolution {resolution}: choose 32, 64, 128 or 256.")
@@ -83,6 +83,8 @@ def pathfinder_config(
         raise UserError(f"Pathfinder has no difficulty {difficulty!r}: {did_you_mean(difficulty, _CONTOUR_LENGTHS)}")
     if num_examples < 10:
         raise UserError(f"{num_examples} Pathfinder images cannot be split 8 : 1 : 1: choose at least 10.")
+    if seed < 0 or processes < 0 or (num_distractors or 0) < 0:
+        raise UserError(f"seed is {seed}, processes {processes}, num_distractors {num_distractors}: none is negative.")
     scale, contour_length = _SCALES[resolution], _CONTOUR_LENGTHS[difficulty]
     if num_distractors is None:
         num_distractors = scale.distractor_dashes // (_CONTOUR_LENGTHS["easy"] // 3)

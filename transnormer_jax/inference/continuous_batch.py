@@ -102,6 +102,7 @@ class _Text:
 
     number: int
     request: Request
+    prompt: npt.NDArray[np.int32]
     windows: Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]
     state: DecodeState | None = None
     tokens_read: int = 0
@@ -179,7 +180,8 @@ class ContinuousBatch:
 
     def submit(self, request: Request) -> int:
         """Puts a request into the queue, and returns its number."""
-        text = _Text(next(self._numbers), request, windows([request.prompt]))
+        prompt = np.array(request.prompt, np.int32)
+        text = _Text(next(self._numbers), request, prompt, windows([prompt]))
         self._queue.append(text)
         return text.number
 
@@ -206,7 +208,7 @@ class ContinuousBatch:
                     return
                 budget -= window[0].size
                 self._read_window(text, *window)
-            if text.tokens_read == len(text.request.prompt):
+            if text.tokens_read == len(text.prompt):
                 self._queue.popleft()
                 slot = self._slots.index(None)
                 self._slots[slot] = text
@@ -215,14 +217,13 @@ class ContinuousBatch:
 
     def _begin(self, text: _Text) -> None:
         """Gives a text its state: that of the longest known beginning of its prompt."""
-        prompt = text.request.prompt
         # Who wants the scores of the prompt needs all of it read.
-        known = None if text.request.prompt_log_probs else self._prefixes.longest(prompt)
+        known = None if text.request.prompt_log_probs else self._prefixes.longest(text.prompt)
         if known is None:
             text.state = empty_state(self._model, self._params, 1, self._vocab_size)
         else:
             text.tokens_read, text.state = known
-            text.windows = windows([prompt[text.tokens_read :]])
+            text.windows = windows([text.prompt[text.tokens_read :]])
 
     def _read_window(self, text: _Text, tokens: npt.NDArray[np.int32], segment_ids: npt.NDArray[np.int32]) -> None:
         if text.request.prompt_log_probs:
@@ -235,7 +236,7 @@ class ContinuousBatch:
             text.state = read(self._model, self._params, text.state, tokens, segment_ids)
         text.tokens_read += int(segment_ids.sum())
         if text.tokens_read % WINDOW == 0:
-            self._prefixes.keep(text.request.prompt[: text.tokens_read], text.state)
+            self._prefixes.keep(text.prompt[: text.tokens_read], text.state)
 
     def _write(self) -> list[Progress]:
         requests = [_UNUSED if text is None else text.request for text in self._slots]
@@ -272,30 +273,27 @@ class _PrefixCache:
         self._size = size
         self._states: collections.OrderedDict[bytes, DecodeState] = collections.OrderedDict()
 
-    def longest(self, prompt: Sequence[int]) -> tuple[int, DecodeState] | None:
+    def longest(self, prompt: npt.NDArray[np.int32]) -> tuple[int, DecodeState] | None:
         """The longest known beginning: its number of tokens, whole windows, and a state of the caller's own."""
-        for length in range(len(prompt) // WINDOW * WINDOW, 0, -WINDOW):
-            key = _key(prompt[:length])
-            if key in self._states:
-                self._states.move_to_end(key)
-                return length, _copy(self._states[key])
-        return None
+        whole = prompt.tobytes()
+        key = max(filter(whole.startswith, self._states), key=len, default=None)
+        if key is None:
+            return None
+        self._states.move_to_end(key)
+        return len(key) // prompt.itemsize, _copy(self._states[key])
 
-    def keep(self, prompt: Sequence[int], state: DecodeState) -> None:
+    def keep(self, prompt: npt.NDArray[np.int32], state: DecodeState) -> None:
         """Keeps a copy of the state after `prompt`."""
         if not self._size:
             return
-        self._states[_key(prompt)] = _copy(state)
-        self._states.move_to_end(_key(prompt))
+        key = prompt.tobytes()
+        self._states[key] = _copy(state)
+        self._states.move_to_end(key)
         if len(self._states) > self._size:
             self._states.popitem(last=False)
 
 
 _UNUSED = Request(prompt=[0])
-
-
-def _key(prompt: Sequence[int]) -> bytes:
-    return np.array(prompt, np.int32).tobytes()
 
 
 def _copy(state: DecodeState) -> DecodeState:

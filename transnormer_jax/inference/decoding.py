@@ -15,7 +15,7 @@ from transnormer_jax.inference.scoring import TokenScores, score
 from transnormer_jax.models import Cache, TransNormerLLM
 
 WINDOW = 512
-_SHORTEST_WINDOW = 32
+SHORTEST_WINDOW = 32
 _SCORED_AT_ONCE = 64
 
 
@@ -33,7 +33,9 @@ class DecodeState(NamedTuple):
     logits: Float[Array, "B V"]
 
 
-def windows(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
+def windows(
+    prompts: Sequence[Sequence[int] | npt.NDArray[np.int32]],
+) -> Iterator[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
     """Cuts prompts into windows of tokens and their segment ids, each [B, W] int32.
 
     They have `WINDOW` tokens, and the last the next power of two: memory is constant, and a prompt of another length
@@ -43,7 +45,7 @@ def windows(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[npt.NDArray[np.i
     longest = max(len(prompt) for prompt in prompts)
     for start in range(0, longest, WINDOW):
         left = min(WINDOW, longest - start)
-        width = max(_SHORTEST_WINDOW, 1 << (left - 1).bit_length())
+        width = max(SHORTEST_WINDOW, 1 << (left - 1).bit_length())
         tokens = np.zeros((len(prompts), width), np.int32)
         segment_ids = np.zeros_like(tokens)
         for row, prompt in enumerate(prompts):

@@ -22,11 +22,8 @@ from transnormer_jax.inference.decoding import (
 from transnormer_jax.inference.precision import at_compute_dtype
 from transnormer_jax.inference.prompt_state import PromptState, model_fingerprint
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
-from transnormer_jax.inference.text_stream import TextStream
+from transnormer_jax.inference.text_stream import CONTEXT, TextStream
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
-
-# Tokens before a text on which the form of its first letters may depend.
-_CONTEXT = 16
 
 
 class Beam(NamedTuple):
@@ -287,7 +284,7 @@ class Generator:
           UserError: the prefix is of another model.
         """
         state, [context] = self._prefill([prompt], prefix)
-        return PromptState(state, tuple(context[-_CONTEXT:]), self._fingerprint)
+        return PromptState(state, tuple(context[-CONTEXT:]), self._fingerprint)
 
     @functools.cached_property
     def _fingerprint(self) -> str:

@@ -1,8 +1,11 @@
 """From tokens to text that will not change: whole characters, and nothing that may be the start of a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transnormer_jax.data import Tokenizer
+
+# Tokens before a text that its form may depend on: a leading space, the beginning of a character.
+CONTEXT = 16
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -15,15 +18,24 @@ class TextStream:
       stopped: it was an end token or a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]):
-        """Begins after the ids of `prompt`, and ends before the first of the strings `stop`."""
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str], end_ids: Collection[int] | None = None
+    ):
+        """Begins after the ids of `prompt`, and ends before the first of the strings `stop` or an end token.
+
+        Args:
+          tokenizer: of the ids.
+          prompt: its last `CONTEXT` ids are enough.
+          stop: strings that end the text and are not part of it.
+          end_ids: of end tokens; the tokenizer's own if None.
+        """
         self.finished = self.stopped = False
         self._tokenizer = tokenizer
         self._stop = stop
+        self._end_ids = frozenset([tokenizer.eos_id] if end_ids is None else end_ids)
         self._held = ""
-        # The text of a token may depend on the one before it (a leading space, half a character). So what is decoded
-        # is a window: the tokens of an earlier push for context, then the new ones.
-        self._window = list(prompt)
+        # What is decoded is a window: the tokens of an earlier push for context, then the new ones.
+        self._window = list(prompt[-CONTEXT:])
         self._context = len(self._window)
         self._told = len(tokenizer.decode(self._window))  # characters of the window's text that are known already
 
@@ -31,8 +43,9 @@ class TextStream:
         """Reads tokens, and returns the text that is now certain; with `last`, all there is."""
         if self.finished:
             return ""
-        if self._tokenizer.eos_id in ids:
-            ids, last = ids[: ids.index(self._tokenizer.eos_id)], True
+        end = next((place for place, token in enumerate(ids) if token in self._end_ids), None)
+        if end is not None:
+            ids, last = ids[:end], True
             self.stopped = True
         self._window += ids
         text = self._held + self._decode(last)

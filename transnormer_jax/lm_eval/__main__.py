@@ -34,6 +34,8 @@ def main() -> None:
         from transnormer_jax.lm_eval.model import TransNormerHarness
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[lm_eval]'.") from error
+    if _OUT.value:  # before the work, which would be lost where nothing can be written
+        Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     manager = TaskManager(include_path=_INCLUDE_PATH.value)
     for task in _TASKS.value:
         if not manager.match_tasks([task]):

@@ -3,8 +3,8 @@
     python -m transnormer_jax.serve --workdir=runs/quickstart --port=8000
 
 Answers `/v1/completions`, `/v1/chat/completions` (if the model has a chat template), `/v1/models`, `/health` and
-`/metrics`. With the environment variable TRANSNORMER_API_KEY, clients must send that key. SIGTERM: what has begun is
-finished, nothing new is taken.
+`/metrics`. With the environment variable TRANSNORMER_API_KEY, clients must send that key to have anything
+written. SIGTERM: what has begun is finished, nothing new is taken.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from transnormer_jax import command
 from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate, find_chat_template, tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request
-from transnormer_jax.inference.decoding import WINDOW
+from transnormer_jax.inference.decoding import SHORTEST_WINDOW, WINDOW
 from transnormer_jax.training.workdir import read_config, tokenizer_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
@@ -50,6 +50,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[serve]'.") from error
     listener = _listen(_HOST.value, _PORT.value)
+    source = _chat_template()
     generator = command.load_generator(_WORKDIR.value, int8=_INT8.value)
     tokenizer = generator.tokenizer
     batch = ContinuousBatch(
@@ -60,7 +61,6 @@ def main() -> None:
         prefix_cache=_PREFIX_CACHE.value,
     )
     _warm_up(batch, tokenizer.bos_id)
-    source = _chat_template()
     service = Service(
         Engine(batch, _MAX_REQUESTS.value),
         tokenizer,
@@ -99,7 +99,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _warm_up(batch: ContinuousBatch, bos_id: int) -> None:
     """Compiles everything, so that no client waits for it."""
     width = WINDOW
-    while width >= 1:
+    while width >= SHORTEST_WINDOW:
         for scored in (False, True):
             batch.submit(Request([bos_id] * width, max_new_tokens=1, prompt_log_probs=scored))
         width //= 2
@@ -113,8 +113,8 @@ def _chat_template() -> str | None:
     if _CHAT_TEMPLATE.value:
         try:
             return Path(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot read {_CHAT_TEMPLATE.value!r}: {error.strerror}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the chat template ({error}): give a text file, or 'released'.") from error
     workdir = Path(_WORKDIR.value)
     config = read_config(workdir)
     directory = tokenizer_directory(tokenizer_name(workdir, config))

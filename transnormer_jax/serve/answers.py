@@ -1,7 +1,7 @@
 """From the tokens of the engine to the text of an answer, one choice of a client's request at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NamedTuple
 
 from transnormer_jax.data import Tokenizer
@@ -18,12 +18,14 @@ class Choice(NamedTuple):
       stops: strings that end the text.
       echo: whether the prompt comes first.
       writes: whether anything follows the prompt.
+      end_ids: of the tokens that end the text; the tokenizer's end token if None.
     """
 
     request: Request
     stops: Sequence[str]
     echo: bool = False
     writes: bool = True
+    end_ids: Collection[int] | None = None
 
 
 class Piece(NamedTuple):
@@ -94,15 +96,14 @@ class Answer:
     async def _pieces_of(self, number: int) -> AsyncIterator[Piece]:
         choice, stream = self._choices[number], self._streams[number]
         prompt = list(choice.request.prompt[1:])
-        text = TextStream(self._tokenizer, prompt, choice.stops)
+        text = TextStream(self._tokenizer, prompt, choice.stops, choice.end_ids)
         if choice.echo and not (prompt and choice.request.prompt_log_probs):
-            yield Piece(number, self._tokenizer.decode(prompt), [], [], None if choice.writes else "length")
+            yield Piece(number, await self._decode(prompt), [], [], None if choice.writes else "length")
             if not choice.writes:
                 return
         async for news in stream:
             if news.prompt:
-                echoed = self._tokenizer.decode(prompt)
-                yield Piece(number, echoed, news.prompt, [], None if choice.writes else "length")
+                yield Piece(number, await self._decode(prompt), news.prompt, [], None if choice.writes else "length")
                 if not choice.writes:
                     return
             new, kept = "", []
@@ -116,3 +117,7 @@ class Answer:
             if text.finished:
                 stream.close()
                 return
+
+    async def _decode(self, prompt: Sequence[int]) -> str:
+        # In a thread, as for the encoding of a prompt: a long one takes seconds, in which other answers go on.
+        return await asyncio.to_thread(self._tokenizer.decode, prompt)

@@ -271,6 +271,7 @@ def create_app(service: Service) -> FastAPI:
                     top_log_probs=asked.top_logprobs if asked.logprobs else 0,
                 ),
                 asked.stops,
+                end_ids=service.chat_template.end_ids,
             )
             for number in range(asked.n)
         ]

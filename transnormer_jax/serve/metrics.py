@@ -9,10 +9,10 @@ class Metrics:
     """The counts of one server.
 
     Attributes:
-      requests: by endpoint and outcome: "ok", "refused" (4xx), "overloaded" (429), "disconnected" or "failed".
+      requests: by endpoint and outcome: "ok", "refused" (4xx), "overloaded" (429 instead), "disconnected" or "failed".
       prompt_tokens: read, those found in the prefix cache included.
       generated_tokens: sent.
-      first_token_seconds: from a request's arrival to its first piece.
+      first_token_seconds: from the queue, which a request enters as tokens, to its first piece.
     """
 
     def __init__(self, running: Callable[[], int], waiting: Callable[[], int]):

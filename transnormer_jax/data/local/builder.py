@@ -24,12 +24,10 @@ class LocalConfig(tfds.core.BuilderConfig):
 
     Attributes:
       task: the part of the dataset's name after the slash, such as `"sst2"`, or "".
-      directory: where the files lie.
       splits: the files of each split.
     """
 
     task: str = ""
-    directory: Path = Path()
     # TFDS prints new configs; a dataset may have 60,000 files.
     splits: Splits = dataclasses.field(default_factory=dict, repr=False)
 
@@ -59,7 +57,7 @@ class LocalFiles(tfds.core.GeneratorBasedBuilder):
         paths = {split: [(path.name, *_stat(path)) for path in paths] for split, paths in splits.items()}
         fingerprint = hashlib.sha256(repr(paths).encode()).hexdigest()[:16]
         name = f"{task}-{fingerprint}" if task else fingerprint
-        return cls(config=LocalConfig(name=name, task=task, directory=directory, splits=splits), data_dir=data_dir)
+        return cls(config=LocalConfig(name=name, task=task, splits=splits), data_dir=data_dir)
 
     @staticmethod
     @abc.abstractmethod
