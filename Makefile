@@ -42,13 +42,13 @@ $(VENV)/bin/python:
 # The TPU compiler, for the tests that hold the schedules of the TPU kernels. It stays out of Python's path: where jax
 # finds it, jax looks for a TPU. The version is the one whose schedules benchmarks/tpu_bundles.py reads.
 $(VENV)/libtpu: | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --no-deps --target=$@ 'libtpu==0.0.52' || \
+	$(VENV)/bin/pip install --quiet --no-compile --no-deps --target=$@ 'libtpu==0.0.52' || \
 	  echo "libtpu cannot be installed here: the tests of TPU schedules will be skipped"
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --editable .
+	$(VENV)/bin/pip install --quiet --no-compile --editable .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --no-compile --editable '.[dev]'
 	touch $@ $(VENV)/installed

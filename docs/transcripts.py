@@ -4,10 +4,8 @@ A block that begins with "$ transnormer ..." is a transcript. Commands run in a 
 that was trained on it for a few steps, so that the mistakes of a page are real ones.
 """
 
-import multiprocessing
 import os
 import re
-import runpy
 import shlex
 import sys
 import tempfile
@@ -15,11 +13,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-PAGES = Path(__file__).parent / "commands"
+from docs import forked
 
-# Commands begin where their imports end: a server of processes has made these before it forks.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["transnormer_jax.command"])
+PAGES = Path(__file__).parent / "commands"
 
 _BLOCK = re.compile(r"```console\n\$ (transnormer .*?)\n(.*?)```", re.DOTALL)
 _CONFIG = """from transnormer_jax.training.config import default_config
@@ -53,21 +49,9 @@ def make_scratch(directory: Path) -> None:
 
 def run(command: str, directory: Path) -> tuple[int, str]:
     """Runs a command in a process of its own; returns its exit status, and what it writes to stdout and stderr."""
-    with tempfile.NamedTemporaryFile(mode="r") as output:
-        process = _PROCESSES.Process(target=_run_here, args=(command, str(directory), output.name))
-        process.start()
-        process.join()
-        return process.exitcode or 0, output.read()
-
-
-def _run_here(command: str, directory: str, output: str) -> None:
-    with open(output, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.chdir(directory)
-    os.environ["COLUMNS"] = "100"
-    sys.argv = shlex.split(command)
-    runpy.run_module("transnormer_jax", run_name="__main__", alter_sys=True)
+    _, *arguments = shlex.split(command)
+    status, out, err = forked.run(["-m", "transnormer_jax", *arguments], directory, {"COLUMNS": "100"})
+    return status, out + err
 
 
 def transcripts(page: str) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from docs import forked
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A model and a corpus so small that a run takes seconds, most of them imports and tracing.
@@ -42,18 +44,15 @@ def write_tiny_config(directory: Path) -> Path:
     return config
 
 
+_ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
 def start(*command: object) -> subprocess.Popen[str]:
     """Starts `python COMMAND` in the repository's root; warnings of Python are shown, none is an error."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
-    }
     return subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | _ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -62,9 +61,7 @@ def start(*command: object) -> subprocess.Popen[str]:
 
 def run(*command: object) -> tuple[int, str, str]:
     """Runs `python COMMAND` to its end; returns the exit status, stdout and stderr."""
-    process = start(*command)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    return forked.run([str(each) for each in command], ROOT, _ENVIRONMENT)
 
 
 def assert_fails(result: tuple[int, str, str], *words: str) -> None:

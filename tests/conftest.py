@@ -17,6 +17,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# Most tests compile for longer than they run, and so do the commands that they start.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+
 # Programs are lowered quicker without the lines of Python that they come from.
 os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 
@@ -30,8 +33,6 @@ gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most tests compile for longer than they run.
-jax.config.update("jax_disable_most_optimizations", True)
 
 # Grain reads absl flags in its workers; pytest never parses them.
 flags.FLAGS(sys.argv[:1])

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,6 +12,8 @@ import pytest
 from benchmarks.attention import CONTENDERS, Settings, definition, forward, forward_backward, run
 from benchmarks.attention_report import COMPUTATIONS, Row, summarize
 from benchmarks.measure import Measurement
+from tests import commands
+from tests.commands import assert_fails
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.linear_attention import BACKENDS, Backend
 
@@ -159,13 +159,4 @@ def test_an_output_that_cannot_be_written_is_refused_before_measuring(tmp_path):
 
 @pytest.mark.parametrize("flag", ["--num_tokens=256,many", "--batch=one", "argument"])
 def test_a_bad_command_line_ends_in_one_sentence(flag):
-    result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.attention", flag],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in result.stderr
+    assert_fails(commands.run("-m", "benchmarks.attention", flag))

@@ -1,10 +1,8 @@
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.commands import assert_fails, run
 from transnormer_jax.inference import Generator
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training import Config, load_workdir
@@ -14,8 +12,7 @@ from transnormer_jax.training.workdir import write_config
 
 
 def generate(*flags):
-    command = [sys.executable, "-m", "transnormer_jax.generate", *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return run("-m", "transnormer_jax.generate", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +32,19 @@ def workdir(tmp_path_factory):
 def test_prompts_are_continued(workdir, tmp_path):
     file = tmp_path / "prompt.txt"
     file.write_text("from a\nfile\n")
-    run = load_workdir(workdir)
-    generator = Generator(run.model_config, run.params, run.tokenizer)
+    trained = load_workdir(workdir)
+    generator = Generator(trained.model_config, trained.params, trained.tokenizer)
     prompts = ["Grün", "from a\nfile"]
     settings = {"max_new_tokens": 24, "temperature": 0.7, "top_k": 100, "top_p": 0.95, "seed": 3}
     texts = generator.generate(prompts, **settings)
     wholes = [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     flags = [f"--workdir={workdir}", *(f"--{name}={value}" for name, value in settings.items())]
 
-    together = generate(*flags, "--prompt=Grün", f"--prompt_file={file}")
-    assert together.stdout == "\n----------------------------------------\n".join(wholes) + "\n", together.stderr
-    alone = generate(*flags, "--prompt=Grün")
-    assert alone.stdout == wholes[0] + "\n", alone.stderr
-    assert alone.returncode == 0
+    _, together, err = generate(*flags, "--prompt=Grün", f"--prompt_file={file}")
+    assert together == "\n----------------------------------------\n".join(wholes) + "\n", err
+    status, alone, err = generate(*flags, "--prompt=Grün")
+    assert alone == wholes[0] + "\n", err
+    assert status == 0
 
 
 @pytest.mark.parametrize(
@@ -67,15 +64,13 @@ def test_a_mistake_is_one_sentence(workdir, tmp_path, flags, message):
     places = {"WORKDIR": workdir, "EMPTY": tmp_path / "EMPTY", "BINARY": tmp_path / "BINARY"}
     for name, place in places.items():
         flags = [flag.replace(name, str(place)) for flag in flags]
-    result = generate(*flags)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+    status, out, err = generate(*flags)
+    assert_fails((status, out, err), message)
+    assert err.count("\n") == 1
+    assert out == ""
 
 
 def test_help():
-    text = generate("--help").stdout
+    _, text, _ = generate("--help")
     assert "python -m transnormer_jax.generate --workdir=" in text
     assert "--max_new_tokens" in text

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.commands import assert_fails, run
+from tests.commands import run
 from tests.inference.letters import CONFIG, log_probabilities, make_params
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.inference import Generator
@@ -92,13 +92,6 @@ def test_tasks_of_all_three_kinds(expected_and_tasks):
     assert results["tnl_words"]["acc,none"] == expected["acc"]
     assert results["tnl_writing"]["exact_match,none"] == expected["exact_match"]
     np.testing.assert_allclose(results["tnl_bytes"]["bits_per_byte,none"], expected["bits_per_byte"], rtol=1e-5)
-
-
-@pytest.mark.slow
-def test_an_unknown_task_is_refused(expected_and_tasks):
-    directory, _ = expected_and_tasks
-    result = run("-m", "transnormer_jax.lm_eval", f"--workdir={directory / 'run'}", "--tasks=no_such_task")
-    assert_fails(result, "the harness has no task 'no_such_task'")
 
 
 def test_repeated_requests_are_drawn_apart():

@@ -25,14 +25,14 @@ def config(tmp_path):
     config = small_config(tmp_path, model_dim=64, glu_dim=128)
     config.task.name = "supervised_lm"
     config.data.files, config.data.documents = str(tmp_path / "talk.jsonl"), "conversation"
-    config.num_steps, config.sequence_length = 300, 128
+    config.num_steps, config.batch_size, config.sequence_length = 300, 8, 128
     config.log_every = config.checkpoint_every = 150
     config.optimizer.warmup_steps = 10
     return config
 
 
 @pytest.mark.slow
-def test_answers_are_learnt_and_given_in_a_chat(config, tmp_path, monkeypatch):
+def test_answers_are_learnt_and_given_in_a_chat(config, tmp_path, monkeypatch, optimized):
     # Steps so small are quicker on one device than on eight.
     monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
     result = train(Config.from_dict(config.to_dict()), tmp_path / "run")
