@@ -174,7 +174,7 @@ def test_requests_without_meaning_are_refused(arguments, message):
         Request(**{"prompt": [1]} | arguments)
 
 
-@pytest.mark.parametrize("argument", ["slots", "block_size", "prefix_cache"])
+@pytest.mark.parametrize("argument", ["slots", "prefix_cache"])
 def test_batches_without_meaning_are_refused(params, argument):
     with pytest.raises(UserError, match=f"{argument} is -1"):
         make_batch(params, **{argument: -1})

@@ -31,6 +31,9 @@ from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
 from transnormer_jax.inference.scoring import MAX_TOP, TokenScores
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 
+# Tokens written from one look at the requests to the next.
+_BLOCK_SIZE = 4
+
 _GREEDY = SamplingSettings(temperature=0.0)
 
 
@@ -131,7 +134,6 @@ class ContinuousBatch:
         *,
         vocab_size: int,
         slots: int = 8,
-        block_size: int = 4,
         prefix_cache: int = 16,
     ):
         """Makes an empty batch.
@@ -141,22 +143,19 @@ class ContinuousBatch:
           params: its parameters (a tree of arrays, on one device).
           vocab_size: of the tokenizer.
           slots: texts that are written at one time.
-          block_size: tokens written from one look at the requests to the next.
           prefix_cache: states kept for prompts that begin alike, one for every 512 tokens read, the oldest dropped.
 
         Raises:
-          UserError: a number is not positive (`prefix_cache`: negative).
+          UserError: `slots` is not positive, or `prefix_cache` negative.
         """
-        for name, count in (("slots", slots), ("block_size", block_size)):
-            if count < 1:
-                raise UserError(f"{name} is {count}: give a positive number.")
+        if slots < 1:
+            raise UserError(f"slots is {slots}: give a positive number.")
         if prefix_cache < 0:
             raise UserError(f"prefix_cache is {prefix_cache}: give the number of states to keep, or 0.")
         config, params = unstack_layers(config, params)
         self._model = TransNormerLLM(config)
         self._params = at_compute_dtype(params, config.dtype)
         self._vocab_size = vocab_size
-        self._block_size = block_size
         self._state = empty_state(self._model, self._params, slots, vocab_size)
         self._slots: list[_Text | None] = [None] * slots
         self._queue: collections.deque[_Text] = collections.deque()
@@ -248,7 +247,7 @@ class ContinuousBatch:
             stack_settings([request.settings for request in requests]),
             np.array([0 if text is None else text.tokens_written for text in self._slots], np.int32),
             np.bool_(any(request.top_log_probs for request in requests)),
-            self._block_size,
+            _BLOCK_SIZE,
         )
         tokens, scores = jax.device_get((tokens, scores))
         news = []
@@ -256,7 +255,7 @@ class ContinuousBatch:
             if text is None:
                 continue
             left = text.request.max_new_tokens - text.tokens_written
-            last = left <= self._block_size
+            last = left <= _BLOCK_SIZE
             new = _told(tokens[:, :left], scores, slot, text.request.top_log_probs)
             news.append(Progress(text.number, text.prompt_scores, new, last))
             text.prompt_scores = []

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 Points = Sequence[tuple[float, float]]
 
@@ -23,6 +24,10 @@ def curves(lines: Mapping[str, Points], label: str, *, log: bool = False) -> str
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, marker="o" if len(points) < 20 else None, markersize=3, label=name)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
+    if log:  # A gradient norm stays within a decade or two, where powers of ten alone say little.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     if len(lines) > 1:
         axes.legend()
