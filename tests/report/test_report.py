@@ -13,6 +13,7 @@ from tests.commands import assert_fails, run
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.report import contents
 from transnormer_jax.report.page import known, render
+from transnormer_jax.report.pictures import curves
 from transnormer_jax.training import Config, load_workdir, train
 
 
@@ -88,6 +89,13 @@ def test_the_sources_of_a_mixture_have_a_line_each():
         "held out, a": [(1, 3.0)],
         "held out, b": [(1, 4.0)],
     }
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.7, 1.9), (0.3, 5.0)])
+def test_a_logarithmic_axis_of_a_decade_has_labels(low, high):
+    svg = curves({"norm": [(1000, low), (2000, high)]}, "gradient norm", log=True)
+    labels = [float(label) for label in re.findall(r">([\d.]+)</text>", svg)]
+    assert len([label for label in labels if low <= label <= high]) >= 3
 
 
 def test_the_page_needs_nothing_besides_itself(workdir):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 Points = Sequence[tuple[float, float]]
 
@@ -24,8 +24,9 @@ def curves(lines: Mapping[str, Points], label: str, *, log: bool = False) -> str
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, marker="o" if len(points) < 20 else None, markersize=3, label=name)
     axes.set(xlabel="step", ylabel=label, yscale="log" if log else "linear")
-    if log:  # A gradient norm stays within a decade or two, where powers of ten alone say little.
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    if log and high < 30 * low:  # as a gradient norm often stays, and powers of ten alone would say little
+        axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
