@@ -9,6 +9,9 @@ from tests.compiled import apply_of
 from tests.shared import shared_file
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
+# What users run is compared.
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def assert_close(ours, theirs):
     """To 16 units in the last place of the largest number: what two orders of summation may differ by."""
