@@ -1,8 +1,5 @@
 """Runs the real commands in processes of their own, on one CPU device, as a user does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from docs import forked
@@ -47,16 +44,9 @@ def write_tiny_config(directory: Path) -> Path:
 _ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
 
 
-def start(*command: object) -> subprocess.Popen[str]:
+def start(*command: object, **environment: str) -> forked.Program:
     """Starts `python COMMAND` in the repository's root; warnings of Python are shown, none is an error."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=os.environ | _ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forked.Program([str(each) for each in command], ROOT, _ENVIRONMENT | environment)
 
 
 def run(*command: object) -> tuple[int, str, str]:

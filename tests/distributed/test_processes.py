@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from docs import forked
 from tests.commands import assert_fails, start, write_tiny_config
 from transnormer_jax.distributed import processes
 from transnormer_jax.distributed.last_words import LOST
@@ -32,39 +32,35 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(config: Path, workdir: Path, *, count: int, devices: int, mesh: str = "fsdp=2") -> list[subprocess.Popen]:
+def launch(config: Path, workdir: Path, *, count: int, devices: int, mesh: str = "fsdp=2") -> list[forked.Program]:
     """Starts the processes of a run, each with so many CPU devices."""
     command = ["train.py", f"--config={config}", f"--workdir={workdir}", f"--config.mesh.{mesh}", *OPTIONS]
     return start_all(command, count=count, devices=devices)
 
 
-def start_all(command: list[str], *, count: int, devices: int) -> list[subprocess.Popen]:
-    port = free_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("JAX_NUM_CPU_DEVICES", str(devices))
-        if count == 1:
-            return [start(*command)]
-        told = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}")
-        return [start(*command, *told, f"--process_id={i}") for i in range(count)]
+def start_all(command: list[str], *, count: int, devices: int) -> list[forked.Program]:
+    told = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    members = [[*told, f"--process_id={i}"] for i in range(count)] if count > 1 else [[]]
+    return [start(*command, *member, JAX_NUM_CPU_DEVICES=str(devices)) for member in members]
 
 
-def finish(run: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def finish(run: list[forked.Program]) -> list[tuple[int, str, str]]:
     """Waits for all; exit status, stdout and stderr of each."""
     texts = [process.communicate(timeout=280) for process in run]
     return [(process.returncode, *text) for process, text in zip(run, texts, strict=True)]
 
 
-def finish_well(run: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def finish_well(run: list[forked.Program]) -> list[tuple[int, str, str]]:
     results = finish(run)
     assert [status for status, _, _ in results] == [0] * len(run), results
     return results
 
 
-def wait_for_step(process: subprocess.Popen, step: int) -> None:
-    for line in process.stdout:
+def wait_for_step(process: forked.Program, step: int) -> None:
+    for line in process.lines():
         if line.startswith(f"step {step:>2}/{STEPS}"):
             return
-    raise AssertionError(process.communicate())
+    raise AssertionError(process.communicate(timeout=10))
 
 
 def losses_of(workdir: Path) -> Iterator[tuple[int, float]]:
@@ -249,13 +245,13 @@ def test_one_process_starts_nothing():
         assert not jax.distributed.is_initialized()
 
 
-@pytest.mark.slow
-def test_where_nothing_is_told_or_detected_nothing_starts():
-    program = """
-import jax
-from transnormer_jax.distributed import processes
-with processes.joined():
-    print(jax.distributed.is_initialized(), jax.process_count())
-"""
-    status, out, err = finish([start("-c", program)])[0]
+def test_where_nothing_is_told_or_detected_nothing_starts(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import jax\n"
+        "from transnormer_jax.distributed import processes\n"
+        "with processes.joined():\n"
+        "    print(jax.distributed.is_initialized(), jax.process_count())\n"
+    )
+    [(status, out, err)] = finish([start(program)])
     assert (status, out) == (0, "False 1\n"), err

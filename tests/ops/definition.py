@@ -72,22 +72,12 @@ def packed_ids(rng: np.random.Generator, batch: int, length: int) -> np.ndarray:
 
 def define(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Output and final state, float64."""
-    with jax.enable_x64(True):
-        out, state = _recurrence(*_operands(inputs))
-        return np.asarray(out), np.asarray(state)
+    return _define(inputs)[0]
 
 
 def define_gradients(inputs: Inputs) -> dict[str, np.ndarray]:
     """Gradients of <out, d_out> + <state, d_state>, float64."""
-    with jax.enable_x64(True):
-        *operands, segment_ids = _operands(inputs)
-
-        def loss(operands: list[jax.Array]) -> jax.Array:
-            out, state = _recurrence(*operands, segment_ids)
-            return jnp.sum(out * inputs.d_out.astype(np.float64)) + jnp.sum(state * inputs.d_state)
-
-        names = ("q", "k", "v", "log_decay", "initial_state")
-        return {name: np.asarray(g) for name, g in zip(names, jax.jit(jax.grad(loss))(operands), strict=True)}
+    return dict(zip(("q", "k", "v", "log_decay", "initial_state"), _define(inputs)[1], strict=True))
 
 
 def relative_rms(actual: Any, expected: np.ndarray) -> float:
@@ -96,13 +86,20 @@ def relative_rms(actual: Any, expected: np.ndarray) -> float:
     return float(np.sqrt(np.mean(difference**2) / np.mean(expected**2)))
 
 
-def _operands(inputs: Inputs) -> list[jax.Array]:
+def _define(inputs: Inputs) -> Any:
     b, n, h, k = inputs.q.shape
     log_decay = np.zeros(h) if inputs.log_decay is None else inputs.log_decay
     state = np.zeros((b, h, k, inputs.v.shape[-1])) if inputs.initial_state is None else inputs.initial_state
     ids = np.ones((b, n), np.int32) if inputs.segment_ids is None else inputs.segment_ids
-    floats = [jnp.asarray(np.asarray(x, np.float64)) for x in (inputs.q, inputs.k, inputs.v, log_decay, state)]
-    return [*floats, jnp.asarray(ids)]
+    operands = (inputs.q, inputs.k, inputs.v, log_decay, state, inputs.d_out, inputs.d_state)
+    with jax.enable_x64(True):
+        return jax.device_get(_outputs_and_gradients(*[np.asarray(x, np.float64) for x in operands], ids))
+
+
+@jax.jit
+def _outputs_and_gradients(q, k, v, log_decay, state, d_out, d_state, segment_ids):
+    outputs, pull_back = jax.vjp(lambda *operands: _recurrence(*operands, segment_ids), q, k, v, log_decay, state)
+    return outputs, pull_back((d_out, d_state))
 
 
 def _recurrence(q, k, v, log_decay, state, segment_ids):

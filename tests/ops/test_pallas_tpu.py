@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 
 from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
 from tests.ops.emulation import assert_equals_definition
-from tests.ops.test_linear_attention import apply, gradients
+from tests.ops.test_linear_attention import apply, apply_with_gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
@@ -97,9 +97,9 @@ def test_eight_devices_equal_one():
     mesh = jax.make_mesh((2, 2, 2), ("data", "tensor", "other"), axis_types=(AxisType.Auto,) * 3)
     inputs = make_inputs(Case("", (2, 40, 4, 8, 8), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True))
     with interpret_kernels():
-        one = gradients(inputs, "pallas_tpu")
+        _, one = apply_with_gradients(inputs, "pallas_tpu")
         with jax.set_mesh(mesh):
-            eight = gradients(inputs, "pallas_tpu")
+            _, eight = apply_with_gradients(inputs, "pallas_tpu")
     assert eight["q"].sharding.spec[:3] == ("data", None, "tensor")
     for name in one:
         assert relative_rms(eight[name], np.asarray(one[name], np.float64)) <= 1e-6, name

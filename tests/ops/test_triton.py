@@ -17,7 +17,7 @@ import pytest
 
 from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
 from tests.ops.emulation import assert_equals_definition
-from tests.ops.test_linear_attention import apply, gradients
+from tests.ops.test_linear_attention import apply_with_gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
@@ -267,8 +267,7 @@ def test_rubbish_in_padding_is_invisible():
     ids[:, 15:30] = 1
     inputs = inputs._replace(segment_ids=ids)
     with interpret_kernels():
-        out, state = apply(inputs, "triton")
-        grads = gradients(inputs, "triton")
+        (out, state), grads = apply_with_gradients(inputs, "triton")
     assert np.isfinite(np.asarray(out, np.float32)).all()
     assert not np.asarray(out)[ids == 0].any()
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads.values())

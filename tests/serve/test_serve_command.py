@@ -30,8 +30,8 @@ def workdir(tmp_path_factory):
 def test_a_stop_signal_lets_answers_end_in_time(workdir):
     limits = ("--slots=2", "--max_new_tokens=10000000", "--grace_seconds=3")
     process = start(*MODULE, f"--workdir={workdir}", "--port=0", "--chat_template=released", *limits)
-    line = process.stdout.readline()
-    assert line.startswith("serving 'little' at http://127.0.0.1:"), (line, process.stderr.read() if not line else "")
+    line = next(process.lines(), "")
+    assert line.startswith("serving 'little' at http://127.0.0.1:"), process.communicate(timeout=10)
     url = line.split()[3]
     lengths = (300, 10_000_000)
     heard: list[list[str]] = [[], []]

@@ -62,7 +62,7 @@ def test_a_stopped_run_ends_with_the_same_parameters(config, finished, kind, tmp
     # A log line per step tells where the run is, one step late.
     process = start("train.py", f"--config={config}", f"--workdir={workdir}")
     stop_at = random.randrange(2, 30)
-    for line in process.stdout:
+    for line in process.lines():
         if line.startswith(f"step {stop_at:>2}/40"):
             process.send_signal(kind)
             break
