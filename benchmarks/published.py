@@ -15,10 +15,10 @@ PAGE = ROOT / "docs" / "results" / "published.md"
 
 _HEAD = """# Published numbers beside ours
 
-Each table of the papers whose numbers are known here, with ours where a command has made one. **Ours are of reduced
-sizes, budgets and data on two CPU cores** and are no reproduction of the published value; what was reduced stands in
-[the figures](figures.md) under the same name. A dash: there is none yet, and the line below says what it takes. Made by
-`python -m benchmarks.published` from the records in `benchmarks/results/`.
+Every table of the papers whose numbers are known here, with ours where a command has made one. **Ours are of reduced
+sizes, budgets and data on two CPU cores** and do not reproduce the published values; [the figures](figures.md) say
+under the same name what was reduced. A dash means that there is no number of ours yet; the line below the table says
+what it would take. This page is made by `python -m benchmarks.published` from the records in `benchmarks/results/`.
 """
 
 

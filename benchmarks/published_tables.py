@@ -74,7 +74,7 @@ TABLES = (
             "norm early": "norm early",
             "1 + elu": "linear",
         },
-        "The order of 12 : 0 and 6 : 6 did not come out at 800 steps.",
+        "The order of 12 : 0 and 6 : 6 is not reproduced at 800 steps.",
     ),
     Table(
         "TransNormer: parts",
@@ -176,7 +176,7 @@ TABLES = (
             "attention with 1 + elu": "attention with 1+elu",
             "GLU with swish": "GLU with swish",
         },
-        "Different units, so only the order within a column compares; 0.4 million parameters, one seed.",
+        "Different units, so only the order within a column compares; 0.5 million parameters, one seed.",
     ),
     Table(
         "TransNormerLLM against Transformer and TransNormer",

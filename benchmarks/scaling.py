@@ -84,8 +84,8 @@ def _compile(words: str) -> dict[str, Any]:
 
 def _table(programs: Mapping[str, Any]) -> str:
     header = (
-        "| config | topology | mesh | rows x tokens | parameters | GiB per chip (arguments, peak, of) | FLOPs / 6ND | "
-        "gathered and summed, GB per chip | estimated step | MFU |\n" + "|---" * 10 + "|\n"
+        "| config | topology | mesh | rows x tokens | parameters | at rest, GiB | peak, GiB | available, GiB | "
+        "FLOPs / 6ND | sent, GB | estimated step | MFU |\n" + "|---" * 12 + "|\n"
     )
     return header + "".join(_row(words, report) for words, report in programs.items())
 
@@ -100,7 +100,7 @@ def _row(words: str, report: Mapping[str, Any]) -> str:
     length = arguments.get("config.sequence_length", "8192")
     rows = report["tokens"] // int(length)
     cells = [
-        *(config, topology, mesh, f"{rows:,} x {int(length):,}", f"{report['parameters'] / 1e9:.2f}e9", ", ".join(gib)),
+        *(config, topology, mesh, f"{rows:,} x {int(length):,}", f"{report['parameters'] / 1e9:.2f}e9", *gib),
         *(f"{report['recompute_factor']:.2f}", f"{sent:.1f}", f"{report['estimated_seconds']:.2f} s"),
         f"{report['implied_mfu']:.0%}",
     ]
