@@ -79,8 +79,9 @@ def test_float32_equals_definition(backend: str, case: Case):
     assert_equals_definition(make_inputs(case), backend, bounds)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@each_backend
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [*((backend, jnp.bfloat16) for backend in ANYWHERE), ("chunked", jnp.float16)]
+)
 def test_half_precision_equals_definition(backend: str, dtype):
     assert_equals_definition(make_inputs(CASES[-1], dtype), backend, {"all": 5e-3})
 
