@@ -22,8 +22,8 @@ _INTRODUCTION = """# Configuration
 
 Every key of a run, with its default and its meaning. `python -m docs.configuration` generates this page from the code.
 
-A configuration is a Python file with a function `get_config()`, such as those in [`configs/`](../configs/quickstart.py). It begins with
-`default_config()` (or `default_config(preset="385m")`), which holds every key, and changes some of them:
+A configuration is a Python file with a function `get_config()`, such as [`quickstart.py`](../configs/quickstart.py). It
+starts from `default_config()` (or `default_config(preset="385m")`), which holds every key, and changes some:
 
 ```
 config.optimizer.learning_rate = 1e-3                      # in the file
@@ -31,8 +31,8 @@ config.optimizer.learning_rate = 1e-3                      # in the file
 --config.curriculum='((1000, 256), (3000, 512))'           # a tuple on the command line
 ```
 
-A mixture of sources is written in the file. An unknown key, or a value that does not fit the others, is refused before training begins.
-`WORKDIR/config.json` holds the configuration with which a run was last started.
+A mixture of sources is written in the file. An unknown key, or a value that does not fit the others, is refused before
+training begins. `WORKDIR/config.json` holds the configuration with which a run was last started.
 [Continue a run, with changes](commands/train.md#continue-a-run-with-changes) says which keys may change in between.
 """
 
@@ -51,9 +51,8 @@ def _sizes() -> str:
     lines = [
         "## Presets of transnormer_llm",
         "",
-        '`default_config(preset="385m")` starts from one of these sizes. `385m`, `1b` and `7b` are the released models; the',
-        "others are the paper's, with the released ratio of `glu_dim` to `model_dim`, which the paper leaves open; `tiny`",
-        "is for tests.",
+        '`default_config(preset="385m")` starts from one of these sizes. `385m`, `1b` and `7b` are the released',
+        "models, `tiny` is for tests, and the others are the paper's, with the released ratio of `glu_dim` to `model_dim`.",
         "",
         "| preset | parameters | num_layers | model_dim | num_heads | glu_dim | vocab_size |",
         "|---|---|---|---|---|---|---|",

@@ -197,7 +197,7 @@ class Config:
             raise UserError("config.curriculum is for a TransNormerLLM that learns from text: leave it empty.")
         last_steps = [last_step for last_step, _ in stages]
         if last_steps != sorted(set(last_steps)):
-            raise UserError(f"config.curriculum={stages}: the last steps must rise from pair to pair.")
+            raise UserError(f"config.curriculum={stages}: the last steps must increase from pair to pair.")
         for _, length in stages:
             if length < 1 or self.sequence_length % length:
                 raise UserError(
