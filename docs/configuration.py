@@ -52,7 +52,7 @@ def _sizes() -> str:
         "## Presets of transnormer_llm",
         "",
         '`default_config(preset="385m")` starts from one of these sizes. `385m`, `1b` and `7b` are the released',
-        "models, `tiny` is for tests, and the others are the paper's, with the released ratio of `glu_dim` to `model_dim`.",
+        "models, `tiny` is for tests, and the others are the paper's, with the released ratio of `glu_dim` to D.",
         "",
         "| preset | parameters | num_layers | model_dim | num_heads | glu_dim | vocab_size |",
         "|---|---|---|---|---|---|---|",
