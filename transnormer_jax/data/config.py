@@ -35,9 +35,9 @@ class DataConfig:
         `"label"`.
       grey: convert colour images to grey.
       mixture: for text: source -> weight, or source -> a dictionary of any of the fields above except `tokenizer` and
-        `data_dir`, with `weight` or `epochs`. A name without a `dataset` is that of the dataset: {"lm1b": 0.7, "own":
-        {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs` is the
-        number of times that a source is read while each of the others is read as often as its own `epochs` says.
+        `data_dir`, with `weight` or `epochs`. Without `dataset`, the source's name is the dataset: {"lm1b": 0.7,
+        "own": {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs`
+        is the number of times that a source is read while each of the others is read as often as its own `epochs` says.
     """
 
     dataset: str = "python_source"
