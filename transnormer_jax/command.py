@@ -38,6 +38,7 @@ def run(main: Callable[[], None]) -> None:
         except flags.Error as error:
             missing = re.search(r"Flag --(\w+) must have a value other than None", str(error))
             message = f"--{missing[1]}=... is missing" if missing else str(error).rstrip(".")
+            message = message.replace("is not integer >=", "is less than")
             message = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not an integer", message)
             raise UserError(f"{message}; --help lists the flags.") from error
         if left_over:

@@ -1,18 +1,18 @@
-"""Compiles a run's training step for a slice of TPUs, without having one.
+"""Compiles a run's training step for a slice of TPUs and reports what it needs; no TPU is required.
 
     python -m transnormer_jax.compile --config=configs/quickstart.py --topology=v5e:2x2 --config.mesh.fsdp=4
 
-Needs the TPU compiler (`pip install --no-deps --target=.venv/libtpu libtpu`) and no TPU. The last line of stdout is one
-JSON object; all numbers are of one chip and one step:
+Needs only the TPU compiler (`pip install --no-deps --target=.venv/libtpu libtpu`). The last line of stdout is one JSON
+object; all numbers are for one chip and one step:
 
     parameters, tokens    of the whole model, and of the whole batch
-    bytes_per_chip        arguments, outputs, aliases (outputs that take the place of arguments), temporaries, peak, and
-                          what is available
-    fits                  whether the peak is available
-    flops_per_chip        of the compiled program, loops counted as often as they turn
+    bytes_per_chip        arguments, outputs, aliases (outputs that reuse the memory of arguments), temporaries, peak,
+                          and the memory available
+    fits                  whether the peak fits
+    flops_per_chip        of the compiled program, with loops counted once per iteration
     model_flops_per_chip  6ND; recompute_factor is the ratio of the two
     collectives           kind, mesh axes, count, bytes sent
-    estimated_seconds     by the compiler's cycles, with its parts in seconds; implied_mfu follows from it
+    estimated_seconds     from the compiler's cycle counts, with its parts in seconds; implied_mfu follows from it
 
 --sweep tries meshes, recomputation and micro-batches, and ranks those that fit.
 """
@@ -36,11 +36,13 @@ from transnormer_jax.training.sweep import rank, sweep, table
 _CONFIG = command.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice to compile for, such as v5e:4x4 or v5p:8x8x8.", required=True)
 _STEP = flags.DEFINE_enum(
-    "step", "train", STEPS, "What to compile; decode is one token for evaluation.batch_size rows."
+    "step", "train", STEPS, "What to compile; decode is one token for each of evaluation.batch_size rows."
 )
-_PARAMETERS = flags.DEFINE_bool("parameters", False, "Print how every parameter lies on the mesh.")
+_PARAMETERS = flags.DEFINE_bool("parameters", False, "Print how each parameter is divided over the mesh.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Try meshes, recomputation and micro-batches of the training step.")
-_MAX_COMPILES = flags.DEFINE_integer("max_compiles", 24, "Most programs that --sweep compiles.", lower_bound=1)
+_MAX_COMPILES = flags.DEFINE_integer(
+    "max_compiles", 24, "Maximum number of programs that --sweep compiles.", lower_bound=1
+)
 
 
 def main() -> None:

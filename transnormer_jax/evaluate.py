@@ -2,8 +2,8 @@
 
     python eval.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-The last line of the output is JSON; the same goes to eval.json in the workdir. Architecture, task and tokenizer are
-those of the run; the dataset is that of --config, or of the run where --config is left out.
+The last line of the output is JSON, which is also written to eval.json in the workdir. Architecture, task and tokenizer
+are those of the run; the dataset is that of --config, or that of the run if --config is left out.
 """
 
 import json
@@ -17,7 +17,7 @@ from transnormer_jax.training import evaluate_run
 
 _CONFIG = command.define_config_flag(required=False)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_SPLIT = flags.DEFINE_string("split", "", "Split to evaluate on; empty for the configuration's data.eval_split.")
+_SPLIT = flags.DEFINE_string("split", "", "Split to evaluate on; the configuration's data.eval_split if empty.")
 _MEMBERSHIP = processes.define_flags()
 
 

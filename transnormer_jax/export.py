@@ -1,4 +1,4 @@
-"""Writes a trained model as two programs and their parameters, for a process that has JAX and nothing else of ours.
+"""Writes a trained model as two programs and their parameters, for use with JAX alone.
 
     python -m transnormer_jax.export --workdir=runs/quickstart --out=exported
 
@@ -29,9 +29,9 @@ from transnormer_jax.models import Cache, TransNormerLLM
 from transnormer_jax.training.workdir import read_config, tokenizer_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
-_OUT = flags.DEFINE_string("out", None, "Directory to make.", required=True)
-_WINDOW = flags.DEFINE_integer("window", 512, "Tokens that one call of prefill reads.", lower_bound=1)
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_OUT = flags.DEFINE_string("out", None, "Directory to create.", required=True)
+_WINDOW = flags.DEFINE_integer("window", 512, "Number of tokens that one call of prefill reads.", lower_bound=1)
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

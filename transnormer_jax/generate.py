@@ -2,7 +2,7 @@
 
     python -m transnormer_jax.generate --workdir=runs/quickstart --prompt="Once upon a time"
 
-Prints each prompt and its continuation. Several prompts go through the model together:
+Prints each prompt and its continuation. Several prompts are processed together:
 
     python -m transnormer_jax.generate --workdir=runs/quickstart --prompt="One" --prompt="Two" --temperature=0 --stop=.
 """
@@ -16,21 +16,21 @@ from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue")
-_PROMPT_FILE = flags.DEFINE_multi_string(
-    "prompt_file", [], "File that holds one prompt; a line break at its end is dropped"
+_PROMPT_FILE = flags.DEFINE_multi_string("prompt_file", [], "File with one prompt; a line break at its end is dropped")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Maximum length of a continuation, in tokens.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 always takes the likeliest token; 1 samples as trained.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k likeliest tokens only; 0 means no limit.")
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Sample among the likeliest tokens of this total probability; 1 means no limit."
 )
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest continuation, in tokens.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time; 1 samples as trained.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among the k likeliest tokens only; 0 is no limit.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens of this total probability; 1 is no limit.")
 _REPETITION_PENALTY = flags.DEFINE_float(
-    "repetition_penalty", 1.0, "Above 1, tokens of the prompt and of the text so far become less likely."
+    "repetition_penalty", 1.0, "Values above 1 make tokens of the prompt and of the text so far less likely."
 )
-_STOP = flags.DEFINE_multi_string("stop", [], "Text that ends a continuation and is cut off")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the first prompt; the next one has this plus 1, and so on.")
-_STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's continuation while it is written.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Text that ends a continuation and is removed from it")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the first prompt; each further prompt adds 1.")
+_STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's continuation while it is generated.")
 
 _SEPARATOR = "-" * 40
 

@@ -1,8 +1,8 @@
-"""Draws images with a trained model, from the first bytes of held-out ones.
+"""Generates images with a trained model, from the first bytes of held-out images.
 
     python -m transnormer_jax.sample_images --workdir=runs/mnist --out=samples.png
 
-With `--given=392`, half of an MNIST digit, each picture stands beside the held-out image that it completes.
+With `--given=392`, half of an MNIST digit, each image is shown beside the held-out image that it completes.
 """
 
 import math
@@ -24,8 +24,8 @@ from transnormer_jax.training.workdir import read_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, 'Directory of a run of train.py with the task "images".', required=True)
 _COUNT = flags.DEFINE_integer("count", 16, "Number of images.", lower_bound=1)
-_GIVEN = flags.DEFINE_integer("given", 1, "Bytes taken from each held-out image; the model draws the others.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers.")
+_GIVEN = flags.DEFINE_integer("given", 1, "Bytes taken from each held-out image; the model generates the rest.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the random numbers.")
 _OUT = flags.DEFINE_string("out", "samples.png", "PNG file to write.")
 
 Images = npt.NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Trains a model, or goes on from the newest checkpoint of its workdir.
+"""Trains a model, or resumes from the newest checkpoint of its workdir.
 
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
@@ -6,7 +6,7 @@ Run again, it resumes. Any key of the configuration can be given on the command 
 
     python train.py --config=configs/quickstart.py --workdir=runs/short --config.num_steps=200
 
-A TPU pod and `srun` run this same command on every host. Elsewhere, each process of a run is told of the others:
+On a TPU pod and with `srun`, run this same command on every host. Elsewhere, tell each process about the others:
 
     python train.py --config=... --workdir=... --coordinator=host0:8476 --num_processes=2 --process_id=0
 """

@@ -313,7 +313,7 @@ def test_what_the_released_code_cannot_do_is_not_written(tmp_path, fields, words
 
 
 def test_missing_files_are_told(tmp_path):
-    with pytest.raises(UserError, match="give a directory of Hugging Face"):
+    with pytest.raises(UserError, match="give a directory in Hugging Face's layout"):
         load_hugging_face(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds no weights"):
@@ -321,5 +321,5 @@ def test_missing_files_are_told(tmp_path):
     (tmp_path / "model.safetensors").write_text("nothing")
     with pytest.raises(UserError, match="download it again"):
         load_hugging_face(tmp_path)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         save_hugging_face(tmp_path, TransNormerLLMConfig(**SIZES), {})

@@ -60,7 +60,7 @@ def test_a_run_that_is_resumed_in_a_stage_is_the_uninterrupted_one(config, tmp_p
     ("stages", "words"),
     [
         (((4, 24),), "rows of 24 tokens: they must divide config.sequence_length=64"),
-        (((8, 16), (4, 32)), "the last steps must rise"),
+        (((8, 16), (4, 32)), "the last steps must increase"),
         ((8, 16), "must be pairs"),
     ],
 )

@@ -82,7 +82,7 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
         except Exception as error:  # The engine is foreign code.
             message = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
-                f"stage {name!r} failed ({message}); the log is {str(logs)!r}. Run again to go on from there."
+                f"stage {name!r} failed ({message}); the log is {str(logs)!r}. Run again to continue from there."
             ) from error
     report = _report(out)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")

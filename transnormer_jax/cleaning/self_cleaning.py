@@ -70,7 +70,7 @@ def self_clean(
             mixture={},
         )
         if train(dataclasses.replace(config, data=data), directory / "model") is None:
-            raise UserError(f"a signal stopped the training of round {number}: run the same command to go on.")
+            raise UserError(f"a signal stopped the training of round {number}: run the same command to continue.")
         generator = load_generator(str(directory / "model"))
         for shard in shards_of(kept):
             _score_shard(shard, directory / "scores", generator, max_tokens)

@@ -1,12 +1,12 @@
-"""Converts TransNormerLLM checkpoints of Hugging Face into workdirs, and back.
+"""Converts TransNormerLLM checkpoints in Hugging Face's layout into workdirs, and back.
 
     python -m transnormer_jax.convert --from_hugging_face=DIR --workdir=DIR
     python -m transnormer_jax.convert --to_hugging_face=DIR --workdir=DIR
     python -m transnormer_jax.convert --workdir=DIR --verify=reference.npz
 
-`python -m transnormer_jax.generate` and `eval.py` read such a workdir. Beside the weights for Hugging Face lies a model
-card, of which what the run knows is filled in. --verify compares the logits with saved ones: an
-.npz file with `ids` [B, N] and `logits` [B, N, V] of the model elsewhere. The last line of stdout is a summary in JSON.
+`python -m transnormer_jax.generate` and `eval.py` read such a workdir. --to_hugging_face also writes a model card,
+filled in as far as the run's data allow. --verify compares the logits with reference logits computed elsewhere: an .npz
+file with `ids` [B, N] and `logits` [B, N, V]. The last line of stdout is a summary in JSON.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.workdir import load_params, read_config, tokenizer_name, write_model
 
-_FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to read: config.json, weights, tokenizer.")
-_TO = flags.DEFINE_string("to_hugging_face", "", "Directory to make.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir to make from it, or to read.", required=True)
-_VERIFY = flags.DEFINE_string("verify", "", "An .npz file with ids and logits to compare with.")
+_FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to import: config.json, weights, tokenizer.")
+_TO = flags.DEFINE_string("to_hugging_face", "", "Directory to create.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir to create, or to read for export or --verify.", required=True)
+_VERIFY = flags.DEFINE_string("verify", "", "File .npz with ids and reference logits to compare with.")
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def read_configuration(fields: Mapping[str, Any], dtype: str) -> TransNormerLLMC
     if given["hidden_dim"] != given["decoder_embed_dim"]:
         raise UserError(
             f"hidden_dim={given['hidden_dim']} is not decoder_embed_dim={given['decoder_embed_dim']}: the released "
-            "code cannot run that either; mend config.json."
+            "code cannot run that either; correct config.json."
         )
     act = given["linear_act_fun"]
     if act == "exp":

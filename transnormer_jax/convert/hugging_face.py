@@ -85,7 +85,7 @@ def save_hugging_face(
     directory = Path(directory)
     fields = write_configuration(config, **({} if tokenizer is None else _border_ids(Path(tokenizer))))
     if directory.exists():
-        raise UserError(f"{str(directory)!r} is there already: give the name of a new directory.")
+        raise UserError(f"{str(directory)!r} already exists: give the name of a new directory.")
     scratch = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -53,7 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise UserError(f"cannot read {str(path)!r} ({error.strerror}): give a directory of Hugging Face.") from error
+        raise UserError(
+            f"cannot read {str(path)!r} ({error.strerror}): give a directory in Hugging Face's layout."
+        ) from error
     except ValueError as error:
         raise UserError(f"{str(path)!r} is no JSON ({error}): download it again.") from error
 

@@ -70,7 +70,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
-            raise UserError(f"the chat template cannot be read ({error}): mend it.") from error
+            raise UserError(f"the chat template cannot be read ({error}): correct it.") from error
         self.fingerprint = hashlib.sha256(f"{tokenizer.fingerprint} {source}".encode()).hexdigest()
         self._tokenizer = tokenizer
         self._special = {name: index for name, index in tokenizer.special_tokens.items() if name}

@@ -16,25 +16,28 @@ class DataConfig:
     """What to train and evaluate on.
 
     Attributes:
-      dataset: `"python_source"`, `"plain_text"`, a name in `catalog.CATALOG` (`"imdb_reviews"`, `"glue/sst2"`,
-        `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`).
-      files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, parted by
-        commas, see `text_files.find_files`. For a dataset of the catalog: the
-        directory of its unpacked files, as the docstring of its builder says; empty for TFDS's own copy of it.
-      documents: for `plain_text`: `"file"`, `"line"`, `"marked"` or `"conversation"`, see `text_files.read_documents`.
+      dataset: `"python_source"`, `"plain_text"`, a dataset that this package reads or generates (`"imdb_reviews"`,
+        `"glue/sst2"`, `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`, which needs
+        TensorFlow installed).
+      files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, separated by
+        commas. For `imdb_reviews` and the like: the directory of the unpacked dataset; empty for TFDS's own copy.
+      documents: for `plain_text`: what one document is: a `"file"`, a `"line"`, a part of a file between marker lines
+        (`"marked"`), or a `"conversation"`, one to a line of JSON. Of JSON lines and Parquet, each row is a document.
       held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
-      tokenizer: a name for `load_tokenizer`.
-      data_dir: local directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`).
+      tokenizer: `"bytes"`; or a path: a `tokenizer.json` (Hugging Face), a `.model` (SentencePiece), or a directory
+        with one of them or with GPT-2's `vocab.json` and `merges.txt`.
+      data_dir: directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`).
       train_split: a TFDS split, such as `"train"` or `"train[:95%]"`.
       eval_split: a TFDS split.
-      text_feature: the feature that holds a document. Of examples, the feature that is the input (text, an image or
-        numbers); two, parted by a comma, are a pair. Empty: what the catalog says, else `"text"`.
-      label_feature: of examples, the feature that is the label. Empty: what the catalog says, else `"label"`.
-      grey: coloured images become grey ones.
-      mixture: of text: source -> weight, or source -> a dictionary of any of the fields above but `tokenizer` and
-        `data_dir`, with `weight` or `epochs`. Alone, the name is the dataset: {"lm1b": 0.7, "own": {"dataset":
-        "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs` says how often
-        the source is read while the others are read as often as they say.
+      text_feature: the feature that holds a document. For labelled examples, the feature that is the input (text, an
+        image or numbers); two, separated by a comma, are a pair. Empty: the dataset's usual one, otherwise `"text"`.
+      label_feature: for labelled examples, the feature that is the label. Empty: the dataset's usual one, otherwise
+        `"label"`.
+      grey: convert colour images to grey.
+      mixture: for text: source -> weight, or source -> a dictionary of any of the fields above except `tokenizer` and
+        `data_dir`, with `weight` or `epochs`. Without `dataset`, the source's name is the dataset: {"lm1b": 0.7,
+        "own": {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs`
+        is the number of times that a source is read while each of the others is read as often as its own `epochs` says.
     """
 
     dataset: str = "python_source"

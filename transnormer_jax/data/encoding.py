@@ -55,7 +55,7 @@ class Encoding:
         if len(self._inputs) > 2 or (pair_apart and not paired):
             raise UserError(
                 f"text_feature names {len(self._inputs)} features of dataset {config.dataset!r}: a pair has two, "
-                "parted by a comma."
+                "separated by a comma."
             )
         (self.kind,) = kinds
         self.num_classes = _num_classes(features[self._label], self._label, config.dataset)

@@ -1,8 +1,8 @@
-"""Shows the text of a configuration: sources, tokens, lengths and shares, and documents as the tokenizer cuts them.
+"""Shows the text of a configuration: sources, tokens, lengths and shares, and documents split into tokens.
 
     python -m transnormer_jax.data.inspect --config=configs/quickstart.py --documents=2 --plot=data.png
 
-Text that is not tokenised yet is tokenised first. The last line of stdout is one JSON object with all counts.
+Text that has not been tokenised yet is tokenised first. The last line of stdout is one JSON object with all counts.
 """
 
 import json
@@ -19,7 +19,7 @@ from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
 
 _CONFIG = command.define_config_flag()
-_DOCUMENTS = flags.DEFINE_integer("documents", 0, "Documents to show of each source.", lower_bound=0)
+_DOCUMENTS = flags.DEFINE_integer("documents", 0, "Number of documents to show from each source.", lower_bound=0)
 _PLOT = flags.DEFINE_string("plot", "", "File for a plot of lengths and shares, such as data.png.")
 
 _SHOWN_TOKENS = 64
@@ -66,7 +66,7 @@ def describe(documents: TokenizedDocuments) -> dict[str, Any]:
 
 
 def pieces(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
-    """Returns the beginning of a document as text, its tokens parted by bars."""
+    """Returns the beginning of a document as text, its tokens separated by bars."""
     shown = [tokenizer.decode([token]) for token in tokens[:_SHOWN_TOKENS].tolist()]
     return "|".join(shown) + (" ..." if len(tokens) > _SHOWN_TOKENS else "")
 

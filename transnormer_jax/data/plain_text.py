@@ -31,7 +31,7 @@ def plain_text_config(
     Its name carries a fingerprint of the paths, sizes and modification times, so that a changed file is a new dataset.
 
     Args:
-      files: paths, directories and patterns, parted by commas; see `text_files.find_files`.
+      files: paths, directories and patterns, separated by commas; see `text_files.find_files`.
       documents: `"file"`, `"line"` or `"marked"`; see `text_files.read_documents`.
       held_out: the fraction of the documents in each of `validation` and `test`.
       field: of JSON lines and Parquet, what holds the text.

@@ -1,13 +1,13 @@
-"""Tokenises the text of a configuration ahead of a run, in parallel; the run then finds it ready.
+"""Tokenises the text of a configuration ahead of a run, in parallel.
 
     python -m transnormer_jax.data.prepare --config=configs/quickstart.py --workers=8
 
-Every source of `config.data` is prepared: its training and its evaluation split, or those of --splits. Killed, it goes
-on where it stopped when it is run again. --verify reads everything again, compares it with the checksums of the
-manifests, and writes damaged shards again.
+For every source of `config.data`, the training and the evaluation split are prepared, or those of --splits. If killed,
+it continues with the first unfinished shard when it is run again. --verify reads everything, compares it with the
+checksums in the manifests, and rewrites damaged shards.
 
-The last line of stdout is one JSON object: for each source and split the directory, documents, tokens, bytes, shards
-and, with --verify, the shards that were damaged.
+The last line of stdout is one JSON object with, for each source and split, the directory, the numbers of documents,
+tokens, bytes and shards, and with --verify the shards that were damaged.
 """
 
 import json
@@ -29,9 +29,9 @@ from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 _CONFIG = command.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
-_WORKERS = flags.DEFINE_integer("workers", None, "Processes; one for every eight cores by default.", lower_bound=1)
-_SPLITS = flags.DEFINE_list("splits", [], "Splits, parted by commas; empty for the configuration's.")
-_VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and mend what differs.")
+_WORKERS = flags.DEFINE_integer("workers", None, "Number of processes; by default one per eight cores.", lower_bound=1)
+_SPLITS = flags.DEFINE_list("splits", [], "Splits, separated by commas; by default the configuration's.")
+_VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and rewrite what differs.")
 
 
 def main() -> None:

@@ -79,7 +79,7 @@ def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
         known = [*_OWN_DATASETS, *CATALOG, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(config.dataset, known, n=1)
         mend = did_you_mean(config.dataset, close or _OWN_DATASETS)
-        more = "" if close else " TFDS has more of them where TensorFlow is installed."
+        more = "" if close else " TFDS offers more datasets if TensorFlow is installed."
         raise UserError(f"TFDS has no dataset {config.dataset!r}: {mend}{more}") from error
     except Exception as error:  # For instance an unknown config of a known dataset.
         raise UserError(f"cannot open dataset {config.dataset!r} ({_one_line(error)}): correct its name.") from error

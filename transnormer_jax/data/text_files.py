@@ -26,7 +26,7 @@ def find_files(patterns: str) -> tuple[str, ...]:
 
     Args:
       patterns: files, directories (searched recursively for `.txt`, `.jsonl` and `.parquet`, plain or compressed) and
-        glob patterns (`**` is recursive), parted by commas; local, or URLs that fsspec reads, such as
+        glob patterns (`**` is recursive), separated by commas; local, or URLs that fsspec reads, such as
         `gs://bucket/**/*.jsonl.gz` (with gcsfs installed) or `s3://...` (with s3fs).
 
     Raises:
@@ -42,7 +42,7 @@ def find_files(patterns: str) -> tuple[str, ...]:
             raise UserError(f"no text file matches {pattern!r}: give an existing file, directory or glob pattern.")
         found.update(files)
     if not found:
-        raise UserError("dataset 'plain_text' needs files: set `files` to paths or patterns, parted by commas.")
+        raise UserError("dataset 'plain_text' needs files: set `files` to paths or patterns, separated by commas.")
     return tuple(sorted(found))
 
 
@@ -73,7 +73,7 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
     name = str(file)
     kind = max(_KINDS, key=Path(name).name.rfind)  # the last of them in the name; the first kind if there is none
     if name.endswith(".zst") and fsspec.utils.infer_compression(name) is None:  # it would be read as it lies
-        raise UserError(f"cannot read {name!r}, since nothing here reads Zstandard: pip install zstandard.")
+        raise UserError(f"cannot read {name!r} without a package for Zstandard: pip install zstandard.")
     try:
         with fsspec.open(name, "rb", compression="infer") as opened:
             if kind == ".txt":

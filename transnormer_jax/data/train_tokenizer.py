@@ -4,8 +4,8 @@
 
 `--kind=bpe` is byte-level byte-pair encoding by the `tokenizers` library and writes `tokenizer.json`; `--kind=unigram`
 is SentencePiece's unigram model with bytes for rare characters and writes `tokenizer.model`. Both have begin, end and
-padding tokens, change no text (what is decoded is what was encoded), and are used with `--config.data.tokenizer=OUT`.
-The last line of stdout is one JSON object: the size of the vocabulary, and the bytes per token on the training text.
+padding tokens and decode exactly what was encoded. Use the result with `--config.data.tokenizer=OUT`. The last line of
+stdout is one JSON object: the size of the vocabulary, and the bytes per token on the training text.
 """
 
 import json
@@ -25,8 +25,8 @@ from transnormer_jax.errors import UserError
 
 _CONFIG = command.define_config_flag()
 _KIND = flags.DEFINE_enum("kind", "bpe", ["bpe", "unigram"], "Byte-pair encoding, or SentencePiece's unigram model.")
-_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_768, "Tokens in all.", lower_bound=260)
-_MAX_BYTES = flags.DEFINE_integer("max_bytes", 1 << 30, "Of UTF-8 text to learn from, per source.", lower_bound=1)
+_VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_768, "Size of the vocabulary.", lower_bound=260)
+_MAX_BYTES = flags.DEFINE_integer("max_bytes", 1 << 30, "Bytes of UTF-8 text to learn from, per source.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Directory for the tokenizer.", required=True)
 
 _SPECIAL = ("<pad>", "<s>", "</s>")
@@ -38,7 +38,7 @@ def main() -> None:
     data = command.read_config_flag(_CONFIG).data
     out = Path(_OUT.value)
     if out.exists():
-        raise UserError(f"{str(out)!r} is there already: choose another --out.")
+        raise UserError(f"{str(out)!r} already exists: choose another --out.")
     train = train_bpe if _KIND.value == "bpe" else train_unigram
     try:
         publish(out, lambda written: train(_texts(data, _MAX_BYTES.value), _VOCAB_SIZE.value, written))

@@ -19,13 +19,13 @@ from transnormer_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1, at most once, takes those that are left.
+    """Devices along each axis; at most one of them may be -1, which means all that remain.
 
     Attributes:
-      data: copies of the parameters, among which the batch is split.
-      fsdp: parts of the parameters and of the batch.
-      context: parts of each row's tokens, and of the parameters.
-      tensor: parts of heads and channels.
+      data: copies of the parameters; the batch is split among them.
+      fsdp: number of parts into which parameters and batch are split.
+      context: number of parts into which the tokens of each row, and the parameters, are split.
+      tensor: number of parts into which heads and channels are split.
     """
 
     data: int = -1

@@ -48,9 +48,9 @@ class Membership(NamedTuple):
 
 def define_flags() -> Callable[[], Membership]:
     """Defines --coordinator, --num_processes and --process_id; returns what reads them."""
-    flags.DEFINE_string("coordinator", None, "host:port of process 0. Default: $JAX_COORDINATOR_ADDRESS.")
-    flags.DEFINE_integer("num_processes", None, "Processes of this run. Default: $JAX_NUM_PROCESSES.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0. Default: $JAX_PROCESS_ID.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0. Default: $JAX_COORDINATOR_ADDRESS.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes of this run. Default: $JAX_NUM_PROCESSES.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0. Default: $JAX_PROCESS_ID.")
     return lambda: Membership(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
 
 
@@ -74,7 +74,7 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
         return
     _last_words.expect_abort(
         "another process of this run has died or cannot be reached: "
-        "start all of them again with the same command, and the run goes on from its newest checkpoint",
+        "start all of them again with the same command, and the run resumes from its newest checkpoint",
         LOST,
     )
     first = jax.process_index() == 0
@@ -193,7 +193,7 @@ def _await_answer(name: str, address: tuple[str, int], timeout_seconds: int) -> 
             if time.monotonic() > end:
                 raise UserError(
                     f"process 0 does not answer at {name} within {timeout_seconds} s "
-                    f"({error.strerror or 'no answer'}): start it too, or mend --coordinator."
+                    f"({error.strerror or 'no answer'}): start it too, or correct --coordinator."
                 ) from error
         time.sleep(0.2)
 

@@ -2,8 +2,8 @@
 
     python -m transnormer_jax.lm_eval --workdir=runs/tiny --tasks=lambada_openai,hellaswag
 
-Prints the harness's table. Tasks of your own: `--include_path=DIR` with the YAML files of the harness. From Python,
-`transnormer_jax.lm_eval.model.TransNormerHarness(generator)` is a model that `lm_eval.simple_evaluate` takes.
+Prints the harness's table. For your own tasks, give `--include_path=DIR` with YAML files in the harness's format. In
+Python, `transnormer_jax.lm_eval.model.TransNormerHarness(generator)` is a model for `lm_eval.simple_evaluate`.
 """
 
 import json
@@ -15,12 +15,12 @@ from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
-_TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, with commas between them.", required=True)
-_INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with more tasks, as YAML files.")
-_NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; the task's own by default.")
-_LIMIT = flags.DEFINE_integer("limit", None, "Only so many documents of each task.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Texts that go through the model together.", 1)
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, separated by commas.", required=True)
+_INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with additional tasks as YAML files.")
+_NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; by default the task's own.")
+_LIMIT = flags.DEFINE_integer("limit", None, "Maximum number of documents per task.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Number of texts processed together.", 1)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 
@@ -33,7 +33,7 @@ def main() -> None:
 
         from transnormer_jax.lm_eval.model import TransNormerHarness
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[lm_eval]'.") from error
+        raise UserError(f"{error.name} is missing: in a clone, pip install -e '.[lm_eval]'.") from error
     if _OUT.value:  # before the work, which would be lost where nothing can be written
         Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     manager = TaskManager(include_path=_INCLUDE_PATH.value)

@@ -15,11 +15,12 @@ class BiLSTMConfig:
     """Everything that fixes a BiLSTM. The defaults are the Linear Transformer's baseline (arXiv 2006.16236, 4.3).
 
     Attributes:
-      num_layers: L.
-      hidden_dim: features of each direction.
-      dropout: on what a layer reads from the one below; only where the caller gives a "dropout" key.
-      dtype: of the computation; the memory of the cells is `param_dtype`.
-      param_dtype: of the parameters.
+      num_layers: L, number of layers.
+      hidden_dim: features in each direction.
+      dropout: dropout rate on the input of each layer but the first; applied only where the caller gives a "dropout"
+        key, as training does.
+      dtype: dtype of the computation; the memory of the cells is `param_dtype`.
+      param_dtype: dtype of the parameters.
     """
 
     num_layers: int = 3

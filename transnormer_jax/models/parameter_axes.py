@@ -2,7 +2,7 @@
 
 The last one or two keys of a parameter's path name it in every model: matrices end in "kernel", under the name of their
 layer. A model's tensor parallelism is what these names say: projections into heads and channels are split by
-columns, the ones back by rows (arXiv 2307.14995, appendix E).
+columns, the ones back by rows (arXiv 2405.17381, appendix E).
 """
 
 _INTO_HEADS = ("q", "k", "v", "u", "qk")

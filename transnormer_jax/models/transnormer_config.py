@@ -38,42 +38,47 @@ class TransNormerConfig:
     """Everything that fixes a TransNormer or a baseline. The defaults are T2, the causal model of arXiv 2210.10340.
 
     Attributes:
-      vocab_size: V.
-      num_layers: L.
-      model_dim: D.
-      num_heads: H; each head has D / H features.
-      attention: "t1", "t2", a name in `ATTENTIONS`, or names parted by commas that share the layers evenly, from the
-        first layer up: "diag_t2,diag_t2,norm_t2" is two thirds and one third; with L names each layer has its own.
-      causal: a token sees itself and those before it; otherwise all of its document.
-      feed_forward: "glu", or two projections around "relu" or "gelu".
-      feed_forward_dim: F.
-      glu_activation: of the gate; "identity" for weights trained with the authors' code after October 2022.
-      norm: of the block.
-      norm_first: norms before attention and feed-forward (language model of the paper) or after the sums (RoBERTa).
+      vocab_size: V, number of tokens in the vocabulary.
+      num_layers: L, number of layers.
+      model_dim: D, width of the model.
+      num_heads: H, number of heads; each has D / H features.
+      attention: "t1", "t2", "norm_t1", "norm_t2", "diag_t1", "diag_t2", "linear", "linformer", "linformer_linear",
+        "lsh", "softmax", "cosformer" or "performer"; or several of them, separated by commas, which share the layers
+        evenly from the first layer up: "diag_t2,diag_t2,norm_t2" is two thirds and one third; L names give one to each
+        layer. "t1" and "t2" stand for "diag_t1,norm_t1" and "diag_t2,norm_t2".
+      causal: let a token see only itself and those before it; otherwise it sees its whole document.
+      feed_forward: "glu", or two projections with "relu" or "gelu" between them.
+      feed_forward_dim: F, the inner width of the feed-forward layer.
+      glu_activation: activation of the gate, "silu" or "identity"; the latter for weights trained with the authors'
+        code after October 2022.
+      norm: "simple_rms_norm" or "layer_norm".
+      norm_first: norms before attention and feed-forward (language model of the paper), or after the residual sums
+        (RoBERTa).
       final_norm: a norm after the last layer.
-      position: absolute positions: "sinusoidal" and "learned" are added to the embedding, "concatenated" is a sinusoid
-        in the other half of the features (Linear Transformer). LRPE in TransNormer's own attentions is there always.
+      position: absolute positions: "none"; "sinusoidal" and "learned" are added to the embedding; "concatenated" is a
+        sinusoid in the other half of the features (Linear Transformer). TransNormer's own attentions always have LRPE.
       max_length: rows of the learned positions and columns of the Linformer's projections; cosFormer's horizon.
       scale_embedding: multiply embeddings by sqrt(D).
-      tie_embeddings: the output projection is the embedding; otherwise it has weights and a bias of its own.
+      tie_embeddings: use the embedding as the output projection; otherwise it has its own weights and bias.
       embedding_norm: a LayerNorm on the embeddings (RoBERTa).
-      dropout: on embeddings, and on what attention and feed-forward add; only where the caller gives a "dropout" key.
-      block_size: of diagonal attention.
-      count_padding: the zeros that fill the last block count as keys, as in the authors' bidirectional models; only
+      dropout: dropout rate on embeddings and on the outputs of attention and feed-forward; applied only where the
+        caller gives a "dropout" key, as training does.
+      block_size: tokens per block of diagonal attention.
+      count_padding: count the zeros that fill the last block as keys, as the authors' bidirectional models do; only
         for rows without padding.
       linformer_dim: k, rows of the Linformer's projections; several numbers share the layers as `attention` does.
-      linformer_projection: how the length is projected.
-      linformer_sharing: which projections are one.
-      lsh_rounds: of hashing.
-      lsh_chunk: tokens per chunk.
-      lsh_buckets: per round; 0 is 2 N / chunk.
+      linformer_projection: how the length is projected: "learned", "convolution", "mean" or "max".
+      linformer_sharing: which projections are shared: "none", "headwise", "key_value" or "layerwise".
+      lsh_rounds: rounds of hashing.
+      lsh_chunk: tokens per chunk of LSH attention.
+      lsh_buckets: buckets per round; 0 means 2 N / chunk.
       performer_features: random features per head.
-      reversible: activations of a layer are computed from those after it (Reformer), so none are kept; on the
+      reversible: recompute the activations of a layer from those after it (Reformer), so that none are kept; on the
         CPU the compiler still plans about one [B, N, D] more per sublayer.
-      dtype: of the computation. States are always float32.
-      param_dtype: of the parameters.
-      remat: the backward pass computes each block again.
-      backend: of `ops.linear_attention`.
+      dtype: dtype of the computation. States are always float32.
+      param_dtype: dtype of the parameters.
+      remat: recompute each block in the backward pass.
+      backend: backend of `ops.linear_attention`, "auto" or one of its names.
     """
 
     vocab_size: int = 50_265

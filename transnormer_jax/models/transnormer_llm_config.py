@@ -22,32 +22,34 @@ class TransNormerLLMConfig:
     Where a field offers more than the released models have, it is for an ablation of arXiv 2405.17381 (tables 4 to 12).
 
     Attributes:
-      vocab_size: V.
-      num_layers: L.
-      model_dim: D.
-      num_heads: H; each head has D / H features.
+      vocab_size: V, number of tokens in the vocabulary.
+      num_layers: L, number of layers.
+      model_dim: D, width of the model.
+      num_heads: H, number of heads; each has D / H features.
       glu_dim: F, the inner width of the channel mixer.
-      lrpe_layers: indices of the layers with LRPE; the paper and the released models use the first only.
+      lrpe_layers: indices of the layers with LRPE; the paper and the released models use the first layer only.
       sinusoidal_position: add absolute positions to the embeddings.
-      activation: of queries and keys, a name of `ops.activation`.
+      activation: activation of queries and keys: "silu", "1+elu", "2+elu", "elu", "relu", "gelu", "identity" and
+        others, the names of `ops.activation`.
       use_bias: biases in all projections.
       scale_embedding: multiply embeddings by sqrt(D).
-      tie_embeddings: the output projection is the embedding.
-      decay: "released" or "paper" (`ops.decay`), or "none"; weights made for one are wrong under the others.
-      decay_temperature: the decay weakens with depth; otherwise every layer has that of the first.
-      use_gate: the output gate u of the attention, one projection of D x D per layer.
-      glu_activation: of the channel mixer's gate, "identity" or "silu".
+      tie_embeddings: use the embedding as the output projection.
+      decay: "released" or "paper" (`ops.decay`), or "none"; weights trained with one are wrong under the others.
+      decay_temperature: let the decay weaken with depth; otherwise every layer has that of the first.
+      use_gate: use the output gate u of the attention, one D x D projection per layer.
+      glu_activation: activation of the channel mixer's gate, "identity" or "silu".
       norm: "simple_rms_norm", or with parameters "rms_norm" (scales) or "layer_norm" (scales and biases).
       norm_eps: eps of every norm.
       init_std: standard deviation of all projections and of the embedding at initialisation.
-      pad_token_id: its embedding starts at zero.
-      dtype: of the computation: "bfloat16", "float16" or "float32". States are always float32.
-      param_dtype: of the parameters.
-      remat: what the backward pass recomputes. "none": nothing; "dots": all but matrix products with weights;
+      pad_token_id: token whose embedding is initialised to zero.
+      dtype: dtype of the computation: "bfloat16", "float16" or "float32". States are always float32.
+      param_dtype: dtype of the parameters.
+      remat: what the backward pass recomputes. "none": nothing; "dots": everything except matrix products with weights;
         "full": whole blocks.
-      backend: of `ops.linear_attention`.
-      scan_layers: layers that are alike are one scan over stacked parameters, so that compile time does not grow with
-        depth; otherwise each has parameters of its own, which a CPU reads in place (`models.unstack_layers`).
+      backend: backend of `ops.linear_attention`: "auto", "recurrent", "quadratic", "associative_scan", "chunked",
+        "chunked_associative_scan", "pallas_tpu", "pallas_gpu" or "triton".
+      scan_layers: run identical layers as one scan over stacked parameters, so that compile time does not grow with
+        depth; otherwise each layer has its own parameters, which a CPU reads in place (`models.unstack_layers`).
     """
 
     vocab_size: int = 64000

@@ -1,8 +1,8 @@
-"""Writes one self-contained HTML page about a run: curves, samples of its checkpoints, parameters, and its heads.
+"""Writes one self-contained HTML page about a run: curves, samples from its checkpoints, parameters, and heads.
 
     python -m transnormer_jax.report --workdir=runs/quickstart --prompt="def "
 
-The page needs no network. Samples and the memory of the heads are there for a TransNormerLLM that learnt from text.
+The page needs no network. Samples, and how far each head remembers, are included for a TransNormerLLM trained on text.
 """
 
 from pathlib import Path
@@ -13,10 +13,12 @@ from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-_OUT = flags.DEFINE_string("out", "", "The page; empty for report.html in the workdir.")
-_PROMPT = flags.DEFINE_string("prompt", "", "From which the checkpoints go on.")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Of each sample.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "Of the samples; 0 takes the likeliest token.", lower_bound=0.0)
+_OUT = flags.DEFINE_string("out", "", "File for the page; report.html in the workdir if empty.")
+_PROMPT = flags.DEFINE_string("prompt", "", "Prompt for the samples.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Length of each sample, in tokens.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 0.7, "Temperature of the samples; 0 always takes the likeliest token.", lower_bound=0.0
+)
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
     try:
         from transnormer_jax.report.page import render
     except ImportError as error:
-        raise UserError(f"{error}: install the extra, `pip install transnormer_jax[report]`.") from error
+        raise UserError(f"{error}: in a clone, pip install -e '.[report]'.") from error
     workdir = Path(_WORKDIR.value)
     page = render(workdir, _PROMPT.value, _MAX_NEW_TOKENS.value, _TEMPERATURE.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "report.html"

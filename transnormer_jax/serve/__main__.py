@@ -1,10 +1,10 @@
-"""Serves a trained model by the protocol of OpenAI.
+"""Serves a trained model over an OpenAI-compatible API.
 
     python -m transnormer_jax.serve --workdir=runs/quickstart --port=8000
 
 Answers `/v1/completions`, `/v1/chat/completions` (if the model has a chat template), `/v1/models`, `/health` and
-`/metrics`. With the environment variable TRANSNORMER_API_KEY, clients must send that key to have anything
-written. SIGTERM: what has begun is finished, nothing new is taken.
+`/metrics`. If the environment variable TRANSNORMER_API_KEY is set, clients must send that key with every request for
+text. On SIGTERM the server finishes the requests that have begun and takes no new ones.
 """
 
 import asyncio
@@ -23,21 +23,29 @@ from transnormer_jax.inference.decoding import SHORTEST_WINDOW, WINDOW
 from transnormer_jax.training.workdir import read_config, tokenizer_name
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8: a quarter of the memory.")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 is every network this machine is in.")
+_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 means all interfaces of this machine.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=0, upper_bound=65535)
-_MODEL = flags.DEFINE_string("model", "", "The model's name for clients; by default that of the workdir.")
-_SLOTS = flags.DEFINE_integer("slots", 8, "Texts that are written at one time.", lower_bound=1)
-_MAX_REQUESTS = flags.DEFINE_integer("max_requests", 256, "Open requests; more are answered 429.", lower_bound=1)
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 4096, "Longest answer, in tokens.", lower_bound=1)
-_MAX_PROMPT_TOKENS = flags.DEFINE_integer("max_prompt_tokens", 1 << 20, "Longest prompt, in tokens.", lower_bound=1)
-_PREFIX_CACHE = flags.DEFINE_integer("prefix_cache", 16, "States kept for prompts that begin alike.", lower_bound=0)
+_MODEL = flags.DEFINE_string("model", "", "Name of the model for clients; by default that of the workdir.")
+_SLOTS = flags.DEFINE_integer("slots", 8, "Texts generated at the same time.", lower_bound=1)
+_MAX_REQUESTS = flags.DEFINE_integer(
+    "max_requests", 256, "Open requests allowed; further ones are answered 429.", lower_bound=1
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 4096, "Maximum length of an answer, in tokens.", lower_bound=1)
+_MAX_PROMPT_TOKENS = flags.DEFINE_integer(
+    "max_prompt_tokens", 1 << 20, "Maximum length of a prompt, in tokens.", lower_bound=1
+)
+_PREFIX_CACHE = flags.DEFINE_integer(
+    "prefix_cache", 16, "States kept for prompts with a common beginning.", lower_bound=0
+)
 _CHAT_TEMPLATE = flags.DEFINE_string(
     "chat_template",
     "",
-    "Jinja file, or 'released' for that of TransNormerLLM's fine-tuning; by default the model's own.",
+    "Jinja file, or 'released' for the template of TransNormerLLM's fine-tuning; by default the model's own.",
 )
-_GRACE_SECONDS = flags.DEFINE_integer("grace_seconds", 60, "How long SIGTERM waits for answers.", lower_bound=1)
+_GRACE_SECONDS = flags.DEFINE_integer(
+    "grace_seconds", 60, "Seconds that SIGTERM leaves running requests to finish.", lower_bound=1
+)
 
 
 def main() -> None:
@@ -48,7 +56,7 @@ def main() -> None:
         from transnormer_jax.serve.app import Service, create_app
         from transnormer_jax.serve.engine import Engine
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is missing: pip install 'transnormer_jax[serve]'.") from error
+        raise UserError(f"{error.name} is missing: in a clone, pip install -e '.[serve]'.") from error
     listener = _listen(_HOST.value, _PORT.value)
     source = _chat_template()
     generator = command.load_generator(_WORKDIR.value, int8=_INT8.value)

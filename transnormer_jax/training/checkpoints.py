@@ -165,7 +165,7 @@ class Checkpoints:
             if not reason:
                 raise
             raise UnwritableError(
-                f"a checkpoint could not be {done} in {str(self._directory)!r} ({reason}): mend that, or make room, "
+                f"a checkpoint could not be {done} in {str(self._directory)!r} ({reason}): correct that, or make room, "
                 "and run the same command to resume from the newest one there, which is unharmed."
             ) from error
 

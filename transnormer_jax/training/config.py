@@ -39,23 +39,24 @@ _POSITIVE = (
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer with clipping by global norm, and a learning rate that warms up first.
+    """An optimizer with clipping by global norm, and a learning rate with a warm-up.
 
     Attributes:
-      name: "adamw", "radam", "adafactor" (second moments factored, no first) or "muon" (on the matrices of the layers,
-        Adam on the rest), all with the same decoupled weight decay.
-      learning_rate: the peak.
-      schedule: after the warm-up, "cosine": half a cosine down to the end; "wsd" (warm-up, stable, decay): the peak,
-        then a straight line down over the last `decay_fraction` of the run; "step": the peak, then at once
-        `final_fraction` of it for that share of the run; "inverse_sqrt": peak * sqrt(warmup_steps / step).
+      name: "adamw", "radam", "adafactor" (factored second moments, no first moment) or "muon" (Muon for the matrices of
+        the layers, Adam for the rest), all with the same decoupled weight decay.
+      learning_rate: peak learning rate.
+      schedule: what follows the warm-up. "cosine": half a cosine down to the final rate; "wsd" (warm-up, stable,
+        decay): the peak, then a linear decay over the last `decay_fraction` of the run; "step": the peak, then
+        `final_fraction` of it for the last `decay_fraction` of the run; "inverse_sqrt": peak times
+        sqrt(warmup_steps / step).
       warmup_steps: steps of linear warm-up from 0.
-      decay_fraction: share of all steps in the last phase of "wsd" and "step".
-      final_fraction: learning rate at the end / peak.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      weight_decay: on matrices only (projections and embedding), times the learning rate.
-      clip_norm: bound on the global norm of the gradient; 0 does not clip.
+      decay_fraction: fraction of all steps in the last phase of "wsd" and "step".
+      final_fraction: final learning rate, as a fraction of the peak.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      eps: added to the square root of the second moment.
+      weight_decay: applied to matrices only (projections and embedding), times the learning rate.
+      clip_norm: upper bound on the global norm of the gradient; 0 turns clipping off.
     """
 
     name: str = "adamw"
@@ -76,11 +77,12 @@ class EvaluationConfig:
     """Evaluation on a held-out split.
 
     Attributes:
-      every: steps between evaluations during training; 0 evaluates at the end only.
-      max_tokens: of the split during training, in whole documents or examples; 0 takes all. `eval.py` always takes all.
-      batch_size: rows, over all hosts.
-      window: tokens per row and call where a TransNormerLLM reads whole documents; the state is carried on, so this
-        sets memory and speed, not the result.
+      every: steps between evaluations during training; 0 evaluates only at the end.
+      max_tokens: tokens of the split that are evaluated during training, in whole documents or examples; 0 means all.
+        `eval.py` always reads all.
+      batch_size: rows per batch, over all hosts.
+      window: tokens per row and call where a TransNormerLLM reads whole documents. The state is carried from window to
+        window, so this affects memory and speed, not the result.
     """
 
     every: int = 500
@@ -94,10 +96,11 @@ class TaskConfig:
     """What the model is trained for.
 
     Attributes:
-      name: a name in `tasks.TASKS`.
-      num_classes: of "classification" and "retrieval"; of "speech", the number of phones.
-      num_features: of a frame of "speech".
-      frames_per_token: frames of "speech" that are one token of the model.
+      name: "causal_lm", "supervised_lm" (fine-tuning on conversations), "masked_lm", "duplication", "classification",
+        "retrieval", "images" or "speech".
+      num_classes: classes of "classification" and "retrieval"; phones of "speech".
+      num_features: features per frame of "speech".
+      frames_per_token: frames of "speech" that form one token of the model.
       num_mixtures: logistics per byte of "images".
     """
 
@@ -113,31 +116,33 @@ class Config:
     """One run.
 
     Attributes:
-      architecture: a name in `ARCHITECTURES`, which says what `model` is.
-      model: its configuration.
-      task: what it is trained for.
+      architecture: "transnormer_llm", "transnormer" (which includes the baselines) or "bilstm"; it determines the keys
+        of `model`.
+      model: the model's configuration.
+      task: what the model is trained for.
       data: dataset and tokenizer.
       optimizer: optimizer and schedule.
-      evaluation: held-out loss.
+      evaluation: evaluation on held-out data.
       mesh: devices along the axes data, fsdp, context and tensor.
-      init_from: workdir of another run, or of a converted checkpoint, whose newest parameters this one begins with; the
-        optimizer begins anew. The model is that run's: of `model` only what alters speed and memory counts. Empty:
-        random parameters.
-      seed: of the initial parameters and of the order of the data.
-      num_steps: optimizer steps in all.
+      init_from: workdir of another run, or of a converted checkpoint. This run starts from its newest parameters, with
+        a new optimizer state, and takes over its architecture; of `model`, only the keys that affect speed, memory or
+        dropout count. Empty: random parameters.
+      seed: seed of the initial parameters, of the order of the data, and of dropout.
+      num_steps: total number of optimizer steps.
       batch_size: rows per step, over all hosts.
-      sequence_length: N, tokens per row; longer examples are cut.
-      curriculum: pairs (last step, tokens per row) in rising order: up to that step each row is cut into rows of so
-        many tokens, which divide N. ((1000, 256), (3000, 512)) with N = 2048 has 256, then 512, then 2048 tokens.
-      accumulation_steps: micro-batches per step, which bounds memory and does not change the result.
-      max_skipped_steps: the run stops after this many steps in a row whose loss or gradient is not finite.
+      sequence_length: N, tokens per row; longer examples are truncated.
+      curriculum: pairs (last step, tokens per row) in increasing order. Up to that step, each row is cut into rows of
+        that many tokens, which must divide N: ((1000, 256), (3000, 512)) with N = 2048 means 256, then 512, then 2048
+        tokens.
+      accumulation_steps: micro-batches per step; more of them need less memory and do not change the result.
+      max_skipped_steps: the run stops after this many consecutive steps whose loss or gradient is not finite.
       log_every: steps between lines of metrics.
       checkpoint_every: steps between checkpoints.
-      keep_checkpoints: newest ones that stay on disk.
-      profile_at: step at which a profile of `profile_steps` steps begins, for TensorBoard; 0 takes none.
-      profile_steps: length of the profile.
-      wandb_project: Weights & Biases project to log to as well, or "".
-      watchdog_seconds: a step that takes longer has the stacks of all threads printed; 0 never does.
+      keep_checkpoints: number of checkpoints to keep; older ones are deleted.
+      profile_at: step at which a TensorBoard profile of `profile_steps` steps starts; 0 means no profile.
+      profile_steps: number of steps to profile.
+      wandb_project: Weights & Biases project to log to in addition; empty for none.
+      watchdog_seconds: if a step takes longer than this, the stacks of all threads are printed; 0 turns this off.
     """
 
     architecture: str = "transnormer_llm"
@@ -192,7 +197,7 @@ class Config:
             raise UserError("config.curriculum is for a TransNormerLLM that learns from text: leave it empty.")
         last_steps = [last_step for last_step, _ in stages]
         if last_steps != sorted(set(last_steps)):
-            raise UserError(f"config.curriculum={stages}: the last steps must rise from pair to pair.")
+            raise UserError(f"config.curriculum={stages}: the last steps must increase from pair to pair.")
         for _, length in stages:
             if length < 1 or self.sequence_length % length:
                 raise UserError(

@@ -20,7 +20,7 @@ class Run(NamedTuple):
     """A trained model and all that is needed to use it.
 
     Attributes:
-      config: with which the run began.
+      config: with which the run was last started.
       params: a tree of arrays.
       tokenizer: of the run.
       step: of the checkpoint that holds `params`.
@@ -97,7 +97,7 @@ def write_model(workdir: Path, model: ModelConfig, params: Any) -> None:
 
 
 def read_config(workdir: Path) -> Config:
-    """The resolved configuration that a run began with.
+    """The resolved configuration with which a run was last started.
 
     Raises:
       UserError: there is none.

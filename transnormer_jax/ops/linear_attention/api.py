@@ -33,7 +33,7 @@ def linear_attention(
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
     """Linear attention: S_t = exp(log_decay) S_{t-1} + k_t v_t^T, out_t = scale q_t S_t.
 
-    NormAttention without its norm (arXiv 2210.10340, section 4.1) and lightning attention (arXiv 2405.17381, eq. 10).
+    NormAttention without its norm (arXiv 2210.10340, section 4.1); TransNormerLLM (arXiv 2405.17381, eq. 15 to 19).
     The newest key has weight 1, as in the released checkpoints. Composition gives the rest: a prefill passes no state
     and keeps the one returned, a decoding step is N = 1, a long row may be cut anywhere.
 
