@@ -248,3 +248,19 @@ def test_mistakes_are_told(change, message):
     unchecked = linear_attention.__wrapped__ if hasattr(linear_attention, "__wrapped__") else linear_attention
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         unchecked(**arguments)
+
+
+@pytest.mark.parametrize("backend", [name for name in ANYWHERE if name != "quadratic"])
+def test_the_document_before_leaves_nothing_not_even_in_the_rounding(backend: str):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 96, 1, 4))
+    ids = (1 + jnp.arange(96) // 32)[None]  # three documents, of which the first two write numbers 10^4 times as large
+    k = jnp.where(ids[..., None, None] < 3, 1e4 * k, k)
+
+    def attend(q, k, v, log_decay, ids):
+        return linear_attention(q, k, v, log_decay, segment_ids=ids, backend=backend, chunk_size=8)
+
+    log_decay, attend = jnp.array([-0.3]), jax.jit(attend)
+    out, state = attend(q, k, v, log_decay, ids)
+    alone, alone_state = attend(q[:, 64:], k[:, 64:], v[:, 64:], log_decay, None)
+    assert relative_rms(out[:, 64:], np.asarray(alone, np.float64)) <= 1e-6
+    assert relative_rms(state, np.asarray(alone_state, np.float64)) <= 1e-6

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import block_weights
+from transnormer_jax.ops.linear_attention.weights import block_weights, pass_on
 
 _State = Float[Array, "B H K V"]
 
@@ -79,11 +79,11 @@ def quadratic(
 def _sequential_carry(
     fade: Float[Array, "#B M H"], written: Float[Array, "B M H K V"], initial_state: _State, *, reverse: bool
 ) -> tuple[Float[Array, "B M H K V"], _State]:
-    """The state at the near end of every chunk, and after the last: S <- S + fade * S + written."""
+    """The state at the near end of every chunk, and after the last: `pass_on` by each chunk."""
 
     def step(state: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         fade, written = chunk
-        return state + (fade[..., None, None] * state + written), state
+        return pass_on(state, fade[..., None, None], written), state
 
     chunks = (jnp.moveaxis(fade, 1, 0), jnp.moveaxis(written, 1, 0))
     final_state, incoming = jax.lax.scan(step, initial_state, chunks, reverse=reverse)
@@ -102,10 +102,8 @@ def _parallel_carry(
 
     def combine(earlier: list[Array], later: list[Array]) -> list[Array]:
         fade = later[0]
-        return [
-            earlier[0] + fade + earlier[0] * fade,
-            earlier[1] + (fade[..., None, None] * earlier[1] + later[1]),
-        ]
+        # (1 + a) (1 + b) - 1 in this order is exactly -1 where a or b is.
+        return [pass_on(earlier[0], fade, fade), pass_on(earlier[1], fade[..., None, None], later[1])]
 
     _, states = jax.lax.associative_scan(combine, elements, axis=1, reverse=reverse)
     return (states[:, 1:], states[:, 0]) if reverse else (states[:, :-1], states[:, -1])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import end_weights
+from transnormer_jax.ops.linear_attention.weights import end_weights, pass_on
 
 _State = Float[Array, "B H K V"]
 
@@ -72,7 +72,7 @@ def part_states(
         shares = jnp.exp(_exponent(borders, log_decay, written_at, border, reverse))
         fade = jnp.expm1(_exponent(borders, log_decay, entered_at, border, reverse))[0]
         sums = jnp.sum(shares[..., None, None] * written, axis=0)
-        return state + (fade[..., None, None] * state + sums)  # as in `weights.py`
+        return pass_on(state, fade[..., None, None], sums)
 
     return state_at(here + 1 if reverse else here), state_at(0 if reverse else parts)
 

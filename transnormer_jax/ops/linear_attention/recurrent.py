@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import step_log_decay
+from transnormer_jax.ops.linear_attention.weights import pass_on, step_log_decay
 
 _State = Float[Array, "B H K V"]
 
@@ -21,7 +21,7 @@ def recurrent(
     reverse: bool,
     chunk_size: int | None,
 ) -> tuple[Float[Array, "B N H V"], _State]:
-    """S_t = S_{t-1} + fade_t S_{t-1} + k_t v_t^T, out_t = q_t S_t; see `primitive.py` for the contract of a backend."""
+    """S_t = (S_{t-1} + fade_t S_{t-1}) + k_t v_t^T, out_t = q_t S_t; see `primitive.py` for the contract of a backend."""
     del chunk_size
     fade = jnp.expm1(step_log_decay(log_decay, q.shape[1], segments))  # [B, N, H]; see weights.py
     entering, leaving = fade, jnp.zeros_like(fade[:, 0])
@@ -30,7 +30,7 @@ def recurrent(
 
     def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
         q_t, k_t, v_t, fade_t = (x.astype(jnp.float32) for x in token)
-        state = state + (fade_t[..., None, None] * state + k_t[..., :, None] * v_t[..., None, :])
+        state = pass_on(state, fade_t[..., None, None], k_t[..., :, None] * v_t[..., None, :])
         return state, jnp.sum(q_t[..., :, None] * state, axis=-2)
 
     tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, entering))

@@ -3,13 +3,15 @@
 Linear attention over a block with the state at one end known is
 
     out   = (q k^T * intra) v + head * (q S_in)
-    S_out = S_in + fade * S_in + sum_j tail_j k_j v_j^T
+    S_out = (S_in + fade * S_in) + sum_j tail_j k_j v_j^T
 
 Each weight is exp(log_decay * distance), zero across a document border, and no exponent is ever positive: the mask goes
 inside the exponent, where it cannot make inf * 0. Going backwards in time exchanges head and tail and transposes intra.
 
 The factor on a state that passes through is kept as fade = exp(.) - 1. A weak decay such as 1 - 1e-5 rounds to the
-same wrong float32 at every step, and the error grows with their number; S + fade * S rounds without bias.
+same wrong float32 at every step, and the error grows with their number; S + fade * S rounds without bias. Where a
+document starts, fade is -1 and S + fade * S is exactly 0, so that nothing of the state before it is left, not even in
+the rounding of what is written.
 """
 
 from typing import NamedTuple
@@ -89,6 +91,11 @@ def step_log_decay(log_decay: Float[Array, " H"], num_tokens: int, segments: Seg
     steps = jnp.diff(segments.position, axis=1, prepend=jnp.zeros_like(segments.position[:, :1]))
     same = jnp.diff(segments.run, axis=1, prepend=jnp.zeros_like(segments.run[:, :1])) == 0
     return jnp.where(same[..., None], steps[..., None] * log_decay[None, None], -jnp.inf)
+
+
+def pass_on(state: Float[Array, "..."], fade: Float[Array, "..."], written: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The state after tokens that fade it by 1 + `fade` and write `written`; the shapes broadcast."""
+    return (state + fade * state) + written
 
 
 def _before(x: Int[Array, "B M C"]) -> Int[Array, "B M 1"]:
