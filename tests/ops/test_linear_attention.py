@@ -264,3 +264,18 @@ def test_the_document_before_leaves_nothing_not_even_in_the_rounding(backend: st
     alone, alone_state = attend(q[:, 64:], k[:, 64:], v[:, 64:], log_decay, None)
     assert relative_rms(out[:, 64:], np.asarray(alone, np.float64)) <= 1e-6
     assert relative_rms(state, np.asarray(alone_state, np.float64)) <= 1e-6
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@each_backend
+def test_types_do_not_widen_where_float64_is_the_default(backend: str, causal: bool):
+    with jax.enable_x64(True):
+        q, ids = jnp.zeros((1, 20, 2, 4), jnp.float32), jnp.ones((1, 20), jnp.int32)
+
+        def loss(q, k, v):
+            out, state = linear_attention(q, k, v, segment_ids=ids, causal=causal, backend=backend, chunk_size=8)
+            assert out.dtype == state.dtype == jnp.float32
+            return out.sum() + state.sum()
+
+        gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, q, q)
+        assert {gradient.dtype for gradient in gradients} == {jnp.dtype("float32")}

@@ -77,4 +77,5 @@ class LinearTransformerAttention(nn.Module):
         """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         head_dim = model_dim // self.num_heads
-        return jnp.zeros((batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1))
+        shape = (batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1)
+        return jnp.zeros(shape, jnp.float32)

@@ -86,4 +86,4 @@ class NormAttention(nn.Module):
         """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         head_dim = model_dim // self.num_heads
-        return jnp.zeros((batch_size, self.num_heads, head_dim, head_dim))
+        return jnp.zeros((batch_size, self.num_heads, head_dim, head_dim), jnp.float32)

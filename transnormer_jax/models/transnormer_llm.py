@@ -129,7 +129,8 @@ class TransNormerLLM(nn.Module):
         states = []
         for group in layer_groups(config):
             key_dim = config.head_dim * (2 if group[0] in config.lrpe_layers else 1)
-            states.append(jnp.zeros((len(group), batch_size, config.num_heads, key_dim, config.head_dim)))
+            shape = (len(group), batch_size, config.num_heads, key_dim, config.head_dim)
+            states.append(jnp.zeros(shape, jnp.float32))
         return Cache(jnp.zeros(batch_size, jnp.int32), tuple(states))
 
 
@@ -244,7 +245,7 @@ def _positions(
 ) -> Int[Array, "#B N"]:
     start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
     if segment_ids is None:
-        return start[:, None] + jnp.arange(tokens.shape[1])[None]
+        return start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     return token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1]))
 
 

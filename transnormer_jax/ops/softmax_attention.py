@@ -70,7 +70,8 @@ def resume_softmax_attention(
     start = jnp.broadcast_to(position[:, 0], q.shape[:1])
 
     def write(places: Float[Array, "M H K"], new: Float[Array, "N H K"], first: Int[Array, ""]) -> Array:
-        return jax.lax.dynamic_update_slice(places, new.astype(places.dtype), (first, 0, 0))
+        zero = jnp.zeros_like(first)
+        return jax.lax.dynamic_update_slice(places, new.astype(places.dtype), (first, zero, zero))
 
     cache = KeyValueCache(jax.vmap(write)(cache.k, k, start), jax.vmap(write)(cache.v, v, start))
     seen = jnp.arange(cache.k.shape[1])[None, None] <= position[..., None]

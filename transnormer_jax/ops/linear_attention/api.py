@@ -70,9 +70,9 @@ def linear_attention(
     problem = Problem.of(q, v)
     options = Options(resolve_backend(backend, problem, chunk_size=chunk_size), chunk_size)
 
-    log_decay = jnp.zeros(q.shape[2]) if log_decay is None else jnp.asarray(log_decay, jnp.float32)
+    log_decay = jnp.zeros(q.shape[2], jnp.float32) if log_decay is None else jnp.asarray(log_decay, jnp.float32)
     if initial_state is None:
-        initial_state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+        initial_state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
     initial_state = initial_state.astype(jnp.float32)
     if q.shape[1] == 0:
         return v, initial_state
@@ -116,8 +116,8 @@ def _attend(
 
 def _later_tokens(options: Options, axis: str | None, q: Array, k: Array, v: Array, segments: Segments | None) -> Array:
     """What each token receives from those after it: the reverse pass less the token itself, which it counts again."""
-    log_decay = jnp.zeros(q.shape[2])
-    state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]))
+    log_decay = jnp.zeros(q.shape[2], jnp.float32)
+    state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
     if axis is not None:
         state, _ = part_states(k, v, log_decay, state, segments, axis, reverse=True)
     from_here_on, _ = primitive(options.opposite, q, k, v, log_decay, state, segments)
