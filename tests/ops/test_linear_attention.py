@@ -279,3 +279,21 @@ def test_types_do_not_widen_where_float64_is_the_default(backend: str, causal: b
 
         gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, q, q)
         assert {gradient.dtype for gradient in gradients} == {jnp.dtype("float32")}
+
+
+def test_normalized_sums_may_leave_the_range_of_float16():
+    # Denominators of about 9,000 and of 0: the largest float16 is 65,504, and 1 / eps^2 is larger.
+    k = 8 * jnp.ones((1, 160, 1, 4), jnp.float16)
+    v = jax.random.normal(jax.random.key(0), (1, 160, 1, 4), jnp.float16)
+    ids = jnp.repeat(jnp.array([[0, 1, 0]]), jnp.array([10, 140, 10]), axis=1, total_repeat_length=160)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def mean(q, k, v):
+        out, _ = normalized_linear_attention(q, k, v, segment_ids=ids)
+        return out.astype(jnp.float32).sum(), out
+
+    (_, out), gradients = mean(32 * k, k, v)
+    expected = np.cumsum(np.asarray(v[0, 10:150, 0], np.float64), axis=0) / np.arange(1, 141)[:, None]
+    np.testing.assert_allclose(out[0, 10:150, 0], expected, atol=2e-3)
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
