@@ -59,8 +59,6 @@ class NormAttention(nn.Module):
         with jax.named_scope("features"):
             phi = activation(_ACTIVATIONS[self.variant])
             q, k = phi(q), phi(k)
-        if tokens.segment_ids is not None:
-            v = jnp.where((tokens.segment_ids != 0)[..., None, None], v, 0)
         with jax.named_scope("lrpe"):
             head_dim = q.shape[-1]
             theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))

@@ -103,7 +103,7 @@ def _attend(
     if segment_ids is not None:
         segments = find_segments(segment_ids, None if axis is None else id_before_part(segment_ids, axis))
         real = (segment_ids != 0)[..., None, None]
-        q, k = (jnp.where(real, x, jnp.zeros_like(x)) for x in (q, k))
+        q, k, v = (jnp.where(real, x, jnp.zeros_like(x)) for x in (q, k, v))
     if axis is None:
         out, state = primitive(options, q, k, v, log_decay, state, segments)
     else:

@@ -37,8 +37,6 @@ def normalized_linear_attention(
     Returns:
       out [B, N, H, V] in v's dtype, and the state [B, H, K, V + 1] float32.
     """
-    if segment_ids is not None:
-        v = jnp.where((segment_ids != 0)[..., None, None], v, 0)
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     if v.dtype == jnp.float16:
         q, k, values = (x.astype(jnp.float32) for x in (q, k, values))
