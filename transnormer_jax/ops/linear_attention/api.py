@@ -61,10 +61,14 @@ def linear_attention(
     Returns:
       out [B, N, H, V] in v's dtype, and the state after the last token, [B, H, K, V] float32.
 
+    On a mesh, rows, heads and tokens are divided by `distributed.RULES`; its axes must be of type Auto, which is not the
+    default of `jax.make_mesh`.
+
     Differentiable any number of times in q, k, v, log_decay and initial_state.
 
     Raises:
-      UserError: shapes or dtypes do not fit, the backend is unknown, or a decay is given with causal=False.
+      UserError: shapes or dtypes do not fit, the backend is unknown, a decay is given with causal=False, or the mesh has an
+        Explicit axis.
     """
     _check(q, k, v, log_decay, initial_state, segment_ids, causal)
     problem = Problem.of(q, v)
