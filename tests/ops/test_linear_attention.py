@@ -297,3 +297,10 @@ def test_normalized_sums_may_leave_the_range_of_float16():
     expected = np.cumsum(np.asarray(v[0, 10:150, 0], np.float64), axis=0) / np.arange(1, 141)[:, None]
     np.testing.assert_allclose(out[0, 10:150, 0], expected, atol=2e-3)
     assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_a_row_that_is_one_document_needs_two_products_without_causality():
+    q = jax.ShapeDtypeStruct((1, 1024, 1, 64), jnp.float32)
+    attend = functools.partial(linear_attention, causal=False)
+    flops = jax.jit(attend).lower(q, q, q).compile().cost_analysis()["flops"]
+    assert flops <= 1.01 * (4 * 1024 * 64 * 64)

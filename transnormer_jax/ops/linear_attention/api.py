@@ -14,6 +14,7 @@ from transnormer_jax.ops.linear_attention.context import part_states
 from transnormer_jax.ops.linear_attention.primitive import Options, primitive
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_part
 from transnormer_jax.ops.linear_attention.shards import part_axis, per_device, specs
+from transnormer_jax.ops.precision import dot
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -52,7 +53,8 @@ def linear_attention(
       segment_ids: [B, N] int32, the documents of packed rows: the state restarts where the id changes. Id 0 is padding:
         it writes nothing, takes no decay and restarts nothing, and its output is 0. So left and right padding leave the
         outputs and the state of the real tokens as they are. `initial_state` belongs to the first document.
-      causal: False lets every token see all of its document, without decay: out = scale q (S_0 + K^T V).
+      causal: False lets every token see all of its document, without decay: out = scale q (S_0 + K^T V). Where a row
+        is one document, without segment_ids and whole on its device, that is computed as it is written, by no backend.
       scale: factor on the output.
       backend: a name in `BACKENDS`, or "auto" (see `resolve_backend`).
       chunk_size: tokens per chunk, for the chunked backends and "pallas_tpu"; the GPU kernels have their own. None is
@@ -103,6 +105,9 @@ def _attend(
     segment_ids: Array | None,
 ) -> tuple[Array, Array]:
     """The operator on whole rows, or on this device's part of them where `axis` is that of the parts."""
+    if not causal and axis is None and segment_ids is None:
+        state += dot("bnhk,bnhv->bhkv", k, v)
+        return dot("bnhk,bhkv->bnhv", q, state.astype(q.dtype)).astype(v.dtype), state
     segments = None
     if segment_ids is not None:
         segments = find_segments(segment_ids, None if axis is None else id_before_part(segment_ids, axis))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.weights import block_weights, pass_on
+from transnormer_jax.ops.precision import dot
 
 _State = Float[Array, "B H K V"]
 
@@ -38,7 +39,6 @@ def chunked(
     chunk_size = min(chunk_size or default_chunk_size(q.shape[3], v.shape[3]), num_tokens)
     num_chunks = -(-num_tokens // chunk_size)
     padding = num_chunks * chunk_size - num_tokens
-    dot = _dot(q.dtype)
 
     if segments is not None:
         segments = Segments(*(jnp.pad(x, ((0, 0), (0, padding)), mode="edge") for x in segments))
@@ -107,16 +107,6 @@ def _parallel_carry(
 
     _, states = jax.lax.associative_scan(combine, elements, axis=1, reverse=reverse)
     return (states[:, 1:], states[:, 0]) if reverse else (states[:, :-1], states[:, -1])
-
-
-def _dot(dtype: jnp.dtype):
-    """An einsum with a float32 result, which never rounds float32 operands to bfloat16 or TF32."""
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-    def dot(equation: str, a: Array, b: Array) -> Array:
-        return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
-
-    return dot
 
 
 def _split(x: Float[Array, "B N H K"], num_chunks: int, chunk_size: int, padding: int) -> Float[Array, "B M H C K"]:

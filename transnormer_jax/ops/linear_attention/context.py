@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.weights import end_weights, pass_on
+from transnormer_jax.ops.precision import dot
 
 _State = Float[Array, "B H K V"]
 
@@ -55,13 +56,7 @@ def part_states(
       Both [B, H, K, V] float32.
     """
     weights = end_weights(log_decay, k.shape[1], segments, at_start=reverse)
-    written = jnp.einsum(
-        "bnhk,bnhv->bhkv",
-        k * weights[..., None].astype(k.dtype),
-        v,
-        precision=jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
-        preferred_element_type=jnp.float32,
-    )
+    written = dot("bnhk,bnhv->bhkv", k * weights[..., None].astype(k.dtype), v)
     written = jax.lax.all_gather(written, axis)  # [P, B, H, K, V]
     parts, here = written.shape[0], jax.lax.axis_index(axis)
     borders = _find_borders(k.shape[1], segments, axis)
