@@ -28,7 +28,7 @@ def linear_attention(
     initial_state: Float[Array, "B H K V"] | None = None,
     segment_ids: Int[Array, "B N"] | None = None,
     causal: bool = True,
-    scale: float = 1.0,
+    scale: float | Float[Array, ""] = 1.0,
     backend: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
@@ -55,7 +55,7 @@ def linear_attention(
         outputs and the state of the real tokens as they are. `initial_state` belongs to the first document.
       causal: False lets every token see all of its document, without decay: out = scale q (S_0 + K^T V). Where a row
         is one document, without segment_ids and whole on its device, that is computed as it is written, by no backend.
-      scale: factor on the output.
+      scale: factor on the output, a number or a float32 scalar; it multiplies q in float32.
       backend: a name in `BACKENDS`, or "auto" (see `resolve_backend`).
       chunk_size: tokens per chunk, for the chunked backends and "pallas_tpu"; the GPU kernels have their own. None is
         the default of the backend.
@@ -82,8 +82,8 @@ def linear_attention(
     initial_state = initial_state.astype(jnp.float32)
     if q.shape[1] == 0:
         return v, initial_state
-    if scale != 1.0:
-        q = q * jnp.asarray(scale, q.dtype)
+    if not (isinstance(scale, int | float) and scale == 1):
+        q = (q.astype(jnp.float32) * scale).astype(q.dtype)
     axis = part_axis(q.shape[1])
     attend: Callable[..., Any] = functools.partial(_attend, options, causal, axis)
     if axis is not None:
