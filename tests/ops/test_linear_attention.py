@@ -9,7 +9,13 @@ import pytest
 
 from tests.ops.definition import CASES, Case, Inputs, define, define_gradients, make_inputs, relative_rms
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops import linear_attention, normalized_linear_attention, resolve_backend, token_positions
+from transnormer_jax.ops import (
+    alibi_slopes,
+    linear_attention,
+    normalized_linear_attention,
+    resolve_backend,
+    token_positions,
+)
 from transnormer_jax.ops.hardware import interpret_mode
 from transnormer_jax.ops.linear_attention import Problem
 
@@ -239,7 +245,9 @@ def test_auto_takes_one_matrix_for_a_short_row():
         ({"k": jnp.zeros((1, 5, 2, 8))}, "k has shape"),
         ({"v": jnp.zeros((1, 4, 2, 8), jnp.bfloat16)}, "give one dtype"),
         ({"log_decay": jnp.zeros(3)}, "log_decay has shape"),
-        ({"log_decay": jnp.zeros(2), "causal": False}, "causal=False knows no decay"),
+        ({"log_decay": jnp.zeros(2), "causal": False}, "causal=False takes no decay"),
+        ({"log_decay": alibi_slopes(2)}, "log_decay must be <= 0 and finite: of slopes"),
+        ({"log_decay": [-0.1, -float("inf")]}, "log_decay must be <= 0 and finite: of slopes"),
     ],
 )
 def test_mistakes_are_told(change, message):

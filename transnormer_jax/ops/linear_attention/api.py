@@ -1,9 +1,10 @@
 """The operator: linear attention with a decay per head."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -23,7 +24,7 @@ def linear_attention(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
-    log_decay: Float[Array | np.ndarray, " H"] | None = None,
+    log_decay: Float[Array | np.ndarray, " H"] | Sequence[float] | None = None,
     *,
     initial_state: Float[Array, "B H K V"] | None = None,
     segment_ids: Int[Array, "B N"] | None = None,
@@ -48,7 +49,8 @@ def linear_attention(
       q: [B, N, H, K] queries; bfloat16, float16 or float32, the same for q, k and v.
       k: [B, N, H, K] keys.
       v: [B, N, H, V] values; V may differ from K.
-      log_decay: [H] float32, <= 0 and finite: log of the factor on the state at each token. None is no decay.
+      log_decay: [H] float32, <= 0 and finite: log of the factor on the state at each token, the same at every token.
+        None is no decay. Slopes such as those of `alibi_slopes` are its negative.
       initial_state: [B, H, K, V] float32, the state before the first token. None is zero.
       segment_ids: [B, N] int32, the documents of packed rows: the state restarts where the id changes. Id 0 is padding:
         it writes nothing, takes no decay and restarts nothing, and its output is 0. So left and right padding leave the
@@ -69,9 +71,11 @@ def linear_attention(
     Differentiable any number of times in q, k, v, log_decay and initial_state.
 
     Raises:
-      UserError: shapes or dtypes do not fit, the backend is unknown, a decay is given with causal=False, or the mesh has an
-        Explicit axis.
+      UserError: shapes or dtypes do not fit, the backend is unknown, a decay is positive, not finite or given with causal=False,
+        or the mesh has an Explicit axis. Under `jit`, a decay that is an argument is not looked at.
     """
+    if isinstance(log_decay, Sequence):
+        log_decay = np.asarray(log_decay, np.float32)
     _check(q, k, v, log_decay, initial_state, segment_ids, causal)
     problem = Problem.of(q, v)
     options = Options(resolve_backend(backend, problem, chunk_size=chunk_size), chunk_size)
@@ -159,5 +163,14 @@ def _check(
         raise UserError(
             f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one dtype among bfloat16, float16 and float32."
         )
+    if _is_at_hand(log_decay) and not np.all((np.asarray(log_decay) <= 0) & np.isfinite(log_decay)):
+        raise UserError("log_decay must be <= 0 and finite: of slopes, which are positive, pass the negative.")
     if not causal and log_decay is not None:
-        raise UserError("causal=False knows no decay: pass log_decay=None, or causal=True.")
+        raise UserError("causal=False takes no decay: pass log_decay=None, or causal=True.")
+
+
+def _is_at_hand(x: Array | np.ndarray | None) -> bool:
+    """Whether its numbers can be looked at: it is neither traced nor on devices of other processes."""
+    if isinstance(x, jax.Array):
+        return not isinstance(x, jax.core.Tracer) and x.is_fully_addressable
+    return x is not None
