@@ -31,3 +31,11 @@ def test_types_do_not_widen_where_float64_is_the_default(name: str):
     assert logits.dtype == jnp.float32
     assert cache.position.dtype == jnp.int32
     assert {state.dtype for state in jax.tree.leaves(cache.states)} == {jnp.dtype("float32")}
+
+
+@each_model
+@pytest.mark.parametrize("shape", [(0, 12), (2, 0)])
+def test_no_rows_and_no_tokens_are_a_batch(name: str, shape: tuple[int, int]):
+    logits, cache = traced(name, shape)
+    assert logits.shape == (*shape, 259)
+    assert cache.position.shape == shape[:1]

@@ -322,3 +322,11 @@ def test_the_scale_is_not_rounded_and_may_be_traced():
     out, _ = attend(q, ones, ones, scale=jnp.float32(0.3))
     expected = 0.3 * np.asarray(q, np.float64).sum(-1) * 128
     assert abs(np.mean(np.asarray(out, np.float64)[..., 0] / expected) - 1) <= 2e-4
+
+
+@each_backend
+def test_no_rows_are_a_batch(backend: str):
+    q, ids = jnp.zeros((0, 20, 2, 4)), jnp.zeros((0, 20), jnp.int32)
+    for options in ({}, {"segment_ids": ids}, {"causal": False}):
+        out, state = jax.eval_shape(functools.partial(linear_attention, backend=backend, **options), q, q, q)
+        assert (out.shape, state.shape) == (q.shape, (0, 2, 4, 4))

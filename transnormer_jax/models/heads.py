@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.layers import Tokens
 from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
 from transnormer_jax.models.cache import Cache
+from transnormer_jax.models.places import places_of
 from transnormer_jax.models.stack import Stack, dropout
-from transnormer_jax.models.transnormer import Embedding, init_cache, token_places
+from transnormer_jax.models.transnormer import Embedding, init_cache
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.ops import sinusoids
 
@@ -72,7 +73,7 @@ class SequenceEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"]) -> Float[Array, "B D"]:
         """Returns the mean over the real tokens, zero where there is none."""
-        places = token_places(tokens, segment_ids)
+        places = places_of(tokens, segment_ids)
         x = Embedding(self.config, name="embed")(tokens, places)
         x, _ = Stack(self.config, name="stack")(x, places)
         real = (segment_ids != 0)[..., None]
@@ -94,7 +95,7 @@ class ImageModel(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B N"], cache: Cache | None = None) -> Any:
         """Returns the mixtures [B, N, 3 M] float32, for `mixture_of_logistics`; with a cache, also the new one."""
-        places = token_places(tokens, None, cache)
+        places = places_of(tokens, cache=cache)
         x = Embedding(self.config, name="embed")(tokens, places)
         x, states = Stack(self.config, name="stack")(x, places, None if cache is None else cache.states)
         mixtures = _dense(self.config, 3 * self.num_mixtures, "head")(x).astype(jnp.float32)

@@ -12,9 +12,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Tokens
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.mixers import make_attention
+from transnormer_jax.models.places import places_of
 from transnormer_jax.models.stack import Stack
 from transnormer_jax.models.transnormer_config import TransNormerConfig
-from transnormer_jax.ops import sinusoids, token_positions
+from transnormer_jax.ops import sinusoids
 
 # Position of the first token in the tables of fairseq, in which the paper's models were trained.
 _FIRST_POSITION = 2
@@ -73,8 +74,14 @@ class TransNormer(nn.Module):
     def hidden(
         self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
-        """What the head reads, [B, N, D], and the new cache; `tokens`, `segment_ids` and `cache` as for a call."""
-        places = token_places(tokens, segment_ids, cache)
+        """What the head reads, [B, N, D], and the new cache; `tokens`, `segment_ids` and `cache` as for a call.
+
+        Raises:
+          UserError: both a cache and segment ids are given.
+        """
+        if cache is not None and segment_ids is not None:
+            raise UserError("a cache continues one sequence per row: leave segment_ids out.")
+        places = places_of(tokens, segment_ids, cache)
         x, states = self.stack(self.embed(tokens, places), places, None if cache is None else cache.states)
         return x, None if cache is None else Cache(cache.position + tokens.shape[1], states)
 
@@ -150,22 +157,6 @@ class Embedding(nn.Module):
         """Products with all embeddings, float32."""
         table = jnp.asarray(self.embedding, self.config.dtype)
         return jnp.einsum("bnd,vd->bnv", hidden, table, preferred_element_type=jnp.float32)
-
-
-def token_places(
-    tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"] | None, cache: Cache | None = None
-) -> Tokens:
-    """Positions within documents, going on from the cache if there is one.
-
-    Raises:
-      UserError: both a cache and segment ids are given.
-    """
-    if segment_ids is not None:
-        if cache is not None:
-            raise UserError("a cache goes on with one sequence per row: leave segment_ids out.")
-        return Tokens(token_positions(segment_ids, jnp.zeros(tokens.shape[0], jnp.int32)), segment_ids)
-    start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
-    return Tokens(start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
 
 
 def init_cache(config: TransNormerConfig, batch_size: int, max_length: int = 0) -> Cache:

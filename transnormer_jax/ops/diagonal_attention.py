@@ -66,7 +66,7 @@ def diagonal_attention(
         raise UserError("count_padding=True knows no documents or padded rows: leave segment_ids out.")
     num_tokens = q.shape[1]
     if segment_ids is None:
-        size = block_size if count_padding else min(block_size, num_tokens)
+        size = block_size if count_padding else min(block_size, max(num_tokens, 1))
         q, k, v = (_split(x, size) for x in (q, k, v))
         index = jnp.arange(q.shape[1] * size).reshape(1, -1, size)
         allowed = index[..., :, None] >= index[..., None, :] if causal else jnp.ones((1, 1, size, size), bool)
@@ -78,7 +78,7 @@ def diagonal_attention(
     k, v = (jnp.where(real[..., None, None], x, 0) for x in (k, v))
     place = token_positions(segment_ids, jnp.zeros(q.shape[0], jnp.int32))
     block = jnp.where(real, jnp.cumsum(real & (place % block_size == 0), axis=1), -1)
-    size = min(block_size, num_tokens)
+    size = min(block_size, max(num_tokens, 1))
     margins = (size, 0) if causal else (size, size)
     k, v = (jnp.pad(x, ((0, 0), margins, (0, 0), (0, 0))) for x in (k, v))
     key_block = jnp.pad(block, ((0, 0), margins), constant_values=-1)
@@ -116,7 +116,7 @@ def resume_diagonal_attention(
     # Places before the first token are negative, and so is their block.
     places = jnp.concatenate([position[:, :1] + jnp.arange(-block_size, 0)[None], position], axis=1)
     blocks = places // block_size
-    size = min(block_size, q.shape[1])
+    size = min(block_size, max(q.shape[1], 1))
     out = _attend_windows(q, k, v, blocks[:, block_size:], blocks, size, weights, causal=True)
     return out, DiagonalState(k[:, -block_size:], v[:, -block_size:])
 
@@ -146,7 +146,7 @@ def _attend_windows(
     def windows(x: Array) -> Array:
         if num_windows == 1:
             return x[:, None]
-        x = x.reshape(x.shape[0], -1, size, *x.shape[2:])
+        x = x.reshape(x.shape[0], x.shape[1] // size, size, *x.shape[2:])
         beside = x.shape[1] - num_windows + 1
         return jnp.concatenate([x[:, i : i + num_windows] for i in range(beside)], axis=2)
 
@@ -178,8 +178,8 @@ def _attend(
 def _split(x: Float[Array, "B N H K"], size: int) -> Float[Array, "B M C H K"]:
     """Blocks of `size` tokens, the last one filled up with zeros."""
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
+    return x.reshape(x.shape[0], x.shape[1] // size, size, *x.shape[2:])
 
 
 def _join(x: Float[Array, "B M C H V"], num_tokens: int) -> Float[Array, "B N H V"]:
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_tokens]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :num_tokens]

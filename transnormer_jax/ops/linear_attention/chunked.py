@@ -116,4 +116,4 @@ def _split(x: Float[Array, "B N H K"], num_chunks: int, chunk_size: int, padding
 
 def _join(x: Float[Array, "B M H C V"], num_tokens: int) -> Float[Array, "B N H V"]:
     x = jnp.swapaxes(x, 2, 3)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_tokens]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :num_tokens]
