@@ -110,8 +110,8 @@ def auto_axes() -> dict[str, int]:
     for name, size, kind in axes:
         if kind == AxisType.Explicit and size > 1:
             raise UserError(
-                f"mesh axis {name!r} is Explicit: make the mesh with axis_types=(AxisType.Auto,) * {len(axes)}, or call "
-                "under jax.sharding.auto_axes."
+                f"mesh axis {name!r} is Explicit: make the mesh with axis_types=(AxisType.Auto,) * {len(axes)}, "
+                "or call under jax.sharding.auto_axes."
             )
     return {name: size for name, size, kind in axes if kind == AxisType.Auto}
 

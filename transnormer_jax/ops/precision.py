@@ -11,6 +11,6 @@ def wide_type(x: Array) -> jnp.dtype:
 
 
 def dot(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """An einsum of `a` [...] and `b` [...] with a float32 result; float32 operands are not rounded to bfloat16 or TF32."""
+    """An einsum of `a` [...] and `b` [...] in float32; float32 operands are not rounded to bfloat16 or TF32."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)

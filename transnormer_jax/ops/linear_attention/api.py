@@ -65,14 +65,14 @@ def linear_attention(
     Returns:
       out [B, N, H, V] in v's dtype, and the state after the last token, [B, H, K, V] float32.
 
-    On a mesh, rows, heads and tokens are divided by `distributed.RULES`; its axes must be of type Auto, which is not the
-    default of `jax.make_mesh`.
+    On a mesh, rows, heads and tokens are divided by `distributed.RULES`; its axes must be of type Auto, which is not
+    the default of `jax.make_mesh`.
 
     Differentiable any number of times in q, k, v, log_decay and initial_state.
 
     Raises:
-      UserError: shapes or dtypes do not fit, the backend is unknown, a decay is positive, not finite or given with causal=False,
-        or the mesh has an Explicit axis. Under `jit`, a decay that is an argument is not looked at.
+      UserError: shapes or dtypes do not fit, the backend is unknown, a decay is positive, not finite or given with
+        causal=False, or the mesh has an Explicit axis. A decay that is an argument of `jit` is not looked at.
     """
     if isinstance(log_decay, Sequence):
         log_decay = np.asarray(log_decay, np.float32)

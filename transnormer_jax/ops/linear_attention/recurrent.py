@@ -21,7 +21,7 @@ def recurrent(
     reverse: bool,
     chunk_size: int | None,
 ) -> tuple[Float[Array, "B N H V"], _State]:
-    """S_t = (S_{t-1} + fade_t S_{t-1}) + k_t v_t^T, out_t = q_t S_t; see `primitive.py` for the contract of a backend."""
+    """S_t = (S_{t-1} + fade_t S_{t-1}) + k_t v_t^T, out_t = q_t S_t; the contract is in `primitive.py`."""
     del chunk_size
     fade = jnp.expm1(step_log_decay(log_decay, q.shape[1], segments))  # [B, N, H]; see weights.py
     entering, leaving = fade, jnp.zeros_like(fade[:, 0])
