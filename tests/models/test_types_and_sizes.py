@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from transnormer_jax.models import TransNormer, TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.errors import UserError
+from transnormer_jax.models import SpeechModel, TransNormer, TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
 
 MODELS = {
     "transnormer_llm": TransNormerLLM(TransNormerLLMConfig.preset("tiny")),
@@ -39,3 +40,10 @@ def test_no_rows_and_no_tokens_are_a_batch(name: str, shape: tuple[int, int]):
     logits, cache = traced(name, shape)
     assert logits.shape == (*shape, 259)
     assert cache.position.shape == shape[:1]
+
+
+@pytest.mark.parametrize("position", ["learned", "concatenated"])
+def test_frames_have_no_positions_of_an_embedding(position: str):
+    config = TransNormerConfig.preset("tiny", causal=False, position=position, tie_embeddings=False)
+    with pytest.raises(UserError, match=f"position='{position}' is of an embedding, which frames have not: choose"):
+        SpeechModel(config, num_labels=3)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Tokens
 from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
 from transnormer_jax.models.cache import Cache
@@ -117,6 +118,15 @@ class SpeechModel(nn.Module):
 
     config: TransNormerConfig | BiLSTMConfig
     num_labels: int
+
+    def __post_init__(self) -> None:
+        """Raises UserError for positions that frames cannot have."""
+        super().__post_init__()
+        if isinstance(self.config, TransNormerConfig) and self.config.position not in ("none", "sinusoidal"):
+            raise UserError(
+                f"position={self.config.position!r} is of an embedding, which frames have not: choose 'sinusoidal' or "
+                "'none'."
+            )
 
     @nn.compact
     def __call__(
