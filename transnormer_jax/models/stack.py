@@ -31,8 +31,8 @@ class Stack(nn.Module):
         config = self.config
         shared = make_length_projection(config, name="length_projection")
         if config.reversible:
-            if states is not None or shared is not None:
-                raise UserError("reversible=True is for training without a cache and without layerwise sharing.")
+            if states is not None:
+                raise UserError("a reversible model has no cache: pass whole sequences.")
             x = ReversibleBlocks(
                 tuple(
                     (AttentionBranch(config, layer, parent=None), FeedForwardBranch(config, parent=None))
