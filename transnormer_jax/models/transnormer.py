@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Tokens
 from transnormer_jax.models.cache import Cache
@@ -90,9 +91,12 @@ class TransNormer(nn.Module):
         if not self.config.causal:
             hidden = self.head_norm(jax.nn.gelu(self.head_dense(hidden), approximate=False))
         if not self.config.tie_embeddings:
-            return self.head(hidden).astype(jnp.float32)
-        logits = self.embed.attend(hidden)
-        return logits if self.config.causal else logits + self.head_bias.astype(jnp.float32)[None, None]
+            logits = self.head(hidden).astype(jnp.float32)
+        else:
+            logits = self.embed.attend(hidden)
+            if not self.config.causal:
+                logits += self.head_bias.astype(jnp.float32)[None, None]
+        return constrain(logits, "batch", "sequence", "vocab")
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int = 0) -> Cache:
