@@ -95,13 +95,13 @@ def attend_in_buckets(
     scale: float = 1.0,
     eps: float = 1e-6,
     within_buckets: bool = False,
-    count_pairs_once: bool = False,
 ) -> Float[Array, "B N H V"]:
     """Softmax attention over the pairs that meet in a chunk, in all rounds together (arXiv 2001.04451, eq. 2 to 6).
 
     In each round tokens are sorted by (bucket, position) and cut into chunks. A chunk sees itself and the one before,
-    in the cyclic order of all rounds laid end to end. Scores are scale q_i k_j with k = q / |q|. A token sees itself
-    only if it meets no other in any round, and its output is then v exactly, in any precision.
+    in the cyclic order of all rounds laid end to end. Scores are scale q_i k_j with k = q / |q|; a pair that meets in
+    several rounds counts in each, as in the authors' code. A token sees itself only if it meets no other in any round,
+    and its output is then v exactly, in any precision.
 
     Weights are summed over rounds before the one division, which is the paper's combination by logsumexp (eq. 6).
     Time and memory are O(rounds N chunk_size). No gradient goes through the sorting.
@@ -111,13 +111,11 @@ def attend_in_buckets(
       v: [B, N, H, V] values.
       buckets: [B, H, rounds, N] int32, of any values.
       chunk_size: tokens per chunk; N need not be a multiple.
-      causal: a token sees only tokens before it, and of these only such as meet it in a chunk.
+      causal: a token sees only tokens before it, and of these only those that meet it in a chunk.
       segment_ids: [B, N] int32, the documents of packed rows, which do not see each other; 0 is padding.
       scale: factor on the scores: 1 as in the authors' code, where keys have length 1; others use 1 / sqrt(K).
       eps: added to the mean square of a key before the root; positive.
-      within_buckets: a token sees only its own bucket, not all of its chunks.
-      count_pairs_once: a pair that meets in several rounds has the weight of one meeting. The default counts each, as
-        the authors' code does.
+      within_buckets: a token sees only its own bucket, not all of its chunks, as in one of the golden files.
 
     Returns:
       [B, N, H, V] in v's dtype; scores, weights and sums are float32.
@@ -148,9 +146,6 @@ def attend_in_buckets(
         allowed = _allowed(order, chunk_size, causal, segment_ids)
         if within_buckets:
             allowed &= _same_bucket(order, chunk_size, buckets)
-        if count_pairs_once:
-            times = _meetings(order, place, chunk_size, buckets if within_buckets else None)
-            scores -= jnp.log(jnp.maximum(times, 1).astype(dtype))
         scores = jnp.where(allowed, scores, -jnp.inf)
         top = jax.lax.stop_gradient(scores.max(axis=-1))  # -inf where a token meets no other
         weights = jnp.exp(scores - _finite(top)[..., None])
@@ -232,27 +227,3 @@ def _same_bucket(order: Array, chunk_size: int, buckets: Array) -> Array:
     rounds = jax.lax.broadcasted_iota(jnp.int32, order.shape, 2)
     i_round, j_round = _pairs(rounds, chunk_size)
     return (i == j) & (i_round == j_round)
-
-
-def _meetings(order: Array, place: Array, chunk_size: int, buckets: Array | None) -> Array:
-    """How often each pair meets in all rounds, in the same bucket if these are given: [B, H, chunks, C, 2 C] int."""
-    rounds, length = order.shape[2:]
-    num_chunks = rounds * (length // chunk_size)
-
-    def in_all_rounds(of_token: Array) -> tuple[Array, Array]:
-        """_pairs of [B, H, rounds, N], by token, with all rounds at the end: [B, H, chunks, C, 2 C, rounds]."""
-        flat = order.reshape(*order.shape[:2], -1, 1)
-        of_place = jnp.take_along_axis(jnp.moveaxis(of_token, 2, 3), flat, axis=2)
-        return _pairs(of_place.reshape(*order.shape, rounds), chunk_size)
-
-    i, j = in_all_rounds(
-        place // chunk_size + jax.lax.broadcasted_iota(jnp.int32, place.shape, 2) * (length // chunk_size)
-    )
-    after_j = (j + 1) % num_chunks
-    times = (i == j).astype(jnp.int32) + (i == after_j)
-    if buckets is not None:
-        i_bucket, j_bucket = in_all_rounds(buckets)
-        times *= i_bucket == j_bucket
-    elif rounds > 1:  # the first chunk of a round sees the last one of the round before
-        times += jnp.roll(i, -1, axis=-1) == after_j
-    return times.sum(axis=-1)
