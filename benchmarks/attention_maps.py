@@ -22,8 +22,8 @@ from transnormer_jax.ops import (
     favor_features,
     householder,
     rotary,
-    simple_rms_norm,
     token_positions,
+    transnormer_rms_norm,
 )
 
 # Those whose output is a matrix times the values, be it normalised afterwards.
@@ -150,7 +150,7 @@ def mix(
     """What the output projection reads: the matrix times the values, normalised where the attention does so."""
     values = v.astype(jnp.float32).reshape(*v.shape[:2], s.shape[1], -1)
     mixed = jnp.einsum("bhnm,bmhk->bnhk", matrix(word, s, seen), values).reshape(v.shape)
-    return simple_rms_norm(mixed, 1e-8, eps_in_root=False) if word in _NORMALISED else mixed
+    return transnormer_rms_norm(mixed) if word in _NORMALISED else mixed
 
 
 def distribution(word: str, s: Float[Array, "B H N N"], seen: Bool[Array, "B 1 N N"]) -> Float[Array, "B H N N"]:

@@ -139,7 +139,7 @@ def test_golden_modules(name, wide):
 
 
 def test_golden_duplicates():
-    """The reference divides the weight of a pair by a count of its own, which is 0 where it meets across two rounds only.
+    """The reference divides the weight of a pair by a count of its own: 0 where it meets across two rounds only.
 
     So the file holds the definition to the reference with that count, and the definition without it holds the operator.
     """

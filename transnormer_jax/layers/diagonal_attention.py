@@ -16,7 +16,7 @@ from transnormer_jax.ops import (
     resume_diagonal_attention,
     rotary,
     rotary_frequencies,
-    simple_rms_norm,
+    transnormer_rms_norm,
 )
 
 _WEIGHTS = {"t1": "relu", "t2": "softmax"}
@@ -80,7 +80,7 @@ class DiagAttention(nn.Module):
                 out, state = resume_diagonal_attention(q, k, v, state, tokens.position, weights=weights)
         out = out.reshape(x.shape)
         if self.variant == "t1":
-            out = simple_rms_norm(out, 1e-8, eps_in_root=False)
+            out = transnormer_rms_norm(out)
         return project_out(out, self.dtype, self.param_dtype), state
 
     @nn.nowrap

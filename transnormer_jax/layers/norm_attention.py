@@ -15,7 +15,7 @@ from transnormer_jax.ops import (
     random_unit_vector,
     rotary,
     rotary_frequencies,
-    simple_rms_norm,
+    transnormer_rms_norm,
 )
 
 _ACTIVATIONS = {"t1": "elu", "t2": "1+elu"}
@@ -75,7 +75,7 @@ class NormAttention(nn.Module):
                 causal=self.causal,
                 backend=self.backend,
             )
-        out = simple_rms_norm(out.reshape(x.shape), 1e-8, eps_in_root=False)
+        out = transnormer_rms_norm(out.reshape(x.shape))
         out = project_out(out, self.dtype, self.param_dtype)
         return out, None if state is None else new_state
 

@@ -10,7 +10,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, ReversibleBlocks, Tokens
 from transnormer_jax.models.mixers import make_attention, make_length_projection
 from transnormer_jax.models.transnormer_config import TransNormerConfig
-from transnormer_jax.ops import simple_rms_norm
+from transnormer_jax.ops import transnormer_rms_norm
 
 State = Any
 
@@ -125,7 +125,7 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Normalises each token."""
         if self.config.norm == "simple_rms_norm":
-            return simple_rms_norm(x, 1e-8, eps_in_root=False)
+            return transnormer_rms_norm(x)
         dtypes: dict[str, Any] = {
             "dtype": jnp.dtype(self.config.dtype),
             "param_dtype": jnp.dtype(self.config.param_dtype),

@@ -15,7 +15,7 @@ from transnormer_jax.ops.linear_attention import (
     resolve_backend,
     token_positions,
 )
-from transnormer_jax.ops.normalization import simple_rms_norm
+from transnormer_jax.ops.normalization import simple_rms_norm, transnormer_rms_norm
 from transnormer_jax.ops.position import (
     householder,
     lrpe,
@@ -54,4 +54,5 @@ __all__ = [
     "sinusoids",
     "softmax_attention",
     "token_positions",
+    "transnormer_rms_norm",
 ]
