@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.ops.blocks import join_blocks, split_blocks
 from transnormer_jax.ops.linear_attention import token_positions
+from transnormer_jax.ops.precision import wide_type
 
 _WEIGHTS = ("softmax", "relu")
 
@@ -67,12 +69,12 @@ def diagonal_attention(
     num_tokens = q.shape[1]
     if segment_ids is None:
         size = block_size if count_padding else min(block_size, max(num_tokens, 1))
-        q, k, v = (_split(x, size) for x in (q, k, v))
+        q, k, v = (split_blocks(x, size) for x in (q, k, v))
         index = jnp.arange(q.shape[1] * size).reshape(1, -1, size)
         allowed = index[..., :, None] >= index[..., None, :] if causal else jnp.ones((1, 1, size, size), bool)
         if not count_padding:
             allowed &= index[..., None, :] < num_tokens
-        return _join(_attend(q, k, v, allowed, weights), num_tokens)
+        return join_blocks(_attend(q, k, v, allowed, weights), num_tokens)
 
     real = segment_ids != 0
     k, v = (jnp.where(real[..., None, None], x, 0) for x in (k, v))
@@ -146,7 +148,7 @@ def _attend_windows(
     def windows(x: Array) -> Array:
         if num_windows == 1:
             return x[:, None]
-        x = x.reshape(x.shape[0], x.shape[1] // size, size, *x.shape[2:])
+        x = split_blocks(x, size)
         beside = x.shape[1] - num_windows + 1
         return jnp.concatenate([x[:, i : i + num_windows] for i in range(beside)], axis=2)
 
@@ -154,7 +156,7 @@ def _attend_windows(
     allowed = (query_block == windows(key_block)[:, :, None]) & (query_block >= 0)
     if causal:
         allowed &= jnp.tri(size, allowed.shape[-1], before, dtype=bool)[None, None]
-    return _join(_attend(_split(q, size), windows(k), windows(v), allowed, weights), num_tokens)
+    return join_blocks(_attend(split_blocks(q, size), windows(k), windows(v), allowed, weights), num_tokens)
 
 
 def _attend(
@@ -164,7 +166,7 @@ def _attend(
     allowed: Bool[Array, "#B #M C S"],
     weights: str,
 ) -> Float[Array, "B M C H V"]:
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = wide_type(q)
     scores = jnp.einsum("bmchk,bmshk->bmhcs", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     allowed = allowed[:, :, None]
     if weights == "softmax":
@@ -173,13 +175,3 @@ def _attend(
         scores = jax.nn.relu(scores)
     scores = jnp.where(allowed, scores, 0).astype(v.dtype)
     return jnp.einsum("bmhcs,bmshv->bmchv", scores, v, preferred_element_type=wide).astype(v.dtype)
-
-
-def _split(x: Float[Array, "B N H K"], size: int) -> Float[Array, "B M C H K"]:
-    """Blocks of `size` tokens, the last one filled up with zeros."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-    return x.reshape(x.shape[0], x.shape[1] // size, size, *x.shape[2:])
-
-
-def _join(x: Float[Array, "B M C H V"], num_tokens: int) -> Float[Array, "B N H V"]:
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :num_tokens]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.ops.precision import wide_type
 
 _LARGEST_FACTOR = 128
 
@@ -49,7 +50,7 @@ def lsh_hash(
       int32 [B, H, rounds, N], from 0 to the product of the factors less 1. It has no gradient.
     """
     x, rotations = jax.lax.stop_gradient((x, rotations))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_type(x)
     heads = (x.shape[2], *rotations.shape[1:])
     rotated = jnp.einsum("bnhk,hkrs->bhrns", x.astype(dtype), jnp.broadcast_to(rotations, heads).astype(dtype))
     buckets = jnp.zeros(rotated.shape[:-1], jnp.int32)
@@ -137,7 +138,7 @@ def attend_in_buckets(
         x = jnp.broadcast_to(jnp.swapaxes(x, 1, 2)[:, :, None], (*order.shape, x.shape[-1]))
         return _chunks(_permute(x, order, place), chunk_size)
 
-    dtype = jnp.promote_types(qk.dtype, jnp.float32)
+    dtype = wide_type(qk)
     with jax.named_scope("lsh_sort"):
         queries, values = sort(qk), _with_previous(sort(v))
         keys = _with_previous(_unit_length(queries, eps))
@@ -195,7 +196,7 @@ def _with_previous(chunks: Array) -> Array:
 
 
 def _unit_length(x: Array, eps: float) -> Array:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(wide_type(x))
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + eps) / math.sqrt(x.shape[-1])).astype(x.dtype)
 

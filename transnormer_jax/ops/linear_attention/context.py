@@ -13,10 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import end_weights, pass_on
+from transnormer_jax.ops.linear_attention.weights import State, end_weights, exponent, pass_on
 from transnormer_jax.ops.precision import dot
-
-_State = Float[Array, "B H K V"]
 
 
 class _Borders(NamedTuple):
@@ -35,12 +33,12 @@ def part_states(
     k: Float[Array, "B n H K"],
     v: Float[Array, "B n H V"],
     log_decay: Float[Array, " H"],
-    state: _State,
+    state: State,
     segments: Segments | None,
     axis: str,
     *,
     reverse: bool = False,
-) -> tuple[_State, _State]:
+) -> tuple[State, State]:
     """The state that enters this device's part, and the one that leaves the row; to be called under `shard_map`.
 
     Args:
@@ -63,9 +61,9 @@ def part_states(
     entered_at = jnp.array([parts if reverse else 0])
     written_at = jnp.arange(parts) + (0 if reverse else 1)  # where a part's own sum is complete
 
-    def state_at(border: Array | int) -> _State:
-        shares = jnp.exp(_exponent(borders, log_decay, written_at, border, reverse))
-        fade = jnp.expm1(_exponent(borders, log_decay, entered_at, border, reverse))[0]
+    def state_at(border: Array | int) -> State:
+        shares = jnp.exp(_border_exponent(borders, log_decay, written_at, border, reverse))
+        fade = jnp.expm1(_border_exponent(borders, log_decay, entered_at, border, reverse))[0]
         sums = jnp.sum(shares[..., None, None] * written, axis=0)
         return pass_on(state, fade[..., None, None], sums)
 
@@ -81,7 +79,7 @@ def _find_borders(num_tokens: int, segments: Segments | None, axis: str) -> _Bor
     return _Borders(sums[:, 0], sums[:, 1])
 
 
-def _exponent(
+def _border_exponent(
     borders: _Borders, log_decay: Float[Array, " H"], source: Int[Array, " parts"], target: Array | int, reverse: bool
 ) -> Float[Array, "parts rows H"]:
     """log_decay * distance from each source to the target; -inf against the time, and across a document's start."""
@@ -89,4 +87,4 @@ def _exponent(
     reached = (source >= target) if reverse else (source <= target)
     same = reached[:, None] & (run[source] == run[target][None])
     distance = jnp.abs(position[target][None] - position[source])
-    return jnp.where(same[..., None], distance[..., None] * log_decay[None, None], -jnp.inf)
+    return exponent(log_decay, distance, same)

@@ -21,6 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.ops.linear_attention.segments import Segments
 
+State = Float[Array, "B H K V"]
+"""The state of each row and head, float32."""
+
 
 class BlockWeights(NamedTuple):
     """Decay weights of blocks of C tokens, float32; the leading axes broadcast over the batch and M blocks.
@@ -61,13 +64,13 @@ def block_weights(
     right = position[..., -1:]
 
     def decay(distance: Array, mask: Array | None) -> Array:
-        return jnp.exp(_exponent(log_decay, distance, mask))
+        return jnp.exp(exponent(log_decay, distance, mask))
 
     return BlockWeights(
         intra=decay(within[..., :, None] - within[..., None, :], _both(causal, same_run)),
         head=decay(position - left, same_as_left),
         tail=decay(right - position, same_as_right),
-        fade=jnp.expm1(_exponent(log_decay, right - left, passes))[..., 0],
+        fade=jnp.expm1(exponent(log_decay, right - left, passes))[..., 0],
     )
 
 
@@ -81,16 +84,31 @@ def end_weights(
         position, run = segments
     distance = position if at_start else position[:, -1:] - position
     same = run == (0 if at_start else run[:, -1:])
-    return jnp.exp(jnp.where(same[..., None], distance[..., None] * log_decay[None, None], -jnp.inf))
+    return jnp.exp(exponent(log_decay, distance, same))
 
 
-def step_log_decay(log_decay: Float[Array, " H"], num_tokens: int, segments: Segments | None) -> Float[Array, "#B N H"]:
-    """Log of the factor on the state between each token and the one before; -inf where a document starts."""
+def step_log_decay(
+    log_decay: Float[Array, " H"], num_tokens: int, segments: Segments | None, *, reverse: bool
+) -> tuple[Float[Array, "#B N H"], Float[Array, "#B H"]]:
+    """Log of the factor on the state as it arrives at each token, -inf where a document starts; and as it leaves."""
     if segments is None:
-        return jnp.broadcast_to(log_decay, (1, num_tokens, *log_decay.shape))
-    steps = jnp.diff(segments.position, axis=1, prepend=jnp.zeros_like(segments.position[:, :1]))
-    same = jnp.diff(segments.run, axis=1, prepend=jnp.zeros_like(segments.run[:, :1])) == 0
-    return jnp.where(same[..., None], steps[..., None] * log_decay[None, None], -jnp.inf)
+        steps = jnp.broadcast_to(log_decay, (1, num_tokens, *log_decay.shape))
+    else:
+        distance = jnp.diff(segments.position, axis=1, prepend=jnp.zeros_like(segments.position[:, :1]))
+        same = jnp.diff(segments.run, axis=1, prepend=jnp.zeros_like(segments.run[:, :1])) == 0
+        steps = exponent(log_decay, distance, same)
+    none = jnp.zeros_like(steps[:, :1])
+    if reverse:  # the step between tokens t and t+1 is taken on arriving at t, and the first one on leaving the row
+        return jnp.concatenate([steps[:, 1:], none], axis=1), steps[:, 0]
+    return steps, none[:, 0]
+
+
+def exponent(
+    log_decay: Float[Array, " H"], distance: Int[Array, "B M *C"], mask: Bool[Array, "#B #M *C"] | None
+) -> Float[Array, "B M H *C"]:
+    """log_decay * distance where the mask holds, else -inf; the heads come after batch and block."""
+    product = distance[:, :, None] * log_decay.reshape(1, 1, -1, *[1] * (distance.ndim - 2))
+    return product if mask is None else jnp.where(mask[:, :, None], product, -jnp.inf)
 
 
 def pass_on(state: Float[Array, "..."], fade: Float[Array, "..."], written: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -105,11 +123,3 @@ def _before(x: Int[Array, "B M C"]) -> Int[Array, "B M 1"]:
 
 def _both(a: Bool[Array, "..."], b: Bool[Array, "..."] | None) -> Bool[Array, "..."]:
     return a if b is None else a & b
-
-
-def _exponent(
-    log_decay: Float[Array, " H"], distance: Int[Array, "B M *C"], mask: Bool[Array, "#B #M *C"] | None
-) -> Float[Array, "B M H *C"]:
-    """log_decay * distance where the mask holds, else -inf; the heads come after batch and block."""
-    exponent = distance[:, :, None] * log_decay.reshape(1, 1, -1, *[1] * (distance.ndim - 2))
-    return exponent if mask is None else jnp.where(mask[:, :, None], exponent, -jnp.inf)
