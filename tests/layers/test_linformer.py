@@ -214,10 +214,10 @@ def test_refusals():
     key = jax.random.key(0)
     for module, message in (
         (LinformerAttention(2, True, 5, 30), "mixes all positions, later ones included: set causal=False"),
-        (LinformerAttention(2, False, 5, 20), "24 tokens, but the Linformer was built for max_length 20: cut the rows"),
-        (LinformerAttention(2, False, 5, 20, projection="mean"), "built for max_length 20"),
+        (LinformerAttention(2, False, 5, 20), "24 tokens, but the Linformer was built for max_length=20: cut the rows"),
+        (LinformerAttention(2, False, 5, 20, projection="mean"), "built for max_length=20"),
         (LinformerAttention(2, False, 5, 30, projection="convolve"), "did you mean 'convolution'"),
-        (LinformerAttention(2, False, 5, 30, sharing="layerwise"), "Unknown Linformer sharing 'layerwise'"),
+        (LinformerAttention(2, False, 5, 30, sharing="layerwise"), "unknown Linformer sharing 'layerwise'"),
         (LinformerAttention(2, False, 5, 30, attention="relu"), "choose one of: linear, softmax"),
     ):
         with pytest.raises(UserError, match=message):

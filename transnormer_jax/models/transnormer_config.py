@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.layers.linformer_attention import KINDS, SHARINGS
 from transnormer_jax.models.presets import check_fields, from_preset
 
 ATTENTIONS = (
@@ -28,8 +29,8 @@ _CHOICES = {
     "glu_activation": ("silu", "identity"),
     "norm": ("simple_rms_norm", "layer_norm"),
     "position": ("none", "sinusoidal", "concatenated", "learned"),
-    "linformer_projection": ("learned", "convolution", "mean", "max"),
-    "linformer_sharing": ("none", "headwise", "key_value", "layerwise"),
+    "linformer_projection": KINDS,
+    "linformer_sharing": (*SHARINGS, "layerwise"),
 }
 
 

@@ -34,16 +34,21 @@ def project_length(
       UserError: N > M.
     """
     length = x.shape[1]
-    if length > projection.shape[-1]:
-        raise UserError(
-            f"{length} tokens, but the Linformer's projection has {projection.shape[-1]} columns: "
-            "cut the rows, or train with a larger max_length."
-        )
+    check_length(x, projection.shape[-1])
     equation = "rn,bnhk->brhk" if projection.ndim == 2 else "hrn,bnhk->brhk"
     columns = projection[..., :length].astype(x.dtype)
     return jnp.einsum(equation, columns, _without_padding(x, segment_ids), preferred_element_type=wide_type(x)).astype(
         x.dtype
     )
+
+
+def check_length(x: Float[Array, "B N H K"], max_length: int) -> None:
+    """Raises UserError where x [B, N, H, K], of any float dtype, has more tokens than a projection was made for."""
+    if x.shape[1] > max_length:
+        raise UserError(
+            f"{x.shape[1]} tokens, but the Linformer was built for max_length={max_length}: "
+            "cut the rows, or train with a larger max_length."
+        )
 
 
 def convolve_length(
