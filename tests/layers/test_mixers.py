@@ -20,6 +20,7 @@ from transnormer_jax.layers import (
     PerformerAttention,
     SoftmaxAttention,
     Tokens,
+    make_norm,
 )
 from transnormer_jax.ops import token_positions
 
@@ -238,3 +239,5 @@ def test_mistakes_are_told():
     ]:
         with pytest.raises(UserError, match=message):
             module.init(jax.random.key(0), x, places(4))
+    with pytest.raises(UserError, match="unknown norm 'layernorm': did you mean 'layer_norm'"):
+        make_norm("layernorm", 1e-6, jnp.float32, jnp.float32, "norm")

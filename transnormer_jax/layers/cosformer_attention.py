@@ -12,7 +12,7 @@ class CosformerAttention(LinearTransformerAttention):
     """Linear attention with weights relu(q_i) . relu(k_j) cos(pi (i - j) / 2m) (arXiv 2202.08791).
 
     Attributes:
-      horizon: m, the greatest length of a document (see `ops.cosformer_features`), beside the attributes of
+      horizon: m, the greatest length of a document (see `ops.cosformer_features`), besides the attributes of
         `LinearTransformerAttention`.
     """
 

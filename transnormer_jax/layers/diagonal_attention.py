@@ -27,7 +27,7 @@ class DiagAttention(nn.Module):
 
     Attributes:
       num_heads: H; K = D / H must be even.
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       variant: "t1" (relu of the scores, then SimpleRMSNorm over the heads) or "t2" (softmax, no norm).
       block_size: tokens of a block, counted from the beginning of each document.
       count_padding: see `ops.diagonal_attention`.

@@ -19,7 +19,7 @@ def project_heads(
     param_dtype: jnp.dtype,
     kernel_init: nn.initializers.Initializer = _XAVIER,
 ) -> tuple[Float[Array, "B N H K"], ...]:
-    """Projects tokens once for each name, from D to D with a bias, and parts the features into H heads of D / H."""
+    """Projects tokens once for each name, from D to D with a bias, and splits the features into H heads of D / H."""
     with jax.named_scope("heads"):
         dense = (
             nn.Dense(x.shape[-1], dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, name=name)

@@ -10,14 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
-from transnormer_jax.ops.linformer_attention import (
-    check_length,
+from transnormer_jax.ops import (
     convolve_length,
     linformer_attention,
     linformer_linear_attention,
     pool_length,
     project_length,
 )
+from transnormer_jax.ops.linformer_attention import check_length
 
 KINDS = ("learned", "convolution", "mean", "max")
 """How the length may be projected."""

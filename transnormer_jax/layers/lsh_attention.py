@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.tokens import Tokens
-from transnormer_jax.ops.lsh_attention import bucket_factors, lsh_attention
+from transnormer_jax.ops import bucket_factors, lsh_attention
 
 
 class LSHAttention(nn.Module):

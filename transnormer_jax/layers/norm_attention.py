@@ -28,7 +28,7 @@ class NormAttention(nn.Module):
 
     Attributes:
       num_heads: H; K = D / H must be even.
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       variant: "t1" (phi = elu) or "t2" (phi = 1 + elu).
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.

@@ -13,10 +13,10 @@ class PerformerAttention(LinearTransformerAttention):
     """Linear attention with the positive random features of FAVOR+ (arXiv 2009.14794).
 
     The directions are drawn at initialisation, kept with the parameters and not trained; heads share them. The features
-    are computed in float32; a `dtype` of float16 has not their range.
+    are computed in float32; a `dtype` of float16 lacks their range.
 
     Attributes:
-      num_features: M random directions, beside the attributes of `LinearTransformerAttention`.
+      num_features: M random directions, besides the attributes of `LinearTransformerAttention`.
     """
 
     num_features: int = 64

@@ -15,7 +15,7 @@ class SoftmaxAttention(nn.Module):
 
     Attributes:
       num_heads: H.
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
     """

@@ -1,4 +1,4 @@
-"""What a token mixer must know of the tokens beside their features."""
+"""What a token mixer must know of the tokens besides their features."""
 
 from typing import NamedTuple
 

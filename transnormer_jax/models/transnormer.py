@@ -104,7 +104,8 @@ class TransNormer(nn.Module):
 
         Args:
           batch_size: B.
-          max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`.
+          max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`. Of learned
+            positions, `config.max_length` is the most: beyond them the last is repeated, and no error can be raised.
 
         Returns:
           Positions 0 and the states of each layer before its first token.
@@ -169,7 +170,7 @@ def init_cache(config: TransNormerConfig, batch_size: int, max_length: int = 0) 
     Args:
       config: of the model, causal.
       batch_size: B.
-      max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`.
+      max_length: as for `TransNormer.init_cache`.
 
     Raises:
       UserError: an attention of the model has no recurrent form.

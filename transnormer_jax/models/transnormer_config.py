@@ -43,7 +43,7 @@ class TransNormerConfig:
       num_layers: L.
       model_dim: D.
       num_heads: H; each head has D / H features.
-      attention: "t1", "t2", a name in `ATTENTIONS`, or names parted by commas that share the layers evenly, from the
+      attention: "t1", "t2", a name in `ATTENTIONS`, or names separated by commas that share the layers evenly, from the
         first layer up: "diag_t2,diag_t2,norm_t2" is two thirds and one third; with L names each layer has its own.
       causal: a token sees itself and those before it; otherwise all of its document.
       feed_forward: "glu", or two projections around "relu" or "gelu".
@@ -71,7 +71,7 @@ class TransNormerConfig:
       performer_features: random features per head.
       reversible: activations of a layer are computed from those after it (Reformer), so none are kept; on the
         CPU the compiler still plans about one [B, N, D] more per sublayer.
-      dtype: of the computation. States are always float32.
+      dtype: of the computation. States of linear attentions are float32; kept keys and values are `dtype`.
       param_dtype: of the parameters.
       remat: the backward pass computes each block again.
       backend: of `ops.linear_attention`.

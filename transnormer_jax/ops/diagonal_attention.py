@@ -48,7 +48,7 @@ def diagonal_attention(
       v: [B, N, H, V].
       block_size: W, tokens of a block; the last block of a document may have fewer.
       weights: "softmax" of q . k / sqrt(K) (T2), or their "relu", not normalised (T1).
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       segment_ids: [B, N] int32, documents of packed rows; 0 is padding, which no token sees. Padding stands before,
         between or after documents, not inside one.
       count_padding: as the authors' code has it: the last block is filled up with keys that are 0, whose score 0 counts
@@ -65,7 +65,9 @@ def diagonal_attention(
     if block_size < 1:
         raise UserError(f"block_size is {block_size}: give a positive number of tokens.")
     if segment_ids is not None and count_padding:
-        raise UserError("count_padding=True knows no documents or padded rows: leave segment_ids out.")
+        raise UserError(
+            "count_padding=True cannot be used with segment_ids, for documents or padding: leave segment_ids out."
+        )
     num_tokens = q.shape[1]
     if segment_ids is None:
         size = block_size if count_padding else min(block_size, max(num_tokens, 1))

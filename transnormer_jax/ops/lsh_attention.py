@@ -17,7 +17,7 @@ _LARGEST_FACTOR = 128
 
 
 def bucket_factors(num_buckets: int) -> tuple[int, ...]:
-    """Cuts a large number of buckets into two even factors, b1 b2 >= b, which are hashed one after the other.
+    """Cuts a large number of buckets into two even factors, b1 b2 >= b, hashed one after the other (arXiv 2001.04451).
 
     >>> bucket_factors(64), bucket_factors(512)
     ((64,), (32, 16))
@@ -72,9 +72,21 @@ def lsh_attention(
     factors: tuple[int, ...] | None = None,
     segment_ids: Int[Array, "B N"] | None = None,
 ) -> Float[Array, "B N H V"]:
-    """Attention among tokens of like hash: `lsh_hash`, then `attend_in_buckets`, which explain the arguments.
+    """Attention among tokens of like hash (arXiv 2001.04451, section 2): `lsh_hash`, then `attend_in_buckets`.
 
     Each document of a packed row, and padding, has buckets of its own, so that none takes another's places in a chunk.
+
+    Args:
+      qk: [B, N, H, K], queries, and keys once they are normalised.
+      v: [B, N, H, V] values.
+      rotations: [H or 1, K, rounds, S], drawn from N(0, 1); S is half the sum of the factors.
+      chunk_size: tokens per chunk; N need not be a multiple.
+      causal: a token sees only tokens before it, and of these only those that meet it in a chunk.
+      factors: of the number of buckets, see `bucket_factors`. None: one factor, 2 S.
+      segment_ids: [B, N] int32, the documents of packed rows, which do not see each other; 0 is padding.
+
+    Returns:
+      [B, N, H, V] in v's dtype; scores, weights and sums are float32 at least.
     """
     if segment_ids is not None:
         qk, v = (jnp.where((segment_ids != 0)[..., None, None], x, 0) for x in (qk, v))

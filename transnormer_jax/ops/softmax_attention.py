@@ -33,7 +33,7 @@ def softmax_attention(
       q: [B, N, H, K].
       k: [B, N, H, K].
       v: [B, N, H, K].
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       segment_ids: [B, N] int32. Tokens see those with the same id; 0 is padding, which no token sees.
 
     Returns:

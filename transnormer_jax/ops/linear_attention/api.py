@@ -68,7 +68,8 @@ def linear_attention(
     On a mesh, rows, heads and tokens are divided by `distributed.RULES`; its axes must be of type Auto, which is not
     the default of `jax.make_mesh`.
 
-    Differentiable any number of times in q, k, v, log_decay and initial_state.
+    Differentiable any number of times in q, k, v, log_decay and initial_state, in reverse mode: by
+    `jax.jacrev(jax.jacrev(f))`, not by `jax.hessian` or `jax.jvp`.
 
     Raises:
       UserError: shapes or dtypes do not fit, the backend is unknown, a decay is positive, not finite or given with

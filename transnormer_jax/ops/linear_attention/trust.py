@@ -1,6 +1,6 @@
 """Whether a kernel is right on the machine at hand: "auto" asks before it takes one.
 
-Compilers have broken kernels like ours without a word: Triton 3.4 to 3.7.0 gave wrong gradients on Hopper GPUs. A small
+Compilers have broken kernels like ours silently: Triton 3.4 to 3.7.0 gave wrong gradients on Hopper GPUs. A small
 problem with documents, a ragged end and both states is cheap to check, once per process and kind of head.
 """
 
