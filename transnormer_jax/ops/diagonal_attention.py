@@ -113,6 +113,8 @@ def resume_diagonal_attention(
     Returns:
       out [B, N, H, V] in v's dtype, and the state after the new tokens.
     """
+    if q.shape[1] == 0:
+        return v, state
     block_size = state.k.shape[1]
     k = jnp.concatenate([state.k, k.astype(state.k.dtype)], axis=1)
     v = jnp.concatenate([state.v, v.astype(state.v.dtype)], axis=1)
@@ -120,7 +122,7 @@ def resume_diagonal_attention(
     # Places before the first token are negative, and so is their block.
     places = jnp.concatenate([position[:, :1] + jnp.arange(-block_size, 0)[None], position], axis=1)
     blocks = places // block_size
-    size = min(block_size, max(q.shape[1], 1))
+    size = min(block_size, q.shape[1])
     out = _attend_windows(q, k, v, blocks[:, block_size:], blocks, size, weights, causal=True)
     return out, DiagonalState(k[:, -block_size:], v[:, -block_size:])
 

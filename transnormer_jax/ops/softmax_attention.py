@@ -67,6 +67,8 @@ def resume_softmax_attention(
     Returns:
       out [B, N, H, K] in v's dtype, and the cache with the new tokens.
     """
+    if q.shape[1] == 0:
+        return v, cache
     start = jnp.broadcast_to(position[:, 0], q.shape[:1])
 
     def write(places: Float[Array, "M H K"], new: Float[Array, "N H K"], first: Int[Array, ""]) -> Array:
