@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import DiagAttention, GatedFeedForward, NormAttention, Tokens
+from transnormer_jax.layers import DiagAttention, GatedFeedForward, NormAttention, Places
 from transnormer_jax.ops import householder, rotary, rotary_frequencies, transnormer_rms_norm
 
 # Relative to the root mean square of each array.
@@ -42,11 +42,11 @@ def check_attention(module, golden, dtype):
     params["theta"] = jnp.asarray(golden["param/urpe.theta"][0, 0], dtype)
     params["householder"] = jnp.asarray(golden["param/urpe.v"], dtype)
     x = jnp.asarray(golden["in/x"], dtype)
-    tokens = Tokens(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
+    places = Places(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
 
     @jit
     def run(params, x, cotangent):
-        out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, tokens)[0], params, x)
+        out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, places)[0], params, x)
         return out, *pull_back(cotangent)
 
     out, d_params, d_x = run(params, x, jnp.asarray(golden["in/cotangent"], dtype))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import (
     convolve_length,
     linformer_attention,
@@ -111,7 +111,7 @@ class LinformerAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: None = None
+        self, x: Float[Array, "B N D"], places: Places, state: None = None
     ) -> tuple[Float[Array, "B N D"], None]:
         """Returns the mixed tokens [B, N, D], and None for a state.
 
@@ -131,8 +131,8 @@ class LinformerAttention(nn.Module):
         q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("project_length"):
             project_k, project_v = self._length_projections()
-            k, seen = project_k(k, tokens.segment_ids)
-            v, _ = project_v(v, tokens.segment_ids)
+            k, seen = project_k(k, places.segment_ids)
+            v, _ = project_v(v, places.segment_ids)
         with jax.named_scope("linformer_attention"):
             out = _ATTENTIONS[self.attention](q, k, v, seen)
         return project_out(out, self.dtype, self.param_dtype), None

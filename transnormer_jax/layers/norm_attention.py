@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import (
     activation,
     householder,
@@ -44,7 +44,7 @@ class NormAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: Float[Array, "B H K K"] | None = None
+        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H K K"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K K"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
@@ -64,14 +64,14 @@ class NormAttention(nn.Module):
             theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
             mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
             mirror = jax.lax.stop_gradient(mirror)
-            q, k = (rotary(householder(x, mirror), theta, tokens.position) for x in (q, k))
+            q, k = (rotary(householder(x, mirror), theta, places.position) for x in (q, k))
         with jax.named_scope("linear_attention"):
             out, new_state = linear_attention(
                 q,
                 k,
                 v,
                 initial_state=state,
-                segment_ids=tokens.segment_ids,
+                segment_ids=places.segment_ids,
                 causal=self.causal,
                 backend=self.backend,
             )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Tokens
+from transnormer_jax.layers import Places
 from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.places import places_of
@@ -137,7 +137,7 @@ class SpeechModel(nn.Module):
         if isinstance(config, BiLSTMConfig):
             x = BiLSTM(config, name="bilstm")(frames.astype(config.dtype), segment_ids)
         else:
-            places = Tokens(jnp.arange(frames.shape[1], dtype=jnp.int32)[None], segment_ids)
+            places = Places(jnp.arange(frames.shape[1], dtype=jnp.int32)[None], segment_ids)
             x = _dense(config, config.model_dim, "frames")(frames.astype(config.dtype))
             if config.position != "none":
                 x = x + sinusoids(places.position, config.model_dim).astype(x.dtype)

@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from transnormer_jax.layers import Tokens
+from transnormer_jax.layers import Places
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.ops import token_positions
 
 
 def places_of(
     tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
-) -> Tokens:
+) -> Places:
     """Positions [B, N] or [1, N] int32 within documents; the first of a row goes on from the cache, if there is one.
 
     Args:
@@ -20,5 +20,5 @@ def places_of(
     """
     start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
     if segment_ids is not None:
-        return Tokens(token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1])), segment_ids)
-    return Tokens(start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
+        return Places(token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1])), segment_ids)
+    return Places(start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, ReversibleBlocks, Tokens
+from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, Places, ReversibleBlocks
 from transnormer_jax.models.mixers import make_attention, make_length_projection
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.ops import transnormer_rms_norm
@@ -25,7 +25,7 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, states: tuple[State, ...] | None = None
+        self, x: Float[Array, "B N D"], places: Places, states: tuple[State, ...] | None = None
     ) -> tuple[Float[Array, "B N D"], tuple[State, ...]]:
         """Returns the tokens and, if states were given (one for each layer), the states after them, else ()."""
         config = self.config
@@ -39,13 +39,13 @@ class Stack(nn.Module):
                     for layer in range(config.num_layers)
                 ),
                 name="layers",
-            )(x, tokens)
+            )(x, places)
             return self._final_norm(x), ()
         block = nn.remat(Block) if config.remat else Block
         after = []
         for layer in range(config.num_layers):
             state = None if states is None else states[layer]
-            x, state = block(config, layer, shared, name=f"layers_{layer}")(x, tokens, state)
+            x, state = block(config, layer, shared, name=f"layers_{layer}")(x, places, state)
             after.append(state)
         return self._final_norm(x), () if states is None else tuple(after)
 
@@ -62,16 +62,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: State = None
+        self, x: Float[Array, "B N D"], places: Places, state: State = None
     ) -> tuple[Float[Array, "B N D"], State]:
         """Returns the tokens, and the attention's state after them if one was given."""
         config = self.config
-        mixed = AttentionBranch(config, self.layer, self.length_projection, name="mix")(x, tokens, state)
+        mixed = AttentionBranch(config, self.layer, self.length_projection, name="mix")(x, places, state)
         mixed, state = (mixed, None) if state is None else mixed
         x = x + mixed
         if not config.norm_first:
             x = Norm(config, name="mix_norm")(x)
-        x = x + FeedForwardBranch(config, name="feed")(x, tokens)
+        x = x + FeedForwardBranch(config, name="feed")(x, places)
         if not config.norm_first:
             x = Norm(config, name="feed_norm")(x)
         self.sow("intermediates", "hidden", x)
@@ -86,12 +86,12 @@ class AttentionBranch(nn.Module):
     length_projection: LengthProjection | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], tokens: Tokens, state: State = None) -> Any:
+    def __call__(self, x: Float[Array, "B N D"], places: Places, state: State = None) -> Any:
         """Returns [B, N, D]; with a state, the pair of that and the new state."""
         if self.config.norm_first:
             x = Norm(self.config, name="norm")(x)
         attention = make_attention(self.config, self.layer, self.length_projection, name="attention")
-        mixed, new_state = attention(x, tokens, state)
+        mixed, new_state = attention(x, places, state)
         mixed = dropout(self, mixed)
         return mixed if state is None else (mixed, new_state)
 
@@ -102,9 +102,9 @@ class FeedForwardBranch(nn.Module):
     config: TransNormerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], tokens: Tokens) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], places: Places) -> Float[Array, "B N D"]:
         """Returns [B, N, D]; each token by itself."""
-        del tokens
+        del places
         config = self.config
         dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         if config.norm_first:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Tokens
+from transnormer_jax.layers import Places
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.mixers import make_attention
 from transnormer_jax.models.places import places_of
@@ -137,7 +137,7 @@ class Embedding(nn.Module):
             self.norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype)
         self.dropout = nn.Dropout(config.dropout)
 
-    def __call__(self, tokens: Int[Array, "B N"], places: Tokens) -> Float[Array, "B N D"]:
+    def __call__(self, tokens: Int[Array, "B N"], places: Places) -> Float[Array, "B N D"]:
         """Embeds."""
         config = self.config
         dtype = jnp.dtype(config.dtype)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Int
 
 
-class Tokens(NamedTuple):
+class Places(NamedTuple):
     """Places of the tokens of a batch.
 
     Attributes:
