@@ -164,7 +164,7 @@ def _check(
         raise UserError(
             f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one dtype among bfloat16, float16 and float32."
         )
-    if _is_at_hand(log_decay) and not np.all((np.asarray(log_decay) <= 0) & np.isfinite(log_decay)):
+    if _is_at_hand(log_decay) and not np.all((np.asarray(log_decay) <= 0) & (np.asarray(log_decay) > -np.inf)):
         raise UserError("log_decay must be <= 0 and finite: of slopes, which are positive, pass the negative.")
     if not causal and log_decay is not None:
         raise UserError("causal=False takes no decay: pass log_decay=None, or causal=True.")
