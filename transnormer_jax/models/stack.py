@@ -8,6 +8,8 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, Places, ReversibleBlocks
+from transnormer_jax.models.bilstm import BiLSTMConfig
+from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.mixers import make_attention, make_length_projection
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.ops import transnormer_rms_norm
@@ -133,7 +135,23 @@ class Norm(nn.Module):
         return nn.LayerNorm(epsilon=1e-5, name="layer_norm", **dtypes)(x)
 
 
+def init_cache(config: TransNormerConfig, batch_size: int, max_length: int) -> Cache:
+    """The memory of a stack; see `TransNormer.init_cache`."""
+    states = []
+    for layer, word in enumerate(config.attentions):
+        attention = make_attention(config, layer, None, parent=None)
+        if not config.causal or not hasattr(attention, "init_state"):
+            raise UserError(f"attention {word!r} has no recurrent form here: pass whole sequences without a cache.")
+        states.append(attention.init_state(batch_size, max_length or config.max_length, config.model_dim))
+    return Cache(jnp.zeros(batch_size, jnp.int32), tuple(states))
+
+
 def dropout(module: nn.Module, x: Array) -> Array:
     """Dropout, where the caller of `apply` gave a key named "dropout"."""
     rate = module.config.dropout
     return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x)
+
+
+def dense(config: TransNormerConfig | BiLSTMConfig, features: int, name: str) -> nn.Dense:
+    """A dense layer of a head, in the dtypes of the model."""
+    return nn.Dense(features, dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype), name=name)
