@@ -17,7 +17,7 @@ REFUSED = [
 REFUSED_BY_BLOCKS = [
     ({"num_layers": 0}, "num_layers=0 must be a whole number, 1 or more."),
     ({"dropout": 1.5}, "dropout=1.5 must be at least 0 and less than 1."),
-    ({"dtype": "float64"}, "unknown dtype 'float64': did you mean 'float32'?"),
+    ({"dtype": "float64"}, "unknown dtype 'float64': did you mean 'float16'?"),
     ({"attention": "cosformer", "max_length": 0}, "max_length=0 must be a whole number, 1 or more."),
     ({"lsh_buckets": 3}, "lsh_buckets=3 must be even, since a rotation makes buckets in pairs."),
     ({"linformer_dim": (0,)}, "linformer_dim=(0,) must be whole numbers, 1 or more."),

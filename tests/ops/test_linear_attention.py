@@ -330,3 +330,17 @@ def test_no_rows_are_a_batch(backend: str):
     for options in ({}, {"segment_ids": ids}, {"causal": False}):
         out, state = jax.eval_shape(functools.partial(linear_attention, backend=backend, **options), q, q, q)
         assert (out.shape, state.shape) == (q.shape, (0, 2, 4, 4))
+
+
+def test_without_causality_half_precision_is_near():
+    q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 2, 300, 2, 16), jnp.bfloat16)
+    state = jax.random.normal(jax.random.key(1), (2, 2, 16, 16))
+
+    @jax.jit
+    def results(*operands):
+        out, pull_back = jax.vjp(functools.partial(linear_attention, causal=False), *operands[:3])
+        return out, pull_back((operands[3], state.astype(jnp.float32)))
+
+    exact = results(*(x.astype(jnp.float32) for x in (q, k, v, d_out)))
+    for a, b in zip(jax.tree.leaves(results(q, k, v, d_out)), jax.tree.leaves(exact), strict=True):
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-3

@@ -1,5 +1,7 @@
 """ "auto" takes a kernel only where it was measured, and only after a check on the machine at hand."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -76,11 +78,9 @@ def test_what_is_compiled_for_another_machine_cannot_be_checked(platform: str, m
 
 @pytest.mark.parametrize("device", ["cpu", jax.devices("cpu")[1]])
 def test_the_default_device_decides(device, monkeypatch):
-    class Tpu:
-        platform, device_kind = "tpu", "TPU v5 lite"
-
+    tpu = Mock(spec=jax.Device, platform="tpu", device_kind="TPU v5 lite")
     cpus = jax.local_devices(backend="cpu")
-    monkeypatch.setattr(jax, "local_devices", lambda backend="tpu": cpus if backend == "cpu" else [Tpu])
+    monkeypatch.setattr(jax, "local_devices", lambda backend="tpu": cpus if backend == "cpu" else [tpu])
     assert target_hardware() == Hardware("tpu", "TPU v5 lite")
     with jax.default_device(device):
         assert target_hardware() == Hardware("cpu", "cpu")
