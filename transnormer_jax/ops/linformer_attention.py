@@ -138,7 +138,8 @@ def linformer_linear_attention(
     zero or negative, while phi(E k) keeps it positive. Without that nonlinearity the projections would also collapse to
     phi(K)^T (E^T F) V, which is linear attention with a fixed mixing of positions put in between.
 
-    It combines both ideas so that one can see what it brings: not speed, since linear attention costs O(N) anyhow.
+    It combines the Linformer (arXiv 2006.04768) and the Linear Transformer (arXiv 2006.16236) so that one can see what
+    that brings: not speed, since linear attention costs O(N) anyhow.
 
     Args:
       q: [B, N, H, K] queries, before the features.
