@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from transnormer_jax.models.cache import Cache
+from transnormer_jax.models.dense import dense
 from transnormer_jax.models.embedding import Embedding
 from transnormer_jax.models.places import places_of
-from transnormer_jax.models.stack import Stack, dense, init_cache
+from transnormer_jax.models.stack import Stack, init_cache
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 
 

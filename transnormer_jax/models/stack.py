@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, Places, ReversibleBlocks
-from transnormer_jax.models.bilstm import BiLSTMConfig
 from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.mixers import make_attention, make_length_projection
 from transnormer_jax.models.transnormer_config import TransNormerConfig
@@ -150,8 +149,3 @@ def dropout(module: nn.Module, x: Array) -> Array:
     """Dropout, where the caller of `apply` gave a key named "dropout"."""
     rate = module.config.dropout
     return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x)
-
-
-def dense(config: TransNormerConfig | BiLSTMConfig, features: int, name: str) -> nn.Dense:
-    """A dense layer of a head, in the dtypes of the model."""
-    return nn.Dense(features, dtype=jnp.dtype(config.dtype), param_dtype=jnp.dtype(config.param_dtype), name=name)

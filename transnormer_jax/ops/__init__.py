@@ -10,13 +10,13 @@ from transnormer_jax.ops.diagonal_attention import DiagonalState, diagonal_atten
 from transnormer_jax.ops.feature_maps import cosformer_features, favor_features, orthogonal_gaussian
 from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.ops.linear_attention import (
-    BACKENDS,
     Problem,
     linear_attention,
     normalized_linear_attention,
     resolve_backend,
     token_positions,
 )
+from transnormer_jax.ops.linear_attention.backends import BACKENDS
 from transnormer_jax.ops.linformer_attention import (
     convolve_length,
     linformer_attention,
