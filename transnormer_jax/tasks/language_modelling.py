@@ -16,10 +16,7 @@ from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelling:
-    """Predicts tokens: what causal and masked language modelling have in common.
-
-    A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0, or where
-    `mask`, if there is one, is not 0.
+    """Predicts tokens: what causal and masked language modelling have in common; `CausalLM` says what a batch is.
 
     Attributes:
       model: tokens to logits.
@@ -78,7 +75,11 @@ class LanguageModelling:
 
 @dataclasses.dataclass(frozen=True)
 class CausalLM(LanguageModelling):
-    """Predicts each token from those before it; the batch is that of `LanguageModelling`."""
+    """Predicts each token from those before it.
+
+    A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0, or where
+    `mask`, if there is one, is not 0.
+    """
 
     def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
         """Sums of `params` over the `batch`, each row going on from `cache`, and the cache after it."""
