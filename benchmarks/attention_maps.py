@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Tokens
+from transnormer_jax.layers import Places
 from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.ops import (
     activation,
@@ -22,8 +22,8 @@ from transnormer_jax.ops import (
     favor_features,
     householder,
     rotary,
-    simple_rms_norm,
     token_positions,
+    transnormer_rms_norm,
 )
 
 # Those whose output is a matrix times the values, be it normalised afterwards.
@@ -94,7 +94,7 @@ def check_mapped(config: Any) -> TransNormerConfig:
 
 
 def scores(
-    config: TransNormerConfig, layer: int, params: Any, caught: Caught, tokens: Tokens
+    config: TransNormerConfig, layer: int, params: Any, caught: Caught, where: Places
 ) -> Float[Array, "B H N N"]:
     """s_ij of the paper's appendix (arXiv 2210.10340): q_i . k_j / sqrt(K), or phi(q_i) . phi(k_j); float32.
 
@@ -108,12 +108,12 @@ def scores(
     elif word == "performer":
         q, k = (favor_features(x, own["directions"], is_query=x is q) for x in (q, k))
     elif word == "cosformer":
-        q, k = (cosformer_features(x, tokens.position, config.max_length) for x in (q, k))
+        q, k = (cosformer_features(x, where.position, config.max_length) for x in (q, k))
     else:
         phi = activation("elu" if word == "norm_t1" else "1+elu")
         q, k = phi(q), phi(k)
     if "householder" in own:
-        place = tokens.position % config.block_size if word.startswith("diag") else tokens.position
+        place = where.position % config.block_size if word.startswith("diag") else where.position
         q, k = (rotary(householder(x, own["householder"]), own["theta"], place) for x in (q, k))
     return jnp.einsum("bnhk,bmhk->bhnm", q, k)
 
@@ -129,9 +129,9 @@ def visible(config: TransNormerConfig, layer: int, segment_ids: Int[Array, "B N"
     return same[:, None]
 
 
-def places(segment_ids: Int[Array, "B N"]) -> Tokens:
+def places(segment_ids: Int[Array, "B N"]) -> Places:
     """The positions that a model gives its tokens."""
-    return Tokens(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
+    return Places(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
 
 
 def matrix(word: str, s: Float[Array, "B H N N"], seen: Bool[Array, "B 1 N N"]) -> Float[Array, "B H N N"]:
@@ -150,7 +150,7 @@ def mix(
     """What the output projection reads: the matrix times the values, normalised where the attention does so."""
     values = v.astype(jnp.float32).reshape(*v.shape[:2], s.shape[1], -1)
     mixed = jnp.einsum("bhnm,bmhk->bnhk", matrix(word, s, seen), values).reshape(v.shape)
-    return simple_rms_norm(mixed, 1e-8, eps_in_root=False) if word in _NORMALISED else mixed
+    return transnormer_rms_norm(mixed) if word in _NORMALISED else mixed
 
 
 def distribution(word: str, s: Float[Array, "B H N N"], seen: Bool[Array, "B 1 N N"]) -> Float[Array, "B H N N"]:

@@ -56,7 +56,7 @@ NO_PAPER = {
     "token_positions": "bookkeeping of packed rows",
     "KeyValueCache": "a container",
     "DiagonalState": "a container",
-    "Tokens": "a container",
+    "Places": "a container",
     "Cache": "a container",
     "make_norm": "norms by name",
     "unstack_layers": "another layout of the same parameters",

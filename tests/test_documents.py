@@ -19,7 +19,13 @@ from transnormer_jax.training.config import ARCHITECTURES
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 # Those whose Python stands alone. docs/export.md has a test of its own, the others show lines of a config file.
-PROGRAMS = ["README.md", "docs/extending.md", "docs/hardware.md", "docs/tutorials/long_context.md"]
+PROGRAMS = [
+    "README.md",
+    "docs/coming_from.md",
+    "docs/extending.md",
+    "docs/hardware.md",
+    "docs/tutorials/long_context.md",
+]
 
 
 @pytest.mark.parametrize("document", PROGRAMS)

@@ -15,7 +15,7 @@ from transnormer_jax.distributed import (
     placements,
 )
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.models import TransNormer, TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.models.parameter_axes import parameter_axes
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.config import OptimizerConfig
@@ -125,3 +125,12 @@ def test_slices_lie_along_data_first():
         assert {device.slice_index for device in mesh.devices[copy].flat} == {copy}
     with pytest.raises(UserError, match=r"does not fit 2 slices: make config.mesh.data a multiple of 2"):
         make_mesh(MeshConfig(data=1, tensor=8), devices)
+
+
+def test_the_head_of_a_transnormer_is_split_by_the_vocabulary():
+    config = TransNormerConfig.preset("tiny", vocab_size=256, tie_embeddings=False, position="learned")
+    shapes = jax.eval_shape(TransNormer(config).init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    shardings = parameter_shardings(shapes, mesh_of_all_axes(), parameter_axes)
+    assert shardings["head"]["kernel"].spec == P(("fsdp", "context"), "tensor")
+    assert shardings["head"]["bias"].spec[0][0] == "tensor"
+    assert shardings["embed"]["positions"].spec[-1] == ("fsdp", "context")

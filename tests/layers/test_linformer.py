@@ -13,13 +13,13 @@ from tests.ops.test_linformer_attention import assert_near
 from tests.shared import shared_file
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers.linformer_attention import LengthProjection, LinformerAttention
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops.linformer_attention import linformer_attention
 
 WIDE = pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 
 
-TOKENS = Tokens(jnp.zeros((1, 1), jnp.int32))
+PLACES = Places(jnp.zeros((1, 1), jnp.int32))
 
 
 def golden_of(name, wide):
@@ -77,7 +77,7 @@ def tatp22(golden, prefix, heads, segment_ids=None):
 
 def random_params(module, x):
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, TOKENS)["params"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, PLACES)["params"]
     return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.3), jnp.float32), shapes)
 
 
@@ -101,7 +101,7 @@ def test_golden_default(wide):
 
         @jax.jit
         def attend(x, e):
-            return module.apply({"params": params | {"project_k": {"kernel": e.T}}}, x, TOKENS)[0]
+            return module.apply({"params": params | {"project_k": {"kernel": e.T}}}, x, PLACES)[0]
 
         y, pull_back = jax.vjp(attend, golden["in/x"], golden["param/proj_k"])
         d_x, d_e = pull_back(jnp.asarray(golden["in/cotangent"]))
@@ -122,7 +122,7 @@ def test_golden_token_model(wide):
             for layer in range(config["depth"]):
                 attention, feed = (f"param/linformer.net.layers.{layer}.{i}." for i in range(2))
                 module, params = lucidrains(golden, f"{attention}fn.", config)
-                x += module.apply({"params": params}, layer_norm(x, golden, f"{attention}norm."), TOKENS)[0]
+                x += module.apply({"params": params}, layer_norm(x, golden, f"{attention}norm."), PLACES)[0]
                 x += feed_forward(layer_norm(x, golden, f"{feed}norm."), golden, f"{feed}fn.", ("w1", "w2"))
             return x @ golden["param/to_logits.weight"].T + golden["param/to_logits.bias"][None, None]
 
@@ -174,7 +174,7 @@ def test_golden_stack_of_different_lengths(wide):
 )
 def test_what_is_shared(projection, sharing, matrices):
     module = LinformerAttention(2, False, 5, 30, projection=projection, sharing=sharing)
-    params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 24, 8)), TOKENS)["params"]
+    params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 24, 8)), PLACES)["params"]
     assert {key: params[key]["kernel"].shape for key in params if key.startswith("project")} == matrices
 
 
@@ -184,7 +184,7 @@ def test_padding_never_leaks(projection, attention):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 8)), jnp.float32)
     ids = jnp.asarray(np.arange(24)[None] < [[24], [13]], jnp.int32)
     params = random_params(module, x)
-    apply = jax.jit(lambda x: module.apply({"params": params}, x, TOKENS._replace(segment_ids=ids)))
+    apply = jax.jit(lambda x: module.apply({"params": params}, x, PLACES._replace(segment_ids=ids)))
     (clean, state), (dirty, _) = apply(x), apply(jnp.where(ids[..., None] == 0, 1e9, x))
     assert state is None
     np.testing.assert_array_equal(clean[1, :13], dirty[1, :13])
@@ -195,17 +195,17 @@ def test_padding_never_leaks(projection, attention):
 def test_one_projection_for_all_layers():
     class Layers(nn.Module):
         @nn.compact
-        def __call__(self, x, tokens):
+        def __call__(self, x, places):
             shared = LengthProjection(5, 30, name="length_projection")
             for i in range(3):
-                x += LinformerAttention(2, False, 5, 30, length_projection=shared, name=f"layers_{i}")(x, tokens)[0]
+                x += LinformerAttention(2, False, 5, 30, length_projection=shared, name=f"layers_{i}")(x, places)[0]
             return x
 
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 24, 8)), jnp.float32)
     params = random_params(Layers(), x)
     assert params["length_projection"]["kernel"].shape == (5, 30)
     assert set(params["layers_2"]) == {"q", "k", "v", "out"}
-    gradient = jax.jit(jax.grad(lambda params: Layers().apply({"params": params}, x, TOKENS).sum()))(params)
+    gradient = jax.jit(jax.grad(lambda params: Layers().apply({"params": params}, x, PLACES).sum()))(params)
     assert np.abs(gradient["length_projection"]["kernel"])[:, :24].min() > 0
 
 
@@ -214,13 +214,13 @@ def test_refusals():
     key = jax.random.key(0)
     for module, message in (
         (LinformerAttention(2, True, 5, 30), "mixes all positions, later ones included: set causal=False"),
-        (LinformerAttention(2, False, 5, 20), "24 tokens, but the Linformer was built for max_length 20: cut the rows"),
-        (LinformerAttention(2, False, 5, 20, projection="mean"), "built for max_length 20"),
+        (LinformerAttention(2, False, 5, 20), "24 tokens, but the Linformer was built for max_length=20: cut the rows"),
+        (LinformerAttention(2, False, 5, 20, projection="mean"), "built for max_length=20"),
         (LinformerAttention(2, False, 5, 30, projection="convolve"), "did you mean 'convolution'"),
-        (LinformerAttention(2, False, 5, 30, sharing="layerwise"), "Unknown Linformer sharing 'layerwise'"),
+        (LinformerAttention(2, False, 5, 30, sharing="layerwise"), "unknown Linformer sharing 'layerwise'"),
         (LinformerAttention(2, False, 5, 30, attention="relu"), "choose one of: linear, softmax"),
     ):
         with pytest.raises(UserError, match=message):
-            jax.eval_shape(module.init, key, x, TOKENS)
+            jax.eval_shape(module.init, key, x, PLACES)
     with pytest.raises(UserError, match="no causal form"):
-        jax.eval_shape(lambda: LinformerAttention(2, False, 5, 30).init(key, x, TOKENS, state=0))
+        jax.eval_shape(lambda: LinformerAttention(2, False, 5, 30).init(key, x, PLACES, state=0))

@@ -18,8 +18,9 @@ from transnormer_jax.layers import (
     LinearTransformerAttention,
     NormAttention,
     PerformerAttention,
+    Places,
     SoftmaxAttention,
-    Tokens,
+    make_norm,
 )
 from transnormer_jax.ops import token_positions
 
@@ -119,10 +120,10 @@ class Case:
 case_of = functools.cache(Case)
 
 
-def places(length: int, segment_ids=None) -> Tokens:
+def places(length: int, segment_ids=None) -> Places:
     if segment_ids is None:
-        return Tokens(jnp.arange(length, dtype=jnp.int32)[None])
-    return Tokens(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
+        return Places(jnp.arange(length, dtype=jnp.int32)[None])
+    return Places(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
 
 
 def assert_close(actual, expected):
@@ -194,7 +195,7 @@ def test_recurrent_is_parallel(mixer, direction):
     state, start, states = case.module.init_state(2, sum(lengths), MODEL_DIM), 0, {}
     for length in lengths:
         position = jnp.full((2, 1), start) + jnp.arange(length)[None]
-        out, state = case.apply(case.variables, x[:, start : start + length], Tokens(position), state)
+        out, state = case.apply(case.variables, x[:, start : start + length], Places(position), state)
         assert_close(out, expected[:, start : start + length])
         start += length
         states[start] = state
@@ -203,7 +204,7 @@ def test_recurrent_is_parallel(mixer, direction):
     read = (prefill, prefill + 2)
     state = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), *(states[n] for n in read))
     token = jnp.stack([x[row, n] for row, n in enumerate(read)])[:, None]
-    out, _ = case.apply(case.variables, token, Tokens(jnp.asarray(read)[:, None]), state)
+    out, _ = case.apply(case.variables, token, Places(jnp.asarray(read)[:, None]), state)
     assert_close(out[:, 0], jnp.stack([expected[row, n] for row, n in enumerate(read)]))
 
 
@@ -238,3 +239,5 @@ def test_mistakes_are_told():
     ]:
         with pytest.raises(UserError, match=message):
             module.init(jax.random.key(0), x, places(4))
+    with pytest.raises(UserError, match="unknown norm 'layernorm': did you mean 'layer_norm'"):
+        make_norm("layernorm", 1e-6, jnp.float32, jnp.float32, "norm")

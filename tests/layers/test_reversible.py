@@ -7,24 +7,24 @@ import numpy as np
 import pytest
 
 from transnormer_jax.layers.lsh_attention import LSHAttention
+from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.reversible import ReversibleBlocks
-from transnormer_jax.layers.tokens import Tokens
 
-TOKENS = Tokens(jnp.zeros((1, 1), jnp.int32))
+PLACES = Places(jnp.zeros((1, 1), jnp.int32))
 
 
 class AttentionBranch(nn.Module):
     @nn.compact
-    def __call__(self, x, tokens):
+    def __call__(self, x, places):
         attention = LSHAttention(num_heads=2, causal=True, chunk_size=8, num_rounds=2)
-        return attention(nn.LayerNorm()(x), tokens)[0]
+        return attention(nn.LayerNorm()(x), places)[0]
 
 
 class FeedForwardBranch(nn.Module):
     hidden: int = 24
 
     @nn.compact
-    def __call__(self, x, tokens):
+    def __call__(self, x, places):
         return nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(self.hidden)(nn.LayerNorm()(x))))
 
 
@@ -38,19 +38,19 @@ def example(depth, shape=(2, 24, 8)):
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     length = shape[1]
     ids = jnp.asarray(np.repeat([[1, 2, 0]], [length // 2, length // 3, length - length // 2 - length // 3], axis=1))
-    tokens = Tokens(jnp.arange(length)[None], jnp.broadcast_to(ids, shape[:2]))
+    places = Places(jnp.arange(length)[None], jnp.broadcast_to(ids, shape[:2]))
     module = ReversibleBlocks(blocks(depth))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, tokens)["params"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, places)["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.3), jnp.float32), shapes)
-    return module, params, x, tokens
+    return module, params, x, places
 
 
-def plain(blocks, params, x, tokens):
+def plain(blocks, params, x, places):
     """The equations with autodiff's own gradient."""
     first, second = x, x
     for i, (attention, feed_forward) in enumerate(blocks):
-        first = first + attention.apply({"params": params[f"attention_{i}"]}, second, tokens)
-        second = second + feed_forward.apply({"params": params[f"feed_forward_{i}"]}, first, tokens)
+        first = first + attention.apply({"params": params[f"attention_{i}"]}, second, places)
+        second = second + feed_forward.apply({"params": params[f"feed_forward_{i}"]}, first, places)
     return (first + second) / 2
 
 
@@ -60,14 +60,14 @@ def assert_near(actual, expected, tolerance):
 
 def test_gradient_is_that_of_the_plain_composition():
     depth = 2
-    module, params, x, tokens = example(depth)
+    module, params, x, places = example(depth)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
 
     def loss(apply):
         return jax.jit(jax.value_and_grad(lambda params, x: jnp.sum(weight * apply(params, x)), argnums=(0, 1)))
 
-    value, gradients = loss(lambda params, x: module.apply({"params": params}, x, tokens))(params, x)
-    expected, expected_gradients = loss(lambda params, x: plain(blocks(depth), params, x, tokens))(params, x)
+    value, gradients = loss(lambda params, x: module.apply({"params": params}, x, places))(params, x)
+    expected, expected_gradients = loss(lambda params, x: plain(blocks(depth), params, x, places))(params, x)
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     jax.tree.map(lambda actual, like: assert_near(actual, like, 2e-5), gradients, expected_gradients)
     assert np.abs(gradients[0]["attention_0"]["LSHAttention_0"]["qk"]["kernel"]).max() > 0
@@ -78,7 +78,7 @@ class Noise(nn.Module):
 
     stream: str
 
-    def __call__(self, x, tokens):
+    def __call__(self, x, places):
         return x * jax.random.normal(self.make_rng(self.stream), x.shape)
 
 
@@ -91,7 +91,7 @@ def test_random_streams_repeat_in_the_backward_pass():
     @jax.jit
     def loss(x, dropout, hash_):
         rngs = {"dropout": jax.random.key(dropout), "hash": jax.random.key(hash_)}
-        return jnp.sum(weight * module.apply({"params": params}, x, TOKENS, rngs=rngs))
+        return jnp.sum(weight * module.apply({"params": params}, x, PLACES, rngs=rngs))
 
     params = {f"{name}_{i}": {} for name in ("attention", "feed_forward") for i in range(2)}
     slope = jnp.sum(jax.jit(jax.grad(loss))(x, 1, 2) * direction)
@@ -108,12 +108,12 @@ def test_memory_does_not_grow_with_depth_as_the_plain_form():
         branch = FeedForwardBranch(hidden=hidden, parent=None)
         module = ReversibleBlocks(((branch, branch),) * depth)
         x = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
-        params = jax.eval_shape(module.init, jax.random.key(0), x, TOKENS)["params"]
+        params = jax.eval_shape(module.init, jax.random.key(0), x, PLACES)["params"]
 
         def loss(params, x):
             if reversible:
-                return jnp.sum(module.apply({"params": params}, x, TOKENS) ** 2)
-            return jnp.sum(plain(module.blocks, params, x, TOKENS) ** 2)
+                return jnp.sum(module.apply({"params": params}, x, PLACES) ** 2)
+            return jnp.sum(plain(module.blocks, params, x, PLACES) ** 2)
 
         compiled = jax.jit(jax.grad(loss)).lower(params, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -132,6 +132,6 @@ def test_parameters_are_those_of_the_branches():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_output_has_the_dtype_of_the_input(dtype):
-    module, params, x, tokens = example(1)
-    out = jax.eval_shape(lambda x: module.apply({"params": params}, x, tokens), x.astype(dtype))
+    module, params, x, places = example(1)
+    out = jax.eval_shape(lambda x: module.apply({"params": params}, x, places), x.astype(dtype))
     assert out.dtype == dtype

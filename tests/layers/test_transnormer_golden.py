@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import DiagAttention, GatedFeedForward, NormAttention, Tokens
-from transnormer_jax.ops import householder, rotary, rotary_frequencies, simple_rms_norm
+from transnormer_jax.layers import DiagAttention, GatedFeedForward, NormAttention, Places
+from transnormer_jax.ops import householder, rotary, rotary_frequencies, transnormer_rms_norm
 
 # Relative to the root mean square of each array.
 TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
@@ -42,11 +42,11 @@ def check_attention(module, golden, dtype):
     params["theta"] = jnp.asarray(golden["param/urpe.theta"][0, 0], dtype)
     params["householder"] = jnp.asarray(golden["param/urpe.v"], dtype)
     x = jnp.asarray(golden["in/x"], dtype)
-    tokens = Tokens(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
+    places = Places(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
 
     @jit
     def run(params, x, cotangent):
-        out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, tokens)[0], params, x)
+        out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, places)[0], params, x)
         return out, *pull_back(cotangent)
 
     out, d_params, d_x = run(params, x, jnp.asarray(golden["in/cotangent"], dtype))
@@ -117,7 +117,7 @@ def test_simple_rms_norm(dtype):
     golden = load("tn_simple_rmsnorm")
     with jax.enable_x64(dtype == "float64"):
         x, cotangent = (jnp.asarray(golden[name], dtype) for name in ("in/x", "in/cotangent"))
-        out, pull_back = jax.vjp(lambda x: simple_rms_norm(x, 1e-8, eps_in_root=False), x)
+        out, pull_back = jax.vjp(transnormer_rms_norm, x)
         (d_x,) = pull_back(cotangent)
         for row in range(6):  # scales from 1e-6 to 1e3, and zero
             assert_golden(out[row], golden["out/y"][row], dtype)

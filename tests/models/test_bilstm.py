@@ -107,8 +107,8 @@ def test_dropout_needs_a_key(model, variables, frames):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_layers": 0}, "must be at least 1"),
-        ({"hidden_dim": 0}, "must be at least 1"),
+        ({"num_layers": 0}, "must be a whole number, 1 or more"),
+        ({"hidden_dim": 0}, "must be a whole number, 1 or more"),
         ({"dropout": 1.0}, "less than 1"),
     ],
 )

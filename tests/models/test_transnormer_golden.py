@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import Tokens
+from transnormer_jax.layers import Places
 from transnormer_jax.models import TransNormer, TransNormerConfig
-from transnormer_jax.models.stack import Stack
-from transnormer_jax.models.transnormer import init_cache
+from transnormer_jax.models.stack import Stack, init_cache
 from transnormer_jax.tasks import CausalLM
 
 TOLERANCE = 2e-5
@@ -160,13 +159,13 @@ def test_linear_transformer_stack():
     x = arrays["in/x"]
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     apply = jax.jit(lambda *inputs: Stack(config).apply({"params": params}, *inputs))
-    y, _ = apply(x, Tokens(positions))
+    y, _ = apply(x, Places(positions))
     assert_close(y, arrays["out/y"])
     # The same as a recurrent network, token by token.
-    states = init_cache(config, len(x)).states
+    states = init_cache(config, len(x), 0).states
     rows = []
     for t in range(x.shape[1]):
-        row, states = apply(x[:, t : t + 1], Tokens(positions[:, t : t + 1]), states)
+        row, states = apply(x[:, t : t + 1], Places(positions[:, t : t + 1]), states)
         rows.append(row)
     assert_close(jnp.concatenate(rows, axis=1), arrays["out/y_recurrent"])
 

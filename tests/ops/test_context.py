@@ -10,6 +10,7 @@ import pytest
 
 from tests.ops.definition import relative_rms
 from transnormer_jax.distributed import MeshConfig, make_mesh
+from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention, token_positions
 from transnormer_jax.ops.hardware import interpret_kernels
 
@@ -129,3 +130,14 @@ def test_gradient_of_gradient():
         actual = jax.jit(curvature)(*operands)
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+def test_the_axes_of_a_mesh_must_be_auto():
+    q = jnp.zeros((2, 16, 2, 4))
+    mesh = jax.make_mesh((2, 4), ("data", "other"))
+    with jax.set_mesh(mesh), pytest.raises(UserError, match=re.escape("axis_types=(AxisType.Auto,) * 2")):
+        linear_attention(q, q, q)
+    with jax.set_mesh(mesh):
+        attend = jax.sharding.auto_axes(linear_attention, out_sharding=jax.P("data"))
+        out, _ = jax.eval_shape(attend, q, q, q)
+    assert out.sharding.spec[0] == "data"

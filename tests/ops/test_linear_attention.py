@@ -9,7 +9,13 @@ import pytest
 
 from tests.ops.definition import CASES, Case, Inputs, define, define_gradients, make_inputs, relative_rms
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops import linear_attention, normalized_linear_attention, resolve_backend, token_positions
+from transnormer_jax.ops import (
+    alibi_slopes,
+    linear_attention,
+    normalized_linear_attention,
+    resolve_backend,
+    token_positions,
+)
 from transnormer_jax.ops.hardware import interpret_mode
 from transnormer_jax.ops.linear_attention import Problem
 
@@ -188,7 +194,7 @@ def test_padding_on_either_side_is_invisible():
     for left in (0, 30, 50):
         padded = [np.zeros_like(x) for x in inputs[:3]]
         for target, source in zip(padded, inputs[:3], strict=True):
-            target[:] = 7.0  # rubbish in the padding must not matter
+            target[:] = np.nan  # whatever is in the padding must not matter
             target[:, left : left + 40] = source[:, :40]
         ids = np.zeros((2, 90), np.int32)
         ids[:, left : left + 40] = 3
@@ -242,7 +248,9 @@ def test_auto_takes_one_matrix_for_a_short_row():
         ({"k": jnp.zeros((1, 5, 2, 8))}, "k has shape"),
         ({"v": jnp.zeros((1, 4, 2, 8), jnp.bfloat16)}, "give one dtype"),
         ({"log_decay": jnp.zeros(3)}, "log_decay has shape"),
-        ({"log_decay": jnp.zeros(2), "causal": False}, "causal=False knows no decay"),
+        ({"log_decay": jnp.zeros(2), "causal": False}, "causal=False takes no decay"),
+        ({"log_decay": alibi_slopes(2)}, "log_decay must be <= 0 and finite: of slopes"),
+        ({"log_decay": [-0.1, -float("inf")]}, "log_decay must be <= 0 and finite: of slopes"),
     ],
 )
 def test_mistakes_are_told(change, message):
@@ -251,3 +259,91 @@ def test_mistakes_are_told(change, message):
     unchecked = linear_attention.__wrapped__ if hasattr(linear_attention, "__wrapped__") else linear_attention
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         unchecked(**arguments)
+
+
+@pytest.mark.parametrize("backend", [name for name in ANYWHERE if name != "quadratic"])
+def test_the_document_before_leaves_nothing_not_even_in_the_rounding(backend: str):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 96, 1, 4))
+    ids = (1 + jnp.arange(96) // 32)[None]  # three documents, of which the first two write numbers 10^4 times as large
+    k = jnp.where(ids[..., None, None] < 3, 1e4 * k, k)
+
+    def attend(q, k, v, log_decay, ids):
+        return linear_attention(q, k, v, log_decay, segment_ids=ids, backend=backend, chunk_size=8)
+
+    log_decay, attend = jnp.array([-0.3]), jax.jit(attend)
+    out, state = attend(q, k, v, log_decay, ids)
+    alone, alone_state = attend(q[:, 64:], k[:, 64:], v[:, 64:], log_decay, None)
+    assert relative_rms(out[:, 64:], np.asarray(alone, np.float64)) <= 1e-6
+    assert relative_rms(state, np.asarray(alone_state, np.float64)) <= 1e-6
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@each_backend
+def test_types_do_not_widen_where_float64_is_the_default(backend: str, causal: bool):
+    with jax.enable_x64(True):
+        q, ids = jnp.zeros((1, 20, 2, 4), jnp.float32), jnp.ones((1, 20), jnp.int32)
+
+        def loss(q, k, v):
+            out, state = linear_attention(q, k, v, segment_ids=ids, causal=causal, backend=backend, chunk_size=8)
+            assert out.dtype == state.dtype == jnp.float32
+            return out.sum() + state.sum()
+
+        gradients = jax.eval_shape(jax.grad(loss, argnums=(0, 1, 2)), q, q, q)
+        assert {gradient.dtype for gradient in gradients} == {jnp.dtype("float32")}
+
+
+def test_normalized_sums_may_leave_the_range_of_float16():
+    # Denominators of about 9,000 and of 0: the largest float16 is 65,504, and 1 / eps^2 is larger.
+    k = 8 * jnp.ones((1, 160, 1, 4), jnp.float16)
+    v = jax.random.normal(jax.random.key(0), (1, 160, 1, 4), jnp.float16)
+    ids = jnp.repeat(jnp.array([[0, 1, 0]]), jnp.array([10, 140, 10]), axis=1, total_repeat_length=160)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+    def mean(q, k, v):
+        out, _ = normalized_linear_attention(q, k, v, segment_ids=ids)
+        return out.astype(jnp.float32).sum(), out
+
+    (_, out), gradients = mean(32 * k, k, v)
+    expected = np.cumsum(np.asarray(v[0, 10:150, 0], np.float64), axis=0) / np.arange(1, 141)[:, None]
+    np.testing.assert_allclose(out[0, 10:150, 0], expected, atol=2e-3)
+    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_a_row_that_is_one_document_needs_two_products_without_causality():
+    q = jax.ShapeDtypeStruct((1, 1024, 1, 64), jnp.float32)
+    attend = functools.partial(linear_attention, causal=False)
+    flops = jax.jit(attend).lower(q, q, q).compile().cost_analysis()["flops"]
+    assert flops <= 1.01 * (4 * 1024 * 64 * 64)
+
+
+def test_the_scale_is_not_rounded_and_may_be_traced():
+    # 0.3 in bfloat16 is off by 0.26%; the roundings of products and outputs nearly cancel in the mean.
+    q = jnp.linspace(1, 2, 512, dtype=jnp.bfloat16).reshape(1, 128, 1, 4)
+    ones = jnp.ones_like(q)
+    attend = jax.jit(functools.partial(linear_attention, causal=False))
+    out, _ = attend(q, ones, ones, scale=jnp.float32(0.3))
+    expected = 0.3 * np.asarray(q, np.float64).sum(-1) * 128
+    assert abs(np.mean(np.asarray(out, np.float64)[..., 0] / expected) - 1) <= 5e-4
+
+
+@each_backend
+def test_no_rows_are_a_batch(backend: str):
+    q, ids = jnp.zeros((0, 20, 2, 4)), jnp.zeros((0, 20), jnp.int32)
+    for options in ({}, {"segment_ids": ids}, {"causal": False}):
+        out, state = jax.eval_shape(functools.partial(linear_attention, backend=backend, **options), q, q, q)
+        assert (out.shape, state.shape) == (q.shape, (0, 2, 4, 4))
+
+
+def test_without_causality_half_precision_is_near():
+    q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 2, 300, 2, 16), jnp.bfloat16)
+    state = jax.random.normal(jax.random.key(1), (2, 2, 16, 16))
+
+    @jax.jit
+    def results(*operands):
+        out, pull_back = jax.vjp(functools.partial(linear_attention, causal=False), *operands[:3])
+        return out, pull_back((operands[3], state.astype(jnp.float32)))
+
+    exact = results(*(x.astype(jnp.float32) for x in (q, k, v, d_out)))
+    for a, b in zip(jax.tree.leaves(results(q, k, v, d_out)), jax.tree.leaves(exact), strict=True):
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-3

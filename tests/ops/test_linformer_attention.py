@@ -86,7 +86,7 @@ def test_a_projection_per_head():
 
 def test_more_tokens_than_columns():
     _, k, _, projection = inputs(4)
-    with pytest.raises(UserError, match="24 tokens, but the Linformer's projection has 20 columns: cut the rows"):
+    with pytest.raises(UserError, match="24 tokens, but the Linformer was built for max_length=20: cut the rows"):
         project_length(k, projection[:, :20])
 
 

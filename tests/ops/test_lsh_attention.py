@@ -22,7 +22,7 @@ HUGGING_FACE = ["reformer_hf_bidir_1round", "reformer_hf_causal_4rounds"]
 DUPLICATES = "reformer_luc_bidir_3rounds_duplicate_correction"
 
 
-jitted_attend = jax.jit(attend_in_buckets, static_argnames=("chunk_size", "causal", "count_pairs_once"))
+jitted_attend = jax.jit(attend_in_buckets, static_argnames=("chunk_size", "causal"))
 jitted_lsh = jax.jit(lsh_attention, static_argnames=("chunk_size", "causal"))
 
 
@@ -139,9 +139,9 @@ def test_golden_modules(name, wide):
 
 
 def test_golden_duplicates():
-    """The reference gives pairs that meet only across two rounds the count 0, hence the weight 1e9; ours is 1.
+    """The reference divides the weight of a pair by a count of its own: 0 where it meets across two rounds only.
 
-    So the file holds the definition to the reference with its count, and the definition with ours holds the operator.
+    So the file holds the definition to the reference with that count, and the definition without it holds the operator.
     """
     golden, config = load(DUPLICATES), config_of(DUPLICATES)
     with jax.enable_x64(True):
@@ -172,10 +172,9 @@ def test_golden_duplicates():
                 causal=False,
                 scale=scale,
                 eps=1e-24,
-                count_pairs_once=True,
             )[:, :, 0]
 
-        expected, expected_pull_back = jax.vjp(jax.jit(lambda qk, v: dense(qk, v, count > 0, scale)), qk, v)
+        expected, expected_pull_back = jax.vjp(jax.jit(lambda qk, v: dense(qk, v, count, scale)), qk, v)
         out, pull_back = jax.vjp(jax.jit(attend), qk, v)
         assert_near(out, expected, 1e-9)
         for gradient, like in zip(pull_back(d_out), expected_pull_back(d_out), strict=True):
@@ -183,16 +182,16 @@ def test_golden_duplicates():
 
 
 @pytest.mark.parametrize(
-    ("rounds", "chunk_size", "once", "causal"),
-    [(3, 8, False, True), (1, 8, True, False), (2, 40, True, True)],
+    ("rounds", "chunk_size", "causal"),
+    [(3, 8, True), (1, 8, False), (2, 40, True)],
 )
-def test_is_its_definition(rounds, chunk_size, once, causal):
+def test_is_its_definition(rounds, chunk_size, causal):
     qk, v, rotations = inputs(0, heads=1, rounds=rounds)
     buckets = lsh_hash(qk, rotations)
     count = meetings(np.asarray(buckets[:, 0]), chunk_size) * ~np.eye(qk.shape[1], dtype=bool)
     count = np.tril(count) if causal else count
-    out = jitted_attend(qk, v, buckets, chunk_size=chunk_size, causal=causal, count_pairs_once=once)
-    assert_near(out[:, :, 0], dense(qk[:, :, 0], v[:, :, 0], np.minimum(count, 1) if once else count, 1.0), 2e-5)
+    out = jitted_attend(qk, v, buckets, chunk_size=chunk_size, causal=causal)
+    assert_near(out[:, :, 0], dense(qk[:, :, 0], v[:, :, 0], count, 1.0), 2e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

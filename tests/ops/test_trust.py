@@ -1,11 +1,13 @@
 """ "auto" takes a kernel only where it was measured, and only after a check on the machine at hand."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from transnormer_jax.ops import linear_attention, resolve_backend
-from transnormer_jax.ops.hardware import Hardware
+from transnormer_jax.ops.hardware import Hardware, target_hardware
 from transnormer_jax.ops.linear_attention import BACKENDS, Backend, Problem, backends
 from transnormer_jax.ops.linear_attention.trust import is_right_here
 
@@ -35,7 +37,7 @@ def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
 
     kernel(Backend(attend))
     q = jnp.ones((1, 300, 2, 8))
-    with jax.set_mesh(jax.make_mesh((8,), ("data",))):
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         jax.jit(lambda q: linear_attention(q, q, q)[0])(q)
     assert 300 in calls
     assert resolve_backend("auto", LONG) == "kernel"
@@ -72,3 +74,13 @@ def test_what_a_kernel_refuses_it_does_not_get(kernel):
 def test_what_is_compiled_for_another_machine_cannot_be_checked(platform: str, monkeypatch):
     monkeypatch.setattr(backends, "target_hardware", lambda: Hardware(platform, platform))
     assert resolve_backend("auto", LONG) == {"tpu": "pallas_tpu", "gpu": "chunked"}[platform]
+
+
+@pytest.mark.parametrize("device", ["cpu", jax.devices("cpu")[1]])
+def test_the_default_device_decides(device, monkeypatch):
+    tpu = Mock(spec=jax.Device, platform="tpu", device_kind="TPU v5 lite")
+    cpus = jax.local_devices(backend="cpu")
+    monkeypatch.setattr(jax, "local_devices", lambda backend="tpu": cpus if backend == "cpu" else [tpu])
+    assert target_hardware() == Hardware("tpu", "TPU v5 lite")
+    with jax.default_device(device):
+        assert target_hardware() == Hardware("cpu", "cpu")

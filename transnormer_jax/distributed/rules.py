@@ -100,10 +100,20 @@ def that_divide(size: int, axes: Sequence[str], mesh_sizes: Mapping[str, int]) -
 
 
 def auto_axes() -> dict[str, int]:
-    """Axes, and their sizes, of the mesh that is set, over which XLA may divide operations."""
+    """Axes, and their sizes, of the mesh that is set, over which XLA may divide operations.
+
+    Raises:
+      UserError: an axis of several devices is Explicit, as `jax.make_mesh` has it unless told otherwise.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    sizes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in sizes if kind == AxisType.Auto}
+    axes = list(zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True))
+    for name, size, kind in axes:
+        if kind == AxisType.Explicit and size > 1:
+            raise UserError(
+                f"mesh axis {name!r} is Explicit: make the mesh with axis_types=(AxisType.Auto,) * {len(axes)}, "
+                "or call under jax.sharding.auto_axes."
+            )
+    return {name: size for name, size, kind in axes if kind == AxisType.Auto}
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -10,10 +10,10 @@ from transnormer_jax.layers.lsh_attention import LSHAttention
 from transnormer_jax.layers.norm import make_norm
 from transnormer_jax.layers.norm_attention import NormAttention
 from transnormer_jax.layers.performer_attention import PerformerAttention
+from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.reversible import ReversibleBlocks
 from transnormer_jax.layers.simple_glu import SimpleGLU
 from transnormer_jax.layers.softmax_attention import SoftmaxAttention
-from transnormer_jax.layers.tokens import Tokens
 
 __all__ = [
     "CosformerAttention",
@@ -27,9 +27,9 @@ __all__ = [
     "LinformerAttention",
     "NormAttention",
     "PerformerAttention",
+    "Places",
     "ReversibleBlocks",
     "SimpleGLU",
     "SoftmaxAttention",
-    "Tokens",
     "make_norm",
 ]

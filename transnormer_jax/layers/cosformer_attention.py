@@ -4,7 +4,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from transnormer_jax.layers.linear_transformer_attention import LinearTransformerAttention
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import cosformer_features
 
 
@@ -12,18 +12,18 @@ class CosformerAttention(LinearTransformerAttention):
     """Linear attention with weights relu(q_i) . relu(k_j) cos(pi (i - j) / 2m) (arXiv 2202.08791).
 
     Attributes:
-      horizon: m, the greatest length of a document (see `ops.cosformer_features`), beside the attributes of
+      horizon: m, the greatest length of a document (see `ops.cosformer_features`), besides the attributes of
         `LinearTransformerAttention`.
     """
 
     horizon: int = 512
 
     def features(
-        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], places: Places
     ) -> tuple[Float[Array, "B N H 2*K"], Float[Array, "B N H 2*K"]]:
         """relu(q) and relu(k), each times a cosine and a sine of its place."""
-        return cosformer_features(q, tokens.position, self.horizon), cosformer_features(
-            k, tokens.position, self.horizon
+        return cosformer_features(q, places.position, self.horizon), cosformer_features(
+            k, places.position, self.horizon
         )
 
     @nn.nowrap

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import (
     DiagonalState,
     diagonal_attention,
@@ -16,7 +16,7 @@ from transnormer_jax.ops import (
     resume_diagonal_attention,
     rotary,
     rotary_frequencies,
-    simple_rms_norm,
+    transnormer_rms_norm,
 )
 
 _WEIGHTS = {"t1": "relu", "t2": "softmax"}
@@ -27,7 +27,7 @@ class DiagAttention(nn.Module):
 
     Attributes:
       num_heads: H; K = D / H must be even.
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       variant: "t1" (relu of the scores, then SimpleRMSNorm over the heads) or "t2" (softmax, no norm).
       block_size: tokens of a block, counted from the beginning of each document.
       count_padding: see `ops.diagonal_attention`.
@@ -45,7 +45,7 @@ class DiagAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: DiagonalState | None = None
+        self, x: Float[Array, "B N D"], places: Places, state: DiagonalState | None = None
     ) -> tuple[Float[Array, "B N D"], DiagonalState | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
@@ -62,7 +62,7 @@ class DiagAttention(nn.Module):
             mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
             mirror = jax.lax.stop_gradient(mirror)
             # Places within the block keep the angles small, and so exact.
-            place = tokens.position % self.block_size
+            place = places.position % self.block_size
             q, k = (rotary(householder(x, mirror), theta, place) for x in (q, k))
         with jax.named_scope("diagonal_attention"):
             if state is None:
@@ -73,14 +73,14 @@ class DiagAttention(nn.Module):
                     block_size=self.block_size,
                     weights=weights,
                     causal=self.causal,
-                    segment_ids=tokens.segment_ids,
+                    segment_ids=places.segment_ids,
                     count_padding=self.count_padding,
                 )
             else:
-                out, state = resume_diagonal_attention(q, k, v, state, tokens.position, weights=weights)
+                out, state = resume_diagonal_attention(q, k, v, state, places.position, weights=weights)
         out = out.reshape(x.shape)
         if self.variant == "t1":
-            out = simple_rms_norm(out, 1e-8, eps_in_root=False)
+            out = transnormer_rms_norm(out)
         return project_out(out, self.dtype, self.param_dtype), state
 
     @nn.nowrap

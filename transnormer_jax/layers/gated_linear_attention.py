@@ -91,7 +91,7 @@ class GatedLinearAttention(nn.Module):
             )
         with jax.named_scope("gate"):
             norm = make_norm(self.norm, self.norm_eps, self.dtype, self.param_dtype, name="out_norm")
-            out = norm(out.reshape(*x.shape[:2], -1))
+            out = norm(out.reshape(*x.shape[:2], self.num_heads * self.head_dim))
             if u is not None:
                 out = u * out
         return dense(x.shape[-1], ("heads", "embed"), name="out")(out), state

@@ -1,5 +1,6 @@
 """The projections around an attention: tokens to heads, and heads to tokens. For use inside a compact method."""
 
+import math
 from collections.abc import Iterable
 
 import flax.linen as nn
@@ -18,18 +19,18 @@ def project_heads(
     param_dtype: jnp.dtype,
     kernel_init: nn.initializers.Initializer = _XAVIER,
 ) -> tuple[Float[Array, "B N H K"], ...]:
-    """Projects tokens once for each name, from D to D with a bias, and parts the features into H heads of D / H."""
+    """Projects tokens once for each name, from D to D with a bias, and splits the features into H heads of D / H."""
     with jax.named_scope("heads"):
         dense = (
             nn.Dense(x.shape[-1], dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, name=name)
             for name in names
         )
-        return tuple(project(x).reshape(*x.shape[:2], num_heads, -1) for project in dense)
+        return tuple(project(x).reshape(*x.shape[:2], num_heads, x.shape[-1] // num_heads) for project in dense)
 
 
 def project_out(
     out: Float[Array, "B N H K"] | Float[Array, "B N D"], dtype: jnp.dtype, param_dtype: jnp.dtype
 ) -> Float[Array, "B N D"]:
     """Projects the heads, side by side, from D to D with a bias."""
-    out = out.reshape(*out.shape[:2], -1)
+    out = out.reshape(*out.shape[:2], math.prod(out.shape[2:]))
     return nn.Dense(out.shape[-1], dtype=dtype, param_dtype=param_dtype, kernel_init=_XAVIER, name="out")(out)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import activation, normalized_linear_attention
 
 
@@ -18,7 +18,7 @@ class LinearTransformerAttention(nn.Module):
 
     Attributes:
       num_heads: H.
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
       backend: of `linear_attention`.
@@ -32,38 +32,38 @@ class LinearTransformerAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: Float[Array, "B H F K+1"] | None = None
+        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H F K+1"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H F K+1"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token."""
         q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("features"):
-            q, k = self.features(q, k, tokens)
+            q, k = self.features(q, k, places)
         with jax.named_scope("linear_attention"):
             out, new_state = normalized_linear_attention(
                 q,
                 k,
                 v,
                 initial_state=state,
-                segment_ids=tokens.segment_ids,
+                segment_ids=places.segment_ids,
                 causal=self.causal,
                 backend=self.backend,
             )
         return project_out(out, self.dtype, self.param_dtype), None if state is None else new_state
 
     def features(
-        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], places: Places
     ) -> tuple[Float[Array, "B N H F"], Float[Array, "B N H F"]]:
         """phi(q) and phi(k), not negative.
 
         Args:
           q: [B, N, H, K] queries.
           k: [B, N, H, K] keys.
-          tokens: places, for a phi that depends on them.
+          places: of the tokens, for a phi that depends on them.
 
         Returns:
           Both as [B, N, H, F], F = `num_features_of(K)`, in the dtype of `q`.
         """
-        del tokens
+        del places
         phi = activation("1+elu")
         return phi(q), phi(k)
 
@@ -77,4 +77,5 @@ class LinearTransformerAttention(nn.Module):
         """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         head_dim = model_dim // self.num_heads
-        return jnp.zeros((batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1))
+        shape = (batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1)
+        return jnp.zeros(shape, jnp.float32)

@@ -9,17 +9,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
-from transnormer_jax.ops.linformer_attention import (
+from transnormer_jax.layers.places import Places
+from transnormer_jax.ops import (
     convolve_length,
     linformer_attention,
     linformer_linear_attention,
     pool_length,
     project_length,
 )
+from transnormer_jax.ops.linformer_attention import check_length
 
-_KINDS = ("learned", "convolution", "mean", "max")
-_SHARINGS = ("none", "headwise", "key_value")
+KINDS = ("learned", "convolution", "mean", "max")
+"""How the length may be projected."""
+SHARINGS = ("none", "headwise", "key_value")
+"""Which projections of a layer may be one."""
 _ATTENTIONS = {"softmax": linformer_attention, "linear": linformer_linear_attention}
 
 
@@ -29,11 +32,12 @@ class LengthProjection(nn.Module):
     One instance may serve the keys and the values of many layers; it is then one set of parameters.
 
     Attributes:
-      projected_length: R for max_length tokens, the paper's k.
+      projected_length: R for max_length tokens, the paper's k. Windows are ceil(M / R) tokens long, and there may be
+        fewer than R of them: 3 for M = 9 and R = 4.
       max_length: M, tokens of the longest row. Shorter rows use the first N columns, or have fewer windows.
       kind: "learned" (a matrix, xavier uniform), "convolution" (kernel and stride ceil(M / R), over the features of a
         head), "mean" or "max" of windows of ceil(M / R) tokens.
-      num_heads: H for one projection per head, None for one that all heads share. Pooling knows no difference.
+      num_heads: H for one projection per head, None for one that all heads share. No effect on pooling.
       use_bias: add a learned number to all features of each of the R rows; for "learned" only.
       param_dtype: of the parameters.
     """
@@ -54,13 +58,9 @@ class LengthProjection(nn.Module):
         Raises:
           UserError: the kind is unknown, or N > max_length.
         """
-        if self.kind not in _KINDS:
-            raise UserError(f"Unknown Linformer projection {self.kind!r}: {did_you_mean(self.kind, _KINDS)}")
-        if x.shape[1] > self.max_length:
-            raise UserError(
-                f"{x.shape[1]} tokens, but the Linformer was built for max_length {self.max_length}: "
-                "cut the rows, or train with a larger max_length."
-            )
+        if self.kind not in KINDS:
+            raise UserError(f"unknown Linformer projection {self.kind!r}: {did_you_mean(self.kind, KINDS)}")
+        check_length(x, self.max_length)
         heads = () if self.num_heads is None else (self.num_heads,)
         window = -(-self.max_length // self.projected_length)
         if self.kind in ("mean", "max"):
@@ -111,7 +111,7 @@ class LinformerAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: None = None
+        self, x: Float[Array, "B N D"], places: Places, state: None = None
     ) -> tuple[Float[Array, "B N D"], None]:
         """Returns the mixed tokens [B, N, D], and None for a state.
 
@@ -125,14 +125,14 @@ class LinformerAttention(nn.Module):
             )
         if self.attention not in _ATTENTIONS:
             raise UserError(
-                f"Unknown Linformer attention {self.attention!r}: {did_you_mean(self.attention, _ATTENTIONS)}"
+                f"unknown Linformer attention {self.attention!r}: {did_you_mean(self.attention, _ATTENTIONS)}"
             )
 
         q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("project_length"):
             project_k, project_v = self._length_projections()
-            k, seen = project_k(k, tokens.segment_ids)
-            v, _ = project_v(v, tokens.segment_ids)
+            k, seen = project_k(k, places.segment_ids)
+            v, _ = project_v(v, places.segment_ids)
         with jax.named_scope("linformer_attention"):
             out = _ATTENTIONS[self.attention](q, k, v, seen)
         return project_out(out, self.dtype, self.param_dtype), None
@@ -141,8 +141,8 @@ class LinformerAttention(nn.Module):
         """E and F, as shared as they are to be."""
         if self.length_projection is not None:
             return self.length_projection, self.length_projection
-        if self.sharing not in _SHARINGS:
-            raise UserError(f"Unknown Linformer sharing {self.sharing!r}: {did_you_mean(self.sharing, _SHARINGS)}")
+        if self.sharing not in SHARINGS:
+            raise UserError(f"unknown Linformer sharing {self.sharing!r}: {did_you_mean(self.sharing, SHARINGS)}")
         options: dict[str, Any] = {
             "projected_length": self.projected_length,
             "max_length": self.max_length,

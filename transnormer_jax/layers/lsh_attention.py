@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
-from transnormer_jax.ops.lsh_attention import bucket_factors, lsh_attention
+from transnormer_jax.layers.places import Places
+from transnormer_jax.ops import bucket_factors, lsh_attention
 
 
 class LSHAttention(nn.Module):
@@ -37,7 +37,7 @@ class LSHAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: None = None
+        self, x: Float[Array, "B N D"], places: Places, state: None = None
     ) -> tuple[Float[Array, "B N D"], None]:
         """Returns the mixed tokens [B, N, D], and None for a state.
 
@@ -66,6 +66,6 @@ class LSHAttention(nn.Module):
                 chunk_size=self.chunk_size,
                 causal=self.causal,
                 factors=factors,
-                segment_ids=tokens.segment_ids,
+                segment_ids=places.segment_ids,
             )
         return project_out(out, self.dtype, self.param_dtype), None

@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.ops import simple_rms_norm
+
+_MODULES = {"rms_norm": nn.RMSNorm, "layer_norm": nn.LayerNorm}
 
 
 def make_norm(
@@ -24,8 +27,12 @@ def make_norm(
 
     Returns:
       A function or module from [B, N, D] to [B, N, D].
+
+    Raises:
+      UserError: the norm is unknown.
     """
     if norm == "simple_rms_norm":
         return functools.partial(simple_rms_norm, eps=eps)
-    module = {"rms_norm": nn.RMSNorm, "layer_norm": nn.LayerNorm}[norm]
-    return module(epsilon=eps, dtype=dtype, param_dtype=param_dtype, name=name)
+    if norm not in _MODULES:
+        raise UserError(f"unknown norm {norm!r}: {did_you_mean(norm, ('simple_rms_norm', *_MODULES))}")
+    return _MODULES[norm](epsilon=eps, dtype=dtype, param_dtype=param_dtype, name=name)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import (
     activation,
     householder,
@@ -15,7 +15,7 @@ from transnormer_jax.ops import (
     random_unit_vector,
     rotary,
     rotary_frequencies,
-    simple_rms_norm,
+    transnormer_rms_norm,
 )
 
 _ACTIVATIONS = {"t1": "elu", "t2": "1+elu"}
@@ -28,7 +28,7 @@ class NormAttention(nn.Module):
 
     Attributes:
       num_heads: H; K = D / H must be even.
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       variant: "t1" (phi = elu) or "t2" (phi = 1 + elu).
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
@@ -44,7 +44,7 @@ class NormAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: Float[Array, "B H K K"] | None = None
+        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H K K"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K K"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
@@ -59,25 +59,23 @@ class NormAttention(nn.Module):
         with jax.named_scope("features"):
             phi = activation(_ACTIVATIONS[self.variant])
             q, k = phi(q), phi(k)
-        if tokens.segment_ids is not None:
-            v = jnp.where((tokens.segment_ids != 0)[..., None, None], v, 0)
         with jax.named_scope("lrpe"):
             head_dim = q.shape[-1]
             theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
             mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
             mirror = jax.lax.stop_gradient(mirror)
-            q, k = (rotary(householder(x, mirror), theta, tokens.position) for x in (q, k))
+            q, k = (rotary(householder(x, mirror), theta, places.position) for x in (q, k))
         with jax.named_scope("linear_attention"):
             out, new_state = linear_attention(
                 q,
                 k,
                 v,
                 initial_state=state,
-                segment_ids=tokens.segment_ids,
+                segment_ids=places.segment_ids,
                 causal=self.causal,
                 backend=self.backend,
             )
-        out = simple_rms_norm(out.reshape(x.shape), 1e-8, eps_in_root=False)
+        out = transnormer_rms_norm(out.reshape(x.shape))
         out = project_out(out, self.dtype, self.param_dtype)
         return out, None if state is None else new_state
 
@@ -86,4 +84,4 @@ class NormAttention(nn.Module):
         """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         head_dim = model_dim // self.num_heads
-        return jnp.zeros((batch_size, self.num_heads, head_dim, head_dim))
+        return jnp.zeros((batch_size, self.num_heads, head_dim, head_dim), jnp.float32)

@@ -5,7 +5,7 @@ import jax
 from jaxtyping import Array, Float
 
 from transnormer_jax.layers.linear_transformer_attention import LinearTransformerAttention
-from transnormer_jax.layers.tokens import Tokens
+from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import favor_features, orthogonal_gaussian
 
 
@@ -13,19 +13,19 @@ class PerformerAttention(LinearTransformerAttention):
     """Linear attention with the positive random features of FAVOR+ (arXiv 2009.14794).
 
     The directions are drawn at initialisation, kept with the parameters and not trained; heads share them. The features
-    are computed in float32; a `dtype` of float16 has not their range.
+    are computed in float32; a `dtype` of float16 lacks their range.
 
     Attributes:
-      num_features: M random directions, beside the attributes of `LinearTransformerAttention`.
+      num_features: M random directions, besides the attributes of `LinearTransformerAttention`.
     """
 
     num_features: int = 64
 
     def features(
-        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], tokens: Tokens
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], places: Places
     ) -> tuple[Float[Array, "B N H M"], Float[Array, "B N H M"]]:
         """FAVOR+ of q and k."""
-        del tokens
+        del places
         directions = self.param(
             "directions",
             lambda key: orthogonal_gaussian(key, self.num_features, q.shape[-1]).astype(self.param_dtype),

@@ -2,7 +2,9 @@
 
 from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
 from transnormer_jax.models.cache import Cache
-from transnormer_jax.models.heads import DualEncoder, ImageModel, SequenceClassifier, SpeechModel
+from transnormer_jax.models.classifiers import DualEncoder, SequenceClassifier
+from transnormer_jax.models.image_model import ImageModel
+from transnormer_jax.models.speech_model import SpeechModel
 from transnormer_jax.models.transnormer import TransNormer
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.models.transnormer_llm import TransNormerLLM, unstack_layers

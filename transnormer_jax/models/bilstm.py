@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.errors import UserError
+from transnormer_jax.models.presets import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +31,7 @@ class BiLSTMConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError for numbers that make no model."""
-        if self.num_layers < 1 or self.hidden_dim < 1:
-            raise UserError(f"num_layers={self.num_layers} and hidden_dim={self.hidden_dim} must be at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout={self.dropout} must be at least 0 and less than 1.")
+        check_fields(self, {})
 
 
 class BiLSTM(nn.Module):

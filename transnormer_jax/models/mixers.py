@@ -49,7 +49,7 @@ def make_attention(
             projected_length=config.linformer_dims[layer],
             max_length=config.max_length,
             projection=config.linformer_projection,
-            sharing="key_value" if config.linformer_sharing == "layerwise" else config.linformer_sharing,
+            sharing=config.linformer_sharing,
             length_projection=length_projection,
             **shared,
         )

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, ReversibleBlocks, Tokens
+from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, Places, ReversibleBlocks
+from transnormer_jax.models.cache import Cache
 from transnormer_jax.models.mixers import make_attention, make_length_projection
 from transnormer_jax.models.transnormer_config import TransNormerConfig
-from transnormer_jax.ops import simple_rms_norm
+from transnormer_jax.ops import transnormer_rms_norm
 
 State = Any
 
@@ -25,27 +26,27 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, states: tuple[State, ...] | None = None
+        self, x: Float[Array, "B N D"], places: Places, states: tuple[State, ...] | None = None
     ) -> tuple[Float[Array, "B N D"], tuple[State, ...]]:
         """Returns the tokens and, if states were given (one for each layer), the states after them, else ()."""
         config = self.config
         shared = make_length_projection(config, name="length_projection")
         if config.reversible:
-            if states is not None or shared is not None:
-                raise UserError("reversible=True is for training without a cache and without layerwise sharing.")
+            if states is not None:
+                raise UserError("a reversible model has no cache: pass whole sequences.")
             x = ReversibleBlocks(
                 tuple(
                     (AttentionBranch(config, layer, parent=None), FeedForwardBranch(config, parent=None))
                     for layer in range(config.num_layers)
                 ),
                 name="layers",
-            )(x, tokens)
+            )(x, places)
             return self._final_norm(x), ()
         block = nn.remat(Block) if config.remat else Block
         after = []
         for layer in range(config.num_layers):
             state = None if states is None else states[layer]
-            x, state = block(config, layer, shared, name=f"layers_{layer}")(x, tokens, state)
+            x, state = block(config, layer, shared, name=f"layers_{layer}")(x, places, state)
             after.append(state)
         return self._final_norm(x), () if states is None else tuple(after)
 
@@ -62,16 +63,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], tokens: Tokens, state: State = None
+        self, x: Float[Array, "B N D"], places: Places, state: State = None
     ) -> tuple[Float[Array, "B N D"], State]:
         """Returns the tokens, and the attention's state after them if one was given."""
         config = self.config
-        mixed = AttentionBranch(config, self.layer, self.length_projection, name="mix")(x, tokens, state)
+        mixed = AttentionBranch(config, self.layer, self.length_projection, name="mix")(x, places, state)
         mixed, state = (mixed, None) if state is None else mixed
         x = x + mixed
         if not config.norm_first:
             x = Norm(config, name="mix_norm")(x)
-        x = x + FeedForwardBranch(config, name="feed")(x, tokens)
+        x = x + FeedForwardBranch(config, name="feed")(x, places)
         if not config.norm_first:
             x = Norm(config, name="feed_norm")(x)
         self.sow("intermediates", "hidden", x)
@@ -86,12 +87,12 @@ class AttentionBranch(nn.Module):
     length_projection: LengthProjection | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], tokens: Tokens, state: State = None) -> Any:
+    def __call__(self, x: Float[Array, "B N D"], places: Places, state: State = None) -> Any:
         """Returns [B, N, D]; with a state, the pair of that and the new state."""
         if self.config.norm_first:
             x = Norm(self.config, name="norm")(x)
         attention = make_attention(self.config, self.layer, self.length_projection, name="attention")
-        mixed, new_state = attention(x, tokens, state)
+        mixed, new_state = attention(x, places, state)
         mixed = dropout(self, mixed)
         return mixed if state is None else (mixed, new_state)
 
@@ -102,9 +103,9 @@ class FeedForwardBranch(nn.Module):
     config: TransNormerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], tokens: Tokens) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], places: Places) -> Float[Array, "B N D"]:
         """Returns [B, N, D]; each token by itself."""
-        del tokens
+        del places
         config = self.config
         dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         if config.norm_first:
@@ -125,12 +126,23 @@ class Norm(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Normalises each token."""
         if self.config.norm == "simple_rms_norm":
-            return simple_rms_norm(x, 1e-8, eps_in_root=False)
+            return transnormer_rms_norm(x)
         dtypes: dict[str, Any] = {
             "dtype": jnp.dtype(self.config.dtype),
             "param_dtype": jnp.dtype(self.config.param_dtype),
         }
         return nn.LayerNorm(epsilon=1e-5, name="layer_norm", **dtypes)(x)
+
+
+def init_cache(config: TransNormerConfig, batch_size: int, max_length: int) -> Cache:
+    """The memory of a stack; see `TransNormer.init_cache`."""
+    states = []
+    for layer, word in enumerate(config.attentions):
+        attention = make_attention(config, layer, None, parent=None)
+        if not config.causal or not hasattr(attention, "init_state"):
+            raise UserError(f"attention {word!r} has no recurrent form here: pass whole sequences without a cache.")
+        states.append(attention.init_state(batch_size, max_length or config.max_length, config.model_dim))
+    return Cache(jnp.zeros(batch_size, jnp.int32), tuple(states))
 
 
 def dropout(module: nn.Module, x: Array) -> Array:

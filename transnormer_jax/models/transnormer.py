@@ -5,19 +5,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Tokens
 from transnormer_jax.models.cache import Cache
-from transnormer_jax.models.mixers import make_attention
-from transnormer_jax.models.stack import Stack
+from transnormer_jax.models.embedding import Embedding
+from transnormer_jax.models.places import places_of
+from transnormer_jax.models.stack import Stack, init_cache
 from transnormer_jax.models.transnormer_config import TransNormerConfig
-from transnormer_jax.ops import sinusoids, token_positions
-
-# Position of the first token in the tables of fairseq, in which the paper's models were trained.
-_FIRST_POSITION = 2
 
 
 class TransNormer(nn.Module):
@@ -73,8 +69,14 @@ class TransNormer(nn.Module):
     def hidden(
         self, tokens: Int[Array, "B N"], *, segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
     ) -> tuple[Float[Array, "B N D"], Cache | None]:
-        """What the head reads, [B, N, D], and the new cache; `tokens`, `segment_ids` and `cache` as for a call."""
-        places = token_places(tokens, segment_ids, cache)
+        """What the head reads, [B, N, D], and the new cache; `tokens`, `segment_ids` and `cache` as for a call.
+
+        Raises:
+          UserError: both a cache and segment ids are given.
+        """
+        if cache is not None and segment_ids is not None:
+            raise UserError("a cache continues one sequence per row: leave segment_ids out.")
+        places = places_of(tokens, segment_ids, cache)
         x, states = self.stack(self.embed(tokens, places), places, None if cache is None else cache.states)
         return x, None if cache is None else Cache(cache.position + tokens.shape[1], states)
 
@@ -83,9 +85,12 @@ class TransNormer(nn.Module):
         if not self.config.causal:
             hidden = self.head_norm(jax.nn.gelu(self.head_dense(hidden), approximate=False))
         if not self.config.tie_embeddings:
-            return self.head(hidden).astype(jnp.float32)
-        logits = self.embed.attend(hidden)
-        return logits if self.config.causal else logits + self.head_bias.astype(jnp.float32)[None, None]
+            logits = self.head(hidden).astype(jnp.float32)
+        else:
+            logits = self.embed.attend(hidden)
+            if not self.config.causal:
+                logits += self.head_bias.astype(jnp.float32)[None, None]
+        return constrain(logits, "batch", "sequence", "vocab")
 
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int = 0) -> Cache:
@@ -93,7 +98,8 @@ class TransNormer(nn.Module):
 
         Args:
           batch_size: B.
-          max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`.
+          max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`. Of learned
+            positions, `config.max_length` is the most: beyond them the last is repeated, and no error can be raised.
 
         Returns:
           Positions 0 and the states of each layer before its first token.
@@ -102,87 +108,3 @@ class TransNormer(nn.Module):
           UserError: the model is not causal, or one of its attentions has no recurrent form.
         """
         return init_cache(self.config, batch_size, max_length)
-
-
-class Embedding(nn.Module):
-    """Tokens and absolute positions to [B, N, D]."""
-
-    config: TransNormerConfig
-
-    def setup(self) -> None:
-        """Declares the tables."""
-        config = self.config
-        param_dtype = jnp.dtype(config.param_dtype)
-        width = config.model_dim // 2 if config.position == "concatenated" else config.model_dim
-        # As large as the position that stands beside it: 1 for sinusoids, 0.02 in the manner of BERT for learned ones.
-        std = width**-0.5 if config.scale_embedding else 0.02 if config.position in ("none", "learned") else 1.0
-        self.embedding = self.param("embedding", nn.initializers.normal(std), (config.vocab_size, width), param_dtype)
-        if config.position == "learned":
-            self.positions = self.param(
-                "positions", nn.initializers.normal(0.02), (config.max_length, width), param_dtype
-            )
-        if config.embedding_norm:
-            self.norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def __call__(self, tokens: Int[Array, "B N"], places: Tokens) -> Float[Array, "B N D"]:
-        """Embeds."""
-        config = self.config
-        dtype = jnp.dtype(config.dtype)
-        x = jnp.asarray(self.embedding, dtype)[tokens]
-        if config.scale_embedding:
-            x *= jnp.asarray(np.sqrt(config.model_dim), dtype)
-        if config.position in ("sinusoidal", "concatenated"):
-            table = sinusoids(places.position + _FIRST_POSITION, x.shape[-1]).astype(dtype)
-            table = jnp.broadcast_to(table, x.shape)
-            x = x + table if config.position == "sinusoidal" else jnp.concatenate([x, table], axis=-1)
-        if config.position == "learned":
-            if tokens.shape[1] > config.max_length:
-                raise UserError(
-                    f"{tokens.shape[1]} tokens are more than max_length={config.max_length} learned positions."
-                )
-            x = x + jnp.asarray(self.positions, dtype)[places.position]
-        if config.embedding_norm:
-            x = self.norm(x)
-        return self.dropout(x, deterministic=not self.has_rng("dropout"))
-
-    def attend(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
-        """Products with all embeddings, float32."""
-        table = jnp.asarray(self.embedding, self.config.dtype)
-        return jnp.einsum("bnd,vd->bnv", hidden, table, preferred_element_type=jnp.float32)
-
-
-def token_places(
-    tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"] | None, cache: Cache | None = None
-) -> Tokens:
-    """Positions within documents, going on from the cache if there is one.
-
-    Raises:
-      UserError: both a cache and segment ids are given.
-    """
-    if segment_ids is not None:
-        if cache is not None:
-            raise UserError("a cache goes on with one sequence per row: leave segment_ids out.")
-        return Tokens(token_positions(segment_ids, jnp.zeros(tokens.shape[0], jnp.int32)), segment_ids)
-    start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
-    return Tokens(start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
-
-
-def init_cache(config: TransNormerConfig, batch_size: int, max_length: int = 0) -> Cache:
-    """The memory of `batch_size` sequences of which nothing has been read.
-
-    Args:
-      config: of the model, causal.
-      batch_size: B.
-      max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`.
-
-    Raises:
-      UserError: an attention of the model has no recurrent form.
-    """
-    states = []
-    for layer, word in enumerate(config.attentions):
-        attention = make_attention(config, layer, None, parent=None)
-        if not config.causal or not hasattr(attention, "init_state"):
-            raise UserError(f"attention {word!r} has no recurrent form here: pass whole sequences without a cache.")
-        states.append(attention.init_state(batch_size, max_length or config.max_length, config.model_dim))
-    return Cache(jnp.zeros(batch_size, jnp.int32), tuple(states))

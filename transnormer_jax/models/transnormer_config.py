@@ -1,11 +1,12 @@
 """Configuration of TransNormer and of everything that fits into its block: one word chooses the attention."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.models.presets import from_fields, from_preset
+from transnormer_jax.layers.linformer_attention import KINDS, SHARINGS
+from transnormer_jax.models.presets import check_fields, from_preset
 
 ATTENTIONS = (
     "norm_t1",
@@ -28,8 +29,8 @@ _CHOICES = {
     "glu_activation": ("silu", "identity"),
     "norm": ("simple_rms_norm", "layer_norm"),
     "position": ("none", "sinusoidal", "concatenated", "learned"),
-    "linformer_projection": ("learned", "convolution", "mean", "max"),
-    "linformer_sharing": ("none", "headwise", "key_value", "layerwise"),
+    "linformer_projection": KINDS,
+    "linformer_sharing": (*SHARINGS, "layerwise"),
 }
 
 
@@ -116,9 +117,13 @@ class TransNormerConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"unknown {name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), known)}")
+        dims = self.linformer_dim
+        object.__setattr__(self, "linformer_dim", tuple(dims) if isinstance(dims, Iterable) else (dims,))
+        check_fields(self, _CHOICES, may_be_zero=("lsh_buckets",))
+        if any(not isinstance(dim, int) or dim < 1 for dim in self.linformer_dim):
+            raise UserError(f"linformer_dim={self.linformer_dim} must be whole numbers, 1 or more.")
+        if self.lsh_buckets % 2:
+            raise UserError(f"lsh_buckets={self.lsh_buckets} must be even, since a rotation makes buckets in pairs.")
         if self.model_dim % self.num_heads:
             raise UserError(f"model_dim={self.model_dim} must be a multiple of num_heads={self.num_heads}.")
         if self.position in ("sinusoidal", "concatenated") and self.model_dim % 4:
@@ -137,6 +142,32 @@ class TransNormerConfig:
                     f"num_layers={self.num_layers} cannot be shared evenly by the {count} entries of {what}: "
                     "give a number of layers that is a multiple."
                 )
+        own = [name for name in names if name.startswith(("norm_", "diag_"))]
+        if own and self.model_dim // self.num_heads % 2:
+            raise UserError(
+                f"attention {own[0]!r} rotates the features of a head in pairs, and model_dim={self.model_dim} over "
+                f"num_heads={self.num_heads} is odd: choose num_heads so that it is even."
+            )
+        if any("linformer" in name for name in names):
+            self._check_linformer()
+
+    def _check_linformer(self) -> None:
+        if self.causal:
+            raise UserError(
+                "attention 'linformer' has no causal form, since every row of the projected keys mixes all positions, "
+                "later ones included: set causal=False, or choose another attention."
+            )
+        if self.linformer_sharing != "layerwise":
+            return
+        if len(set(self.linformer_dim)) > 1:
+            raise UserError(
+                f"linformer_sharing='layerwise' is one projection for all layers, and linformer_dim="
+                f"{self.linformer_dim} are several: give one."
+            )
+        if self.reversible:
+            raise UserError(
+                "reversible=True cannot share one projection among layers: set linformer_sharing to another."
+            )
 
     @property
     def attentions(self) -> tuple[str, ...]:
@@ -175,11 +206,6 @@ class TransNormerConfig:
           UserError: the name or a field is unknown, or the fields do not fit together.
         """
         return from_preset(cls, _PRESETS, name, overrides)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "TransNormerConfig":
-        """From plain values, such as those of a JSON file; an unknown field is an error."""
-        return from_fields(cls, fields)
 
 
 _ROBERTA: dict[str, Any] = {

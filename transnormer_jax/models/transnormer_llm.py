@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.distributed import constrain
 from transnormer_jax.layers import GatedLinearAttention, SimpleGLU, make_norm
 from transnormer_jax.models.cache import Cache
+from transnormer_jax.models.places import places_of
 from transnormer_jax.models.transnormer_llm_config import TransNormerLLMConfig
-from transnormer_jax.ops import paper_log_decay, released_log_decay, sinusoids, token_positions
+from transnormer_jax.ops import paper_log_decay, released_log_decay, sinusoids
 
 
 def _all_but_layouts(primitive: jax.extend.core.Primitive, *_: Any, **__: Any) -> bool:
@@ -89,7 +90,7 @@ class TransNormerLLM(nn.Module):
         x = self._embed(tokens)
         if config.scale_embedding:
             x *= jnp.asarray(np.sqrt(config.model_dim), x.dtype)
-        position = _positions(tokens, segment_ids, cache)
+        position = places_of(tokens, segment_ids, cache).position
         if config.sinusoidal_position:
             x += jnp.broadcast_to(sinusoids(position, config.model_dim), x.shape).astype(x.dtype)
         x = constrain(x, "batch", "sequence", None)
@@ -100,7 +101,10 @@ class TransNormerLLM(nn.Module):
             x, state = layers(x, jnp.asarray(log_decay[group[0] : group[-1] + 1]), state, position, segment_ids)
             states.append(state)
         x = self.final_norm(x)
-        return x, None if cache is None else Cache(position[:, -1] + 1, tuple(states))
+        if cache is None:
+            return x, None
+        read = cache.position + tokens.shape[1] if segment_ids is None else position[:, -1] + 1
+        return x, Cache(read, tuple(states))
 
     def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
         """Logits, float32."""
@@ -129,7 +133,8 @@ class TransNormerLLM(nn.Module):
         states = []
         for group in layer_groups(config):
             key_dim = config.head_dim * (2 if group[0] in config.lrpe_layers else 1)
-            states.append(jnp.zeros((len(group), batch_size, config.num_heads, key_dim, config.head_dim)))
+            shape = (len(group), batch_size, config.num_heads, key_dim, config.head_dim)
+            states.append(jnp.zeros(shape, jnp.float32))
         return Cache(jnp.zeros(batch_size, jnp.int32), tuple(states))
 
 
@@ -237,15 +242,6 @@ def log_decays(config: TransNormerLLMConfig) -> np.ndarray:
     form = released_log_decay if config.decay == "released" else paper_log_decay
     log_decay = form(config.num_heads, config.num_layers)
     return log_decay if config.decay_temperature else np.broadcast_to(log_decay[0], log_decay.shape)
-
-
-def _positions(
-    tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"] | None, cache: Cache | None
-) -> Int[Array, "#B N"]:
-    start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
-    if segment_ids is None:
-        return start[:, None] + jnp.arange(tokens.shape[1])[None]
-    return token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1]))
 
 
 def _embedding_init(key: Array, config: TransNormerLLMConfig) -> Float[Array, "V D"]:

@@ -1,11 +1,10 @@
 """Configuration of TransNormerLLM, with the sizes of the paper and of the released checkpoints."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.models.presets import from_fields, from_preset
+from transnormer_jax.errors import UserError
+from transnormer_jax.models.presets import check_fields, from_preset
 
 _CHOICES = {
     "decay": ("released", "paper", "none"),
@@ -80,13 +79,13 @@ class TransNormerLLMConfig:
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
         object.__setattr__(self, "lrpe_layers", tuple(sorted(self.lrpe_layers)))
+        check_fields(self, _CHOICES, may_be_zero=("pad_token_id",))
+        if self.pad_token_id >= self.vocab_size:
+            raise UserError(f"pad_token_id={self.pad_token_id} must be less than vocab_size={self.vocab_size}.")
         if self.model_dim % self.num_heads:
             raise UserError(f"model_dim={self.model_dim} must be a multiple of num_heads={self.num_heads}.")
         if not set(self.lrpe_layers) <= set(range(self.num_layers)):
             raise UserError(f"lrpe_layers={self.lrpe_layers} must lie in 0 ... {self.num_layers - 1}.")
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"unknown {name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), known)}")
 
     @property
     def head_dim(self) -> int:
@@ -114,11 +113,6 @@ class TransNormerLLMConfig:
           UserError: the name or a field is unknown, or the fields do not fit together.
         """
         return from_preset(cls, _PRESETS, name, overrides)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "TransNormerLLMConfig":
-        """From plain values, such as those of a JSON file; an unknown field is an error."""
-        return from_fields(cls, fields)
 
 
 def _size(num_layers: int, model_dim: int, num_heads: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Mathematics on arrays: no Flax, no configuration, no mesh, no I/O.
+"""Mathematics on arrays: no Flax, no configuration, no I/O.
 
-Letters, here and everywhere: B batch, N sequence, H heads, K key features per head, V value features per head, C chunk,
-D model width, F feed-forward width, L layers. Arrays of tokens are [B, N, H, K].
+Letters, here and everywhere: B batch, N sequence, H heads, K key features per head, V value features per head (in
+models also vocabulary), C chunk, D model width, F feed-forward width, L layers. Arrays of tokens are [B, N, H, K].
 """
 
 from transnormer_jax.ops.activation import activation
@@ -10,12 +10,22 @@ from transnormer_jax.ops.diagonal_attention import DiagonalState, diagonal_atten
 from transnormer_jax.ops.feature_maps import cosformer_features, favor_features, orthogonal_gaussian
 from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.ops.linear_attention import (
+    Problem,
     linear_attention,
     normalized_linear_attention,
     resolve_backend,
     token_positions,
 )
-from transnormer_jax.ops.normalization import simple_rms_norm
+from transnormer_jax.ops.linear_attention.backends import BACKENDS
+from transnormer_jax.ops.linformer_attention import (
+    convolve_length,
+    linformer_attention,
+    linformer_linear_attention,
+    pool_length,
+    project_length,
+)
+from transnormer_jax.ops.lsh_attention import bucket_factors, lsh_attention
+from transnormer_jax.ops.normalization import simple_rms_norm, transnormer_rms_norm
 from transnormer_jax.ops.position import (
     householder,
     lrpe,
@@ -28,21 +38,30 @@ from transnormer_jax.ops.position import (
 from transnormer_jax.ops.softmax_attention import KeyValueCache, resume_softmax_attention, softmax_attention
 
 __all__ = [
+    "BACKENDS",
     "DiagonalState",
     "KeyValueCache",
+    "Problem",
     "activation",
     "alibi_slopes",
+    "bucket_factors",
+    "convolve_length",
     "cosformer_features",
     "diagonal_attention",
     "favor_features",
     "householder",
     "interpret_kernels",
     "linear_attention",
+    "linformer_attention",
+    "linformer_linear_attention",
     "lrpe",
     "lrpe_frequencies",
+    "lsh_attention",
     "normalized_linear_attention",
     "orthogonal_gaussian",
     "paper_log_decay",
+    "pool_length",
+    "project_length",
     "random_unit_vector",
     "released_log_decay",
     "resolve_backend",
@@ -54,4 +73,5 @@ __all__ = [
     "sinusoids",
     "softmax_attention",
     "token_positions",
+    "transnormer_rms_norm",
 ]

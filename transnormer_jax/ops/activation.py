@@ -1,4 +1,4 @@
-"""Activations by the names that the released configurations use."""
+"""Activations by name."""
 
 from collections.abc import Callable
 

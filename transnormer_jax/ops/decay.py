@@ -14,7 +14,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
     For a head count that is no power of two: the slopes of the power below, then every second slope of the power above.
 
     Returns:
-      [H] float64, > 0.
+      [H] float64, > 0: their negative is a `log_decay` of `linear_attention`.
     """
     power = 2 ** math.floor(math.log2(num_heads))
     slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.ops.blocks import join_blocks, split_blocks
 from transnormer_jax.ops.linear_attention import token_positions
+from transnormer_jax.ops.precision import wide_type
 
 _WEIGHTS = ("softmax", "relu")
 
@@ -46,7 +48,7 @@ def diagonal_attention(
       v: [B, N, H, V].
       block_size: W, tokens of a block; the last block of a document may have fewer.
       weights: "softmax" of q . k / sqrt(K) (T2), or their "relu", not normalised (T1).
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       segment_ids: [B, N] int32, documents of packed rows; 0 is padding, which no token sees. Padding stands before,
         between or after documents, not inside one.
       count_padding: as the authors' code has it: the last block is filled up with keys that are 0, whose score 0 counts
@@ -63,22 +65,24 @@ def diagonal_attention(
     if block_size < 1:
         raise UserError(f"block_size is {block_size}: give a positive number of tokens.")
     if segment_ids is not None and count_padding:
-        raise UserError("count_padding=True knows no documents or padded rows: leave segment_ids out.")
+        raise UserError(
+            "count_padding=True cannot be used with segment_ids, for documents or padding: leave segment_ids out."
+        )
     num_tokens = q.shape[1]
     if segment_ids is None:
-        size = block_size if count_padding else min(block_size, num_tokens)
-        q, k, v = (_split(x, size) for x in (q, k, v))
+        size = block_size if count_padding else min(block_size, max(num_tokens, 1))
+        q, k, v = (split_blocks(x, size) for x in (q, k, v))
         index = jnp.arange(q.shape[1] * size).reshape(1, -1, size)
         allowed = index[..., :, None] >= index[..., None, :] if causal else jnp.ones((1, 1, size, size), bool)
         if not count_padding:
             allowed &= index[..., None, :] < num_tokens
-        return _join(_attend(q, k, v, allowed, weights), num_tokens)
+        return join_blocks(_attend(q, k, v, allowed, weights), num_tokens)
 
     real = segment_ids != 0
     k, v = (jnp.where(real[..., None, None], x, 0) for x in (k, v))
     place = token_positions(segment_ids, jnp.zeros(q.shape[0], jnp.int32))
     block = jnp.where(real, jnp.cumsum(real & (place % block_size == 0), axis=1), -1)
-    size = min(block_size, num_tokens)
+    size = min(block_size, max(num_tokens, 1))
     margins = (size, 0) if causal else (size, size)
     k, v = (jnp.pad(x, ((0, 0), margins, (0, 0), (0, 0))) for x in (k, v))
     key_block = jnp.pad(block, ((0, 0), margins), constant_values=-1)
@@ -109,6 +113,8 @@ def resume_diagonal_attention(
     Returns:
       out [B, N, H, V] in v's dtype, and the state after the new tokens.
     """
+    if q.shape[1] == 0:
+        return v, state
     block_size = state.k.shape[1]
     k = jnp.concatenate([state.k, k.astype(state.k.dtype)], axis=1)
     v = jnp.concatenate([state.v, v.astype(state.v.dtype)], axis=1)
@@ -146,7 +152,7 @@ def _attend_windows(
     def windows(x: Array) -> Array:
         if num_windows == 1:
             return x[:, None]
-        x = x.reshape(x.shape[0], -1, size, *x.shape[2:])
+        x = split_blocks(x, size)
         beside = x.shape[1] - num_windows + 1
         return jnp.concatenate([x[:, i : i + num_windows] for i in range(beside)], axis=2)
 
@@ -154,7 +160,7 @@ def _attend_windows(
     allowed = (query_block == windows(key_block)[:, :, None]) & (query_block >= 0)
     if causal:
         allowed &= jnp.tri(size, allowed.shape[-1], before, dtype=bool)[None, None]
-    return _join(_attend(_split(q, size), windows(k), windows(v), allowed, weights), num_tokens)
+    return join_blocks(_attend(split_blocks(q, size), windows(k), windows(v), allowed, weights), num_tokens)
 
 
 def _attend(
@@ -164,7 +170,7 @@ def _attend(
     allowed: Bool[Array, "#B #M C S"],
     weights: str,
 ) -> Float[Array, "B M C H V"]:
-    wide = jnp.promote_types(q.dtype, jnp.float32)
+    wide = wide_type(q)
     scores = jnp.einsum("bmchk,bmshk->bmhcs", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     allowed = allowed[:, :, None]
     if weights == "softmax":
@@ -173,13 +179,3 @@ def _attend(
         scores = jax.nn.relu(scores)
     scores = jnp.where(allowed, scores, 0).astype(v.dtype)
     return jnp.einsum("bmhcs,bmshv->bmchv", scores, v, preferred_element_type=wide).astype(v.dtype)
-
-
-def _split(x: Float[Array, "B N H K"], size: int) -> Float[Array, "B M C H K"]:
-    """Blocks of `size` tokens, the last one filled up with zeros."""
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
-    return x.reshape(x.shape[0], -1, size, *x.shape[2:])
-
-
-def _join(x: Float[Array, "B M C H V"], num_tokens: int) -> Float[Array, "B N H V"]:
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_tokens]

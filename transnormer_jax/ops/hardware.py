@@ -29,7 +29,16 @@ def target_hardware() -> Hardware:
         kind = device.device_kind
         platform = "tpu" if kind.startswith("TPU") else "cpu" if kind == "cpu" else "gpu"
         return Hardware(platform, kind)
-    return Hardware(jax.default_backend(), jax.devices()[0].device_kind)
+    device = default_device()
+    return Hardware({"cuda": "gpu", "rocm": "gpu"}.get(device.platform, device.platform), device.device_kind)
+
+
+def default_device() -> jax.Device:
+    """The device on which JAX computes: that of `jax.default_device`, or the first of this process."""
+    device = jax.config.jax_default_device
+    if isinstance(device, str):
+        return jax.local_devices(backend=device)[0]
+    return device or jax.local_devices()[0]
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.ops.precision import wide_type
 
 
 def project_length(
@@ -33,16 +34,21 @@ def project_length(
       UserError: N > M.
     """
     length = x.shape[1]
-    if length > projection.shape[-1]:
-        raise UserError(
-            f"{length} tokens, but the Linformer's projection has {projection.shape[-1]} columns: "
-            "cut the rows, or train with a larger max_length."
-        )
+    check_length(x, projection.shape[-1])
     equation = "rn,bnhk->brhk" if projection.ndim == 2 else "hrn,bnhk->brhk"
     columns = projection[..., :length].astype(x.dtype)
-    return jnp.einsum(
-        equation, columns, _without_padding(x, segment_ids), preferred_element_type=_accumulator(x)
-    ).astype(x.dtype)
+    return jnp.einsum(equation, columns, _without_padding(x, segment_ids), preferred_element_type=wide_type(x)).astype(
+        x.dtype
+    )
+
+
+def check_length(x: Float[Array, "B N H K"], max_length: int) -> None:
+    """Raises UserError where x [B, N, H, K], of any float dtype, has more tokens than a projection was made for."""
+    if x.shape[1] > max_length:
+        raise UserError(
+            f"{x.shape[1]} tokens, but the Linformer was built for max_length={max_length}: "
+            "cut the rows, or train with a larger max_length."
+        )
 
 
 def convolve_length(
@@ -62,7 +68,7 @@ def convolve_length(
     """
     windows, seen = _windows(_without_padding(x, segment_ids), kernel.shape[-3], segment_ids)
     equation = "brwhk,wkv->brhv" if kernel.ndim == 3 else "brwhk,hwkv->brhv"
-    out = jnp.einsum(equation, windows, kernel.astype(x.dtype), preferred_element_type=_accumulator(x))
+    out = jnp.einsum(equation, windows, kernel.astype(x.dtype), preferred_element_type=wide_type(x))
     return out.astype(x.dtype), None if segment_ids is None else seen.any(axis=2)
 
 
@@ -84,7 +90,7 @@ def pool_length(
     seen = real.any(axis=2)
     if kind == "mean":
         count = jnp.maximum(real.sum(axis=2), 1)[..., None, None]
-        pooled = windows.sum(axis=2, dtype=_accumulator(x)) / count.astype(_accumulator(x))
+        pooled = windows.sum(axis=2, dtype=wide_type(x)) / count.astype(wide_type(x))
     else:
         lowest = jnp.finfo(x.dtype).min
         pooled = jnp.where(real[..., None, None], windows, lowest).max(axis=2)
@@ -109,12 +115,12 @@ def linformer_attention(
     Returns:
       [B, N, H, V] in q's dtype; the softmax is float32. Time and memory are O(N R).
     """
-    scores = jnp.einsum("bnhk,brhk->bhnr", q, k_projected, preferred_element_type=_accumulator(q))
+    scores = jnp.einsum("bnhk,brhk->bhnr", q, k_projected, preferred_element_type=wide_type(q))
     scores /= math.sqrt(q.shape[-1])
     if seen is not None:
         scores = jnp.where(seen[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores).astype(v_projected.dtype)
-    out = jnp.einsum("bhnr,brhv->bnhv", weights, v_projected, preferred_element_type=_accumulator(q))
+    out = jnp.einsum("bhnr,brhv->bnhv", weights, v_projected, preferred_element_type=wide_type(q))
     return out.astype(q.dtype)
 
 
@@ -132,7 +138,8 @@ def linformer_linear_attention(
     zero or negative, while phi(E k) keeps it positive. Without that nonlinearity the projections would also collapse to
     phi(K)^T (E^T F) V, which is linear attention with a fixed mixing of positions put in between.
 
-    It combines both ideas so that one can see what it brings: not speed, since linear attention costs O(N) anyhow.
+    It combines the Linformer (arXiv 2006.04768) and the Linear Transformer (arXiv 2006.16236) so that one can see what
+    that brings: not speed, since linear attention costs O(N) anyhow.
 
     Args:
       q: [B, N, H, K] queries, before the features.
@@ -144,18 +151,14 @@ def linformer_linear_attention(
     Returns:
       [B, N, H, V] in q's dtype; features, sums and the division are float32.
     """
-    accumulator = _accumulator(q)
-    q_features, k_features = (jax.nn.elu(x.astype(accumulator)) + 1 for x in (q, k_projected))
+    wide = wide_type(q)
+    q_features, k_features = (jax.nn.elu(x.astype(wide)) + 1 for x in (q, k_projected))
     if seen is not None:
         k_features = jnp.where(seen[..., None, None], k_features, 0)
-    state = jnp.einsum("brhk,brhv->bhkv", k_features, v_projected.astype(accumulator))
+    state = jnp.einsum("brhk,brhv->bhkv", k_features, v_projected.astype(wide))
     numerator = jnp.einsum("bnhk,bhkv->bnhv", q_features, state)
     denominator = jnp.einsum("bnhk,bhk->bnh", q_features, k_features.sum(axis=1))
     return (numerator / (denominator[..., None] + eps)).astype(q.dtype)
-
-
-def _accumulator(x: Array) -> jnp.dtype:
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _without_padding(x: Array, segment_ids: Array | None) -> Array:

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.ops.precision import wide_type
 
 _LARGEST_FACTOR = 128
 
 
 def bucket_factors(num_buckets: int) -> tuple[int, ...]:
-    """Cuts a large number of buckets into two even factors, b1 b2 >= b, which are hashed one after the other.
+    """Cuts a large number of buckets into two even factors, b1 b2 >= b, hashed one after the other (arXiv 2001.04451).
 
     >>> bucket_factors(64), bucket_factors(512)
     ((64,), (32, 16))
@@ -49,7 +50,7 @@ def lsh_hash(
       int32 [B, H, rounds, N], from 0 to the product of the factors less 1. It has no gradient.
     """
     x, rotations = jax.lax.stop_gradient((x, rotations))
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_type(x)
     heads = (x.shape[2], *rotations.shape[1:])
     rotated = jnp.einsum("bnhk,hkrs->bhrns", x.astype(dtype), jnp.broadcast_to(rotations, heads).astype(dtype))
     buckets = jnp.zeros(rotated.shape[:-1], jnp.int32)
@@ -71,9 +72,21 @@ def lsh_attention(
     factors: tuple[int, ...] | None = None,
     segment_ids: Int[Array, "B N"] | None = None,
 ) -> Float[Array, "B N H V"]:
-    """Attention among tokens of like hash: `lsh_hash`, then `attend_in_buckets`, which explain the arguments.
+    """Attention among tokens of like hash (arXiv 2001.04451, section 2): `lsh_hash`, then `attend_in_buckets`.
 
     Each document of a packed row, and padding, has buckets of its own, so that none takes another's places in a chunk.
+
+    Args:
+      qk: [B, N, H, K], queries, and keys once they are normalised.
+      v: [B, N, H, V] values.
+      rotations: [H or 1, K, rounds, S], drawn from N(0, 1); S is half the sum of the factors.
+      chunk_size: tokens per chunk; N need not be a multiple.
+      causal: a token sees only tokens before it, and of these only those that meet it in a chunk.
+      factors: of the number of buckets, see `bucket_factors`. None: one factor, 2 S.
+      segment_ids: [B, N] int32, the documents of packed rows, which do not see each other; 0 is padding.
+
+    Returns:
+      [B, N, H, V] in v's dtype; scores, weights and sums are float32 at least.
     """
     if segment_ids is not None:
         qk, v = (jnp.where((segment_ids != 0)[..., None, None], x, 0) for x in (qk, v))
@@ -95,13 +108,13 @@ def attend_in_buckets(
     scale: float = 1.0,
     eps: float = 1e-6,
     within_buckets: bool = False,
-    count_pairs_once: bool = False,
 ) -> Float[Array, "B N H V"]:
     """Softmax attention over the pairs that meet in a chunk, in all rounds together (arXiv 2001.04451, eq. 2 to 6).
 
     In each round tokens are sorted by (bucket, position) and cut into chunks. A chunk sees itself and the one before,
-    in the cyclic order of all rounds laid end to end. Scores are scale q_i k_j with k = q / |q|. A token sees itself
-    only if it meets no other in any round, and its output is then v exactly, in any precision.
+    in the cyclic order of all rounds laid end to end. Scores are scale q_i k_j with k = q / |q|; a pair that meets in
+    several rounds counts in each, as in the authors' code. A token sees itself only if it meets no other in any round,
+    and its output is then v exactly, in any precision.
 
     Weights are summed over rounds before the one division, which is the paper's combination by logsumexp (eq. 6).
     Time and memory are O(rounds N chunk_size). No gradient goes through the sorting.
@@ -111,13 +124,11 @@ def attend_in_buckets(
       v: [B, N, H, V] values.
       buckets: [B, H, rounds, N] int32, of any values.
       chunk_size: tokens per chunk; N need not be a multiple.
-      causal: a token sees only tokens before it, and of these only such as meet it in a chunk.
+      causal: a token sees only tokens before it, and of these only those that meet it in a chunk.
       segment_ids: [B, N] int32, the documents of packed rows, which do not see each other; 0 is padding.
       scale: factor on the scores: 1 as in the authors' code, where keys have length 1; others use 1 / sqrt(K).
       eps: added to the mean square of a key before the root; positive.
-      within_buckets: a token sees only its own bucket, not all of its chunks.
-      count_pairs_once: a pair that meets in several rounds has the weight of one meeting. The default counts each, as
-        the authors' code does.
+      within_buckets: a token sees only its own bucket, not all of its chunks, as in one of the golden files.
 
     Returns:
       [B, N, H, V] in v's dtype; scores, weights and sums are float32.
@@ -139,7 +150,7 @@ def attend_in_buckets(
         x = jnp.broadcast_to(jnp.swapaxes(x, 1, 2)[:, :, None], (*order.shape, x.shape[-1]))
         return _chunks(_permute(x, order, place), chunk_size)
 
-    dtype = jnp.promote_types(qk.dtype, jnp.float32)
+    dtype = wide_type(qk)
     with jax.named_scope("lsh_sort"):
         queries, values = sort(qk), _with_previous(sort(v))
         keys = _with_previous(_unit_length(queries, eps))
@@ -148,9 +159,6 @@ def attend_in_buckets(
         allowed = _allowed(order, chunk_size, causal, segment_ids)
         if within_buckets:
             allowed &= _same_bucket(order, chunk_size, buckets)
-        if count_pairs_once:
-            times = _meetings(order, place, chunk_size, buckets if within_buckets else None)
-            scores -= jnp.log(jnp.maximum(times, 1).astype(dtype))
         scores = jnp.where(allowed, scores, -jnp.inf)
         top = jax.lax.stop_gradient(scores.max(axis=-1))  # -inf where a token meets no other
         weights = jnp.exp(scores - _finite(top)[..., None])
@@ -200,7 +208,7 @@ def _with_previous(chunks: Array) -> Array:
 
 
 def _unit_length(x: Array, eps: float) -> Array:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(wide_type(x))
     mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
     return (wide * jax.lax.rsqrt(mean_square + eps) / math.sqrt(x.shape[-1])).astype(x.dtype)
 
@@ -232,27 +240,3 @@ def _same_bucket(order: Array, chunk_size: int, buckets: Array) -> Array:
     rounds = jax.lax.broadcasted_iota(jnp.int32, order.shape, 2)
     i_round, j_round = _pairs(rounds, chunk_size)
     return (i == j) & (i_round == j_round)
-
-
-def _meetings(order: Array, place: Array, chunk_size: int, buckets: Array | None) -> Array:
-    """How often each pair meets in all rounds, in the same bucket if these are given: [B, H, chunks, C, 2 C] int."""
-    rounds, length = order.shape[2:]
-    num_chunks = rounds * (length // chunk_size)
-
-    def in_all_rounds(of_token: Array) -> tuple[Array, Array]:
-        """_pairs of [B, H, rounds, N], by token, with all rounds at the end: [B, H, chunks, C, 2 C, rounds]."""
-        flat = order.reshape(*order.shape[:2], -1, 1)
-        of_place = jnp.take_along_axis(jnp.moveaxis(of_token, 2, 3), flat, axis=2)
-        return _pairs(of_place.reshape(*order.shape, rounds), chunk_size)
-
-    i, j = in_all_rounds(
-        place // chunk_size + jax.lax.broadcasted_iota(jnp.int32, place.shape, 2) * (length // chunk_size)
-    )
-    after_j = (j + 1) % num_chunks
-    times = (i == j).astype(jnp.int32) + (i == after_j)
-    if buckets is not None:
-        i_bucket, j_bucket = in_all_rounds(buckets)
-        times *= i_bucket == j_bucket
-    elif rounds > 1:  # the first chunk of a round sees the last one of the round before
-        times += jnp.roll(i, -1, axis=-1) == after_j
-    return times.sum(axis=-1)

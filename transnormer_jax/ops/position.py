@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.ops.precision import wide_type
 
 
 def lrpe(
@@ -63,7 +64,7 @@ def rotary(
     Returns:
       [B, N, H, K] in the dtype of `x`; the angles have at least float32.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_type(x)
     angle = position[..., None, None].astype(dtype) * theta.astype(dtype)[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[..., 0::2].astype(dtype), x[..., 1::2].astype(dtype)
@@ -94,7 +95,7 @@ def householder(x: Float[Array, "*batch K"], v: Float[Array, " K"]) -> Float[Arr
     Returns:
       [..., K] in the dtype of `x`; float32 at least inside.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = wide_type(x)
     wide, v = x.astype(dtype), v.astype(dtype).reshape(*(1,) * (x.ndim - 1), -1)
     return (wide - 2 * jnp.sum(wide * v, axis=-1, keepdims=True) * v).astype(x.dtype)
 

@@ -33,7 +33,7 @@ def softmax_attention(
       q: [B, N, H, K].
       k: [B, N, H, K].
       v: [B, N, H, K].
-      causal: whether tokens see none that come later.
+      causal: whether no token attends to a later one.
       segment_ids: [B, N] int32. Tokens see those with the same id; 0 is padding, which no token sees.
 
     Returns:
@@ -67,10 +67,13 @@ def resume_softmax_attention(
     Returns:
       out [B, N, H, K] in v's dtype, and the cache with the new tokens.
     """
+    if q.shape[1] == 0:
+        return v, cache
     start = jnp.broadcast_to(position[:, 0], q.shape[:1])
 
     def write(places: Float[Array, "M H K"], new: Float[Array, "N H K"], first: Int[Array, ""]) -> Array:
-        return jax.lax.dynamic_update_slice(places, new.astype(places.dtype), (first, 0, 0))
+        zero = jnp.zeros_like(first)
+        return jax.lax.dynamic_update_slice(places, new.astype(places.dtype), (first, zero, zero))
 
     cache = KeyValueCache(jax.vmap(write)(cache.k, k, start), jax.vmap(write)(cache.v, v, start))
     seen = jnp.arange(cache.k.shape[1])[None, None] <= position[..., None]

@@ -1,8 +1,8 @@
 """Tasks: what a model is trained for, as batch -> sums of loss and metrics."""
 
-from transnormer_jax.tasks.causal_lm import CausalLM, MaskedLM
 from transnormer_jax.tasks.classification import Classification
 from transnormer_jax.tasks.images import AutoregressiveImages
+from transnormer_jax.tasks.language_modelling import CausalLM, MaskedLM
 from transnormer_jax.tasks.speech import SpeechRecognition
 from transnormer_jax.tasks.task import Batch, Params, Sums, Task
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from transnormer_jax.distributed import RULES, auto_axes
+from transnormer_jax.distributed import RULES, auto_axes, that_divide
 from transnormer_jax.tasks.task import Sums
 
 # Logits that exist at one time on a device, in numbers: at a vocabulary of 64,000 this is 1,024 tokens and 256 MB.
@@ -42,7 +42,7 @@ def cross_entropy_sums(
     mesh = auto_axes()
     rows = RULES.spec(("batch", "sequence"), targets.shape, mesh)
     manual = [axis for axis in (*RULES.batch, *RULES.sequence) if mesh.get(axis, 1) > 1]
-    split_vocab = math.prod(mesh.get(axis, 1) for axis in RULES.vocab)
+    split_vocab = math.prod(mesh[axis] for axis in that_divide(vocab_size, RULES.vocab, mesh))
     # Axes that do not divide the batch or the sequence do the same work many times, and must not count it so.
     counted = tuple(axis for axis in manual if any(axis in (entry or ()) for entry in map(_as_tuple, rows)))
 

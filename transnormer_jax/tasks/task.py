@@ -31,7 +31,7 @@ class Sums(NamedTuple):
     @classmethod
     def zero(cls) -> "Sums":
         """Nothing yet."""
-        return cls(*[jnp.zeros(())] * 4)
+        return cls(*[jnp.zeros((), jnp.float32)] * 4)
 
 
 class Task(Protocol):

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import step_log_decay
-
-_State = Float[Array, "B H K V"]
+from transnormer_jax.ops.linear_attention.weights import State, step_log_decay
 
 
 def associative_scan(
@@ -18,19 +16,16 @@ def associative_scan(
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
     log_decay: Float[Array, " H"],
-    initial_state: _State,
+    initial_state: State,
     segments: Segments | None,
     *,
     reverse: bool,
     chunk_size: int | None,
-) -> tuple[Float[Array, "B N H V"], _State]:
+) -> tuple[Float[Array, "B N H V"], State]:
     """Every state S_t at once; see `primitive.py` for the contract of a backend."""
     del chunk_size
     q, k, v32 = (x.astype(jnp.float32) for x in (q, k, v))
-    step = step_log_decay(log_decay, q.shape[1], segments)  # [B, N, H]
-    leaving = jnp.zeros_like(step[:, 0])
-    if reverse:  # the step between tokens t and t+1 is now taken on arriving at t, and the first one on leaving the row
-        step, leaving = jnp.concatenate([step[:, 1:], jnp.zeros_like(step[:, :1])], axis=1), step[:, 0]
+    step, leaving = step_log_decay(log_decay, q.shape[1], segments, reverse=reverse)  # [B, N, H], [B, H]
 
     def combine(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
         # Decays add as logarithms, exactly for equal steps; -inf (a new document) forgets all that came before.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.ops.hardware import Hardware, target_hardware
+from transnormer_jax.ops.hardware import Hardware, default_device, target_hardware
 from transnormer_jax.ops.linear_attention.associative_scan import associative_scan
 from transnormer_jax.ops.linear_attention.chunked import chunked, default_chunk_size, quadratic
 from transnormer_jax.ops.linear_attention.recurrent import recurrent
@@ -133,6 +133,6 @@ def _measured_kernel(problem: Problem, hardware: Hardware) -> str | None:
     kernel = _AUTO.get(hardware.platform)
     if kernel is None or BACKENDS[kernel].refusal(problem, hardware) is not None:
         return None
-    if hardware.platform != jax.default_backend():  # compiled for a machine that is not at hand: nothing to check on
+    if hardware.kind != default_device().device_kind:  # compiled for a machine that is not at hand: nothing to check on
         return kernel
     return kernel if is_right_here(kernel, problem.key_dim, problem.value_dim, problem.dtype) else None

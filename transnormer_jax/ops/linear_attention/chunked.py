@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.ops.blocks import join_blocks, split_blocks
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import block_weights
-
-_State = Float[Array, "B H K V"]
+from transnormer_jax.ops.linear_attention.weights import State, block_weights, pass_on
+from transnormer_jax.ops.precision import dot
 
 
 def default_chunk_size(key_dim: int, value_dim: int) -> int:
@@ -26,19 +26,18 @@ def chunked(
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
     log_decay: Float[Array, " H"],
-    initial_state: _State,
+    initial_state: State,
     segments: Segments | None,
     *,
     reverse: bool,
     chunk_size: int | None,
     parallel_carry: bool = False,
-) -> tuple[Float[Array, "B N H V"], _State]:
+) -> tuple[Float[Array, "B N H V"], State]:
     """Linear attention by chunks of `chunk_size` tokens; see `primitive.py` for the contract of a backend."""
     num_tokens = q.shape[1]
     chunk_size = min(chunk_size or default_chunk_size(q.shape[3], v.shape[3]), num_tokens)
     num_chunks = -(-num_tokens // chunk_size)
     padding = num_chunks * chunk_size - num_tokens
-    dot = _dot(q.dtype)
 
     if segments is not None:
         segments = Segments(*(jnp.pad(x, ((0, 0), (0, padding)), mode="edge") for x in segments))
@@ -46,7 +45,7 @@ def chunked(
     if reverse:
         weights = weights.reversed()
 
-    q, k, v = (_split(x, num_chunks, chunk_size, padding) for x in (q, k, v))  # [B, M, H, C, K]
+    q, k, v = (jnp.swapaxes(split_blocks(x, chunk_size), 2, 3) for x in (q, k, v))  # [B, M, H, C, K]
 
     with jax.named_scope("chunk_states"):
         written = dot("bmhck,bmhcv->bmhkv", k * weights.tail[..., None].astype(k.dtype), v)
@@ -57,7 +56,7 @@ def chunked(
         out = dot("bmhcs,bmhsv->bmhcv", scores.astype(v.dtype), v)
     with jax.named_scope("across_chunks"):
         out += weights.head[..., None] * dot("bmhck,bmhkv->bmhcv", q, incoming.astype(q.dtype))
-    return _join(out, num_tokens).astype(v.dtype), final_state
+    return join_blocks(jnp.swapaxes(out, 2, 3), num_tokens).astype(v.dtype), final_state
 
 
 def quadratic(
@@ -65,25 +64,25 @@ def quadratic(
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
     log_decay: Float[Array, " H"],
-    initial_state: _State,
+    initial_state: State,
     segments: Segments | None,
     *,
     reverse: bool,
     chunk_size: int | None,
-) -> tuple[Float[Array, "B N H V"], _State]:
+) -> tuple[Float[Array, "B N H V"], State]:
     """The masked N x N matrix (q k^T * decay) v: one chunk that covers the row."""
     del chunk_size
     return chunked(q, k, v, log_decay, initial_state, segments, reverse=reverse, chunk_size=q.shape[1])
 
 
 def _sequential_carry(
-    fade: Float[Array, "#B M H"], written: Float[Array, "B M H K V"], initial_state: _State, *, reverse: bool
-) -> tuple[Float[Array, "B M H K V"], _State]:
-    """The state at the near end of every chunk, and after the last: S <- S + fade * S + written."""
+    fade: Float[Array, "#B M H"], written: Float[Array, "B M H K V"], initial_state: State, *, reverse: bool
+) -> tuple[Float[Array, "B M H K V"], State]:
+    """The state at the near end of every chunk, and after the last: `pass_on` by each chunk."""
 
     def step(state: Array, chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         fade, written = chunk
-        return state + (fade[..., None, None] * state + written), state
+        return pass_on(state, fade[..., None, None], written), state
 
     chunks = (jnp.moveaxis(fade, 1, 0), jnp.moveaxis(written, 1, 0))
     final_state, incoming = jax.lax.scan(step, initial_state, chunks, reverse=reverse)
@@ -91,8 +90,8 @@ def _sequential_carry(
 
 
 def _parallel_carry(
-    fade: Float[Array, "#B M H"], written: Float[Array, "B M H K V"], initial_state: _State, *, reverse: bool
-) -> tuple[Float[Array, "B M H K V"], _State]:
+    fade: Float[Array, "#B M H"], written: Float[Array, "B M H K V"], initial_state: State, *, reverse: bool
+) -> tuple[Float[Array, "B M H K V"], State]:
     """The same by an associative scan over chunks."""
     # The initial state enters as one more chunk at its end of the row, which forgets all and writes that state.
     pad = (0, 1) if reverse else (1, 0)
@@ -102,30 +101,8 @@ def _parallel_carry(
 
     def combine(earlier: list[Array], later: list[Array]) -> list[Array]:
         fade = later[0]
-        return [
-            earlier[0] + fade + earlier[0] * fade,
-            earlier[1] + (fade[..., None, None] * earlier[1] + later[1]),
-        ]
+        # (1 + a) (1 + b) - 1 in this order is exactly -1 where a or b is.
+        return [pass_on(earlier[0], fade, fade), pass_on(earlier[1], fade[..., None, None], later[1])]
 
     _, states = jax.lax.associative_scan(combine, elements, axis=1, reverse=reverse)
     return (states[:, 1:], states[:, 0]) if reverse else (states[:, :-1], states[:, -1])
-
-
-def _dot(dtype: jnp.dtype):
-    """An einsum with a float32 result, which never rounds float32 operands to bfloat16 or TF32."""
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-    def dot(equation: str, a: Array, b: Array) -> Array:
-        return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=jnp.float32)
-
-    return dot
-
-
-def _split(x: Float[Array, "B N H K"], num_chunks: int, chunk_size: int, padding: int) -> Float[Array, "B M H C K"]:
-    x = jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
-    return jnp.swapaxes(x.reshape(x.shape[0], num_chunks, chunk_size, *x.shape[2:]), 2, 3)
-
-
-def _join(x: Float[Array, "B M H C V"], num_tokens: int) -> Float[Array, "B N H V"]:
-    x = jnp.swapaxes(x, 2, 3)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :num_tokens]

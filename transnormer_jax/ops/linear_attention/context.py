@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import end_weights
-
-_State = Float[Array, "B H K V"]
+from transnormer_jax.ops.linear_attention.weights import State, end_weights, exponent, pass_on
+from transnormer_jax.ops.precision import dot
 
 
 class _Borders(NamedTuple):
@@ -34,12 +33,12 @@ def part_states(
     k: Float[Array, "B n H K"],
     v: Float[Array, "B n H V"],
     log_decay: Float[Array, " H"],
-    state: _State,
+    state: State,
     segments: Segments | None,
     axis: str,
     *,
     reverse: bool = False,
-) -> tuple[_State, _State]:
+) -> tuple[State, State]:
     """The state that enters this device's part, and the one that leaves the row; to be called under `shard_map`.
 
     Args:
@@ -55,24 +54,18 @@ def part_states(
       Both [B, H, K, V] float32.
     """
     weights = end_weights(log_decay, k.shape[1], segments, at_start=reverse)
-    written = jnp.einsum(
-        "bnhk,bnhv->bhkv",
-        k * weights[..., None].astype(k.dtype),
-        v,
-        precision=jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else jax.lax.Precision.DEFAULT,
-        preferred_element_type=jnp.float32,
-    )
+    written = dot("bnhk,bnhv->bhkv", k * weights[..., None].astype(k.dtype), v)
     written = jax.lax.all_gather(written, axis)  # [P, B, H, K, V]
     parts, here = written.shape[0], jax.lax.axis_index(axis)
     borders = _find_borders(k.shape[1], segments, axis)
     entered_at = jnp.array([parts if reverse else 0])
     written_at = jnp.arange(parts) + (0 if reverse else 1)  # where a part's own sum is complete
 
-    def state_at(border: Array | int) -> _State:
-        shares = jnp.exp(_exponent(borders, log_decay, written_at, border, reverse))
-        fade = jnp.expm1(_exponent(borders, log_decay, entered_at, border, reverse))[0]
+    def state_at(border: Array | int) -> State:
+        shares = jnp.exp(_border_exponent(borders, log_decay, written_at, border, reverse))
+        fade = jnp.expm1(_border_exponent(borders, log_decay, entered_at, border, reverse))[0]
         sums = jnp.sum(shares[..., None, None] * written, axis=0)
-        return state + (fade[..., None, None] * state + sums)  # as in `weights.py`
+        return pass_on(state, fade[..., None, None], sums)
 
     return state_at(here + 1 if reverse else here), state_at(0 if reverse else parts)
 
@@ -86,7 +79,7 @@ def _find_borders(num_tokens: int, segments: Segments | None, axis: str) -> _Bor
     return _Borders(sums[:, 0], sums[:, 1])
 
 
-def _exponent(
+def _border_exponent(
     borders: _Borders, log_decay: Float[Array, " H"], source: Int[Array, " parts"], target: Array | int, reverse: bool
 ) -> Float[Array, "parts rows H"]:
     """log_decay * distance from each source to the target; -inf against the time, and across a document's start."""
@@ -94,4 +87,4 @@ def _exponent(
     reached = (source >= target) if reverse else (source <= target)
     same = reached[:, None] & (run[source] == run[target][None])
     distance = jnp.abs(position[target][None] - position[source])
-    return jnp.where(same[..., None], distance[..., None] * log_decay[None, None], -jnp.inf)
+    return exponent(log_decay, distance, same)

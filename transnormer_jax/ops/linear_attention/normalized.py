@@ -31,16 +31,17 @@ def normalized_linear_attention(
       log_decay: [H] float32, as in `linear_attention`.
       initial_state: [B, H, K, V + 1] float32.
       segment_ids: [B, N] int32, as in `linear_attention`: padding is in neither sum, and its output is 0.
-      eps: added to the denominator.
+      eps: added to the denominator. The division is float32; float16 is float32 throughout, whose range the sums need.
       **options: the other arguments of `linear_attention`.
 
     Returns:
       out [B, N, H, V] in v's dtype, and the state [B, H, K, V + 1] float32.
     """
-    if segment_ids is not None:
-        v = jnp.where((segment_ids != 0)[..., None, None], v, 0)
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    if v.dtype == jnp.float16:
+        q, k, values = (x.astype(jnp.float32) for x in (q, k, values))
     both, state = linear_attention(
         q, k, values, log_decay, initial_state=initial_state, segment_ids=segment_ids, **options
     )
-    return both[..., :-1] / (both[..., -1:] + eps), state
+    both = both.astype(jnp.float32)
+    return (both[..., :-1] / (both[..., -1:] + eps)).astype(v.dtype), state

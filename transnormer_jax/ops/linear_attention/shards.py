@@ -1,6 +1,6 @@
 """The operator on a mesh: each device has its own rows, its own heads, and its own part of every row.
 
-XLA divides its own operations among devices, but not a kernel, and it knows no parallel form of a recurrence. So where
+XLA divides its own operations among devices, but not a kernel, and it has no parallel form for a recurrence. So where
 a mesh is set, kernels, and everything where rows are in parts, run under `jax.shard_map`: rows, tokens and heads are
 divided by `distributed.RULES` as far as their numbers divide; over any other axis every device does the same work.
 Rows and heads need no communication; `context.py` says what parts of a row do.

@@ -1,6 +1,6 @@
 """Whether a kernel is right on the machine at hand: "auto" asks before it takes one.
 
-Compilers have broken kernels like ours without a word: Triton 3.4 to 3.7.0 gave wrong gradients on Hopper GPUs. A small
+Compilers have broken kernels like ours silently: Triton 3.4 to 3.7.0 gave wrong gradients on Hopper GPUs. A small
 problem with documents, a ragged end and both states is cheap to check, once per process and kind of head.
 """
 
@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from transnormer_jax.ops.hardware import default_device
 
 # Relative RMS error of a right kernel: 2e-7 in float32 and 2.5e-3 in the half precisions.
 _BOUND = {jnp.dtype("float32"): 1e-4, jnp.dtype("bfloat16"): 1e-2, jnp.dtype("float16"): 1e-2}
@@ -33,11 +35,13 @@ def is_right_here(backend: str, key_dim: int, value_dim: int, dtype: Any) -> boo
 
     def check() -> None:
         try:
-            errors.append(_relative_rms_error(backend, key_dim, value_dim, jnp.dtype(dtype)))
+            with jax.default_device(device):
+                errors.append(_relative_rms_error(backend, key_dim, value_dim, jnp.dtype(dtype)))
         except Exception as error:
             errors.append(error)
 
-    # In a thread of its own, because the caller is being traced, perhaps for a mesh.
+    # In a thread of its own, because the caller is being traced, perhaps for a mesh. It has not the caller's device.
+    device = default_device()
     thread = threading.Thread(target=check)
     thread.start()
     thread.join()
@@ -46,7 +50,7 @@ def is_right_here(backend: str, key_dim: int, value_dim: int, dtype: Any) -> boo
         return True
     found = f"its relative error is {error:.1e}" if isinstance(error, float) else f"{type(error).__name__}: {error}"
     warnings.warn(
-        f"backend {backend!r} fails its check on {jax.local_devices()[0].device_kind} for K = {key_dim}, "
+        f"backend {backend!r} fails its check on {device.device_kind} for K = {key_dim}, "
         f"V = {value_dim}, {jnp.dtype(dtype)} ({found}): 'auto' takes a slower one.",
         stacklevel=2,
     )
@@ -55,20 +59,19 @@ def is_right_here(backend: str, key_dim: int, value_dim: int, dtype: Any) -> boo
 
 def _relative_rms_error(backend: str, key_dim: int, value_dim: int, dtype: jnp.dtype) -> float:
     """The largest relative RMS error among outputs, state and gradients."""
-    with jax.default_device(jax.local_devices()[0]):
-        rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-        def normal(*shape: int) -> jax.Array:
-            return jnp.asarray(rng.standard_normal(shape), dtype)
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), dtype)
 
-        tokens = (1, _NUM_TOKENS, _NUM_HEADS)
-        operands = [normal(*tokens, key_dim), normal(*tokens, key_dim), normal(*tokens, value_dim)]
-        state = normal(1, _NUM_HEADS, key_dim, value_dim).astype(jnp.float32)
-        cotangents = (normal(*tokens, value_dim), normal(*state.shape).astype(jnp.float32))
-        actual = _results(backend, *operands, state, *cotangents)
-        exact = jax.tree.map(lambda x: x.astype(jnp.float32), (*operands, state, *cotangents))
-        expected = _results("chunked", *exact)
-        errors = jax.tree.map(_relative_rms, actual, expected)
+    tokens = (1, _NUM_TOKENS, _NUM_HEADS)
+    operands = [normal(*tokens, key_dim), normal(*tokens, key_dim), normal(*tokens, value_dim)]
+    state = normal(1, _NUM_HEADS, key_dim, value_dim).astype(jnp.float32)
+    cotangents = (normal(*tokens, value_dim), normal(*state.shape).astype(jnp.float32))
+    actual = _results(backend, *operands, state, *cotangents)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), (*operands, state, *cotangents))
+    expected = _results("chunked", *exact)
+    errors = jax.tree.map(_relative_rms, actual, expected)
     return float(np.max(jax.tree.leaves(errors)))
 
 

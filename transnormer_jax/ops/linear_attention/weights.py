@@ -3,13 +3,15 @@
 Linear attention over a block with the state at one end known is
 
     out   = (q k^T * intra) v + head * (q S_in)
-    S_out = S_in + fade * S_in + sum_j tail_j k_j v_j^T
+    S_out = (S_in + fade * S_in) + sum_j tail_j k_j v_j^T
 
 Each weight is exp(log_decay * distance), zero across a document border, and no exponent is ever positive: the mask goes
 inside the exponent, where it cannot make inf * 0. Going backwards in time exchanges head and tail and transposes intra.
 
 The factor on a state that passes through is kept as fade = exp(.) - 1. A weak decay such as 1 - 1e-5 rounds to the
-same wrong float32 at every step, and the error grows with their number; S + fade * S rounds without bias.
+same wrong float32 at every step, and the error grows with their number; S + fade * S rounds without bias. Where a
+document starts, fade is -1 and S + fade * S is exactly 0, so that nothing of the state before it is left, not even in
+the rounding of what is written.
 """
 
 from typing import NamedTuple
@@ -18,6 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.ops.linear_attention.segments import Segments
+
+State = Float[Array, "B H K V"]
+"""The state of each row and head, float32."""
 
 
 class BlockWeights(NamedTuple):
@@ -59,13 +64,13 @@ def block_weights(
     right = position[..., -1:]
 
     def decay(distance: Array, mask: Array | None) -> Array:
-        return jnp.exp(_exponent(log_decay, distance, mask))
+        return jnp.exp(exponent(log_decay, distance, mask))
 
     return BlockWeights(
         intra=decay(within[..., :, None] - within[..., None, :], _both(causal, same_run)),
         head=decay(position - left, same_as_left),
         tail=decay(right - position, same_as_right),
-        fade=jnp.expm1(_exponent(log_decay, right - left, passes))[..., 0],
+        fade=jnp.expm1(exponent(log_decay, right - left, passes))[..., 0],
     )
 
 
@@ -79,16 +84,36 @@ def end_weights(
         position, run = segments
     distance = position if at_start else position[:, -1:] - position
     same = run == (0 if at_start else run[:, -1:])
-    return jnp.exp(jnp.where(same[..., None], distance[..., None] * log_decay[None, None], -jnp.inf))
+    return jnp.exp(exponent(log_decay, distance, same))
 
 
-def step_log_decay(log_decay: Float[Array, " H"], num_tokens: int, segments: Segments | None) -> Float[Array, "#B N H"]:
-    """Log of the factor on the state between each token and the one before; -inf where a document starts."""
+def step_log_decay(
+    log_decay: Float[Array, " H"], num_tokens: int, segments: Segments | None, *, reverse: bool
+) -> tuple[Float[Array, "#B N H"], Float[Array, "#B H"]]:
+    """Log of the factor on the state as it arrives at each token, -inf where a document starts; and as it leaves."""
     if segments is None:
-        return jnp.broadcast_to(log_decay, (1, num_tokens, *log_decay.shape))
-    steps = jnp.diff(segments.position, axis=1, prepend=jnp.zeros_like(segments.position[:, :1]))
-    same = jnp.diff(segments.run, axis=1, prepend=jnp.zeros_like(segments.run[:, :1])) == 0
-    return jnp.where(same[..., None], steps[..., None] * log_decay[None, None], -jnp.inf)
+        steps = jnp.broadcast_to(log_decay, (1, num_tokens, *log_decay.shape))
+    else:
+        distance = jnp.diff(segments.position, axis=1, prepend=jnp.zeros_like(segments.position[:, :1]))
+        same = jnp.diff(segments.run, axis=1, prepend=jnp.zeros_like(segments.run[:, :1])) == 0
+        steps = exponent(log_decay, distance, same)
+    none = jnp.zeros_like(steps[:, :1])
+    if reverse:  # the step between tokens t and t+1 is taken on arriving at t, and the first one on leaving the row
+        return jnp.concatenate([steps[:, 1:], none], axis=1), steps[:, 0]
+    return steps, none[:, 0]
+
+
+def exponent(
+    log_decay: Float[Array, " H"], distance: Int[Array, "B M *C"], mask: Bool[Array, "#B #M *C"] | None
+) -> Float[Array, "B M H *C"]:
+    """log_decay * distance where the mask holds, else -inf; the heads come after batch and block."""
+    product = distance[:, :, None] * log_decay.reshape(1, 1, -1, *[1] * (distance.ndim - 2))
+    return product if mask is None else jnp.where(mask[:, :, None], product, -jnp.inf)
+
+
+def pass_on(state: Float[Array, "..."], fade: Float[Array, "..."], written: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The state after tokens that fade it by 1 + `fade` and write `written`; the shapes broadcast."""
+    return (state + fade * state) + written
 
 
 def _before(x: Int[Array, "B M C"]) -> Int[Array, "B M 1"]:
@@ -98,11 +123,3 @@ def _before(x: Int[Array, "B M C"]) -> Int[Array, "B M 1"]:
 
 def _both(a: Bool[Array, "..."], b: Bool[Array, "..."] | None) -> Bool[Array, "..."]:
     return a if b is None else a & b
-
-
-def _exponent(
-    log_decay: Float[Array, " H"], distance: Int[Array, "B M *C"], mask: Bool[Array, "#B #M *C"] | None
-) -> Float[Array, "B M H *C"]:
-    """log_decay * distance where the mask holds, else -inf; the heads come after batch and block."""
-    exponent = distance[:, :, None] * log_decay.reshape(1, 1, -1, *[1] * (distance.ndim - 2))
-    return exponent if mask is None else jnp.where(mask[:, :, None], exponent, -jnp.inf)

@@ -20,6 +20,7 @@ from transnormer_jax.ops.linear_attention.pallas_gpu.places import chunk_places,
 from transnormer_jax.ops.linear_attention.pallas_gpu.plan import COLUMNS, Plan, make_plan
 from transnormer_jax.ops.linear_attention.pallas_gpu.sweep import Operands, sweep, sweep_states
 from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.weights import pass_on
 
 _ROW_TILE = 8  # Mosaic's copies of tiled arrays want a multiple of this many rows
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
@@ -144,9 +145,9 @@ def _states_of_parts(
 def _entering_states(
     fades: Float[Array, " P #B H"], state: Float[Array, "B H K V"], written: Float[Array, "B H Q K V"], *, reverse: bool
 ) -> Float[Array, "B H P K V"]:
-    """The state that each part starts from: S <- S + fade * S + what the part before it in the sweep has written."""
+    """The state that each part starts from: that of the part before it, faded, and what that part wrote."""
     states = [state]
     for part in range(written.shape[2]):
         index = -1 - part if reverse else part
-        states.append(states[-1] + (fades[index][..., None, None] * states[-1] + written[:, :, index]))
+        states.append(pass_on(states[-1], fades[index][..., None, None], written[:, :, index]))
     return jnp.stack(states[::-1] if reverse else states, axis=2)

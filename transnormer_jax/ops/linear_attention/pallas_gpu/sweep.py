@@ -5,7 +5,7 @@ chunks ahead, straight from [B, N, H, K]; what lies beyond the end of a row arri
 keeps the state [K, 64] of one head and 64 value columns in registers, in float32, and does for each chunk
 
     out   = (q k^T * intra) v + head * (q S)
-    S    <- S + fade * S + k^T (tail * v)
+    S    <- (S + fade * S) + k^T (tail * v)
 
 as four wgmma products, with the weights of `chunk_weights.py`. A wgmma takes 16-bit operands: q k^T * intra, S and
 tail * v are rounded as such, and nothing else is.

@@ -7,7 +7,7 @@ state on its other side:
     dq = (do v^T * D) k    + head * (do S^T)
     dk = (do v^T * D)^T q  + tail * (v dS^T)
     dv = (q k^T * D)^T do  + tail * (k dS)
-    dS <- dS + fade * dS + q^T (head * do)
+    dS <- (dS + fade * dS) + q^T (head * do)
 
 with the weights D, head, tail and fade of `linear_attention/weights.py`.
 """

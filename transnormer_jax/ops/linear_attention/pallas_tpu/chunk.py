@@ -11,6 +11,7 @@ from transnormer_jax.ops.linear_attention.pallas_tpu import grid
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import join
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Distances, decay, distances
+from transnormer_jax.ops.linear_attention.weights import pass_on
 
 
 class ScalarRefs(NamedTuple):
@@ -65,7 +66,7 @@ class Chunk:
         """The state [K, lanes] at the other side of the chunk, which writes `written` [K, lanes]."""
         fades = [self._scalars.fades[0, 0, self._first_fade + self._global(head)] for head in heads]
         fade = join([jnp.full((1, state.shape[1]), fade) for fade in fades])
-        return state + (fade * state + written)
+        return pass_on(state, fade, written)
 
     def _per_token(self, distance: Array, heads: range, size: int) -> Array:
         if len(heads) == 1:

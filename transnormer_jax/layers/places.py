@@ -1,11 +1,11 @@
-"""What a token mixer must know of the tokens beside their features."""
+"""What a token mixer must know of the tokens besides their features."""
 
 from typing import NamedTuple
 
 from jaxtyping import Array, Int
 
 
-class Tokens(NamedTuple):
+class Places(NamedTuple):
     """Places of the tokens of a batch.
 
     Attributes:

@@ -15,11 +15,8 @@ from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLM:
-    """Predicts each token from those before it.
-
-    A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0, or where
-    `mask`, if there is one, is not 0.
+class LanguageModelling:
+    """Predicts tokens: what causal and masked language modelling have in common; `CausalLM` says what a batch is.
 
     Attributes:
       model: tokens to logits.
@@ -34,10 +31,6 @@ class CausalLM:
     def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
         """Sums over the batch, each row read from nothing; see `Task`."""
         return self._sums(params, batch, None, key)[0]
-
-    def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
-        """Sums of `params` over the `batch`, each row going on from `cache`, and the cache after it."""
-        return self._sums(params, batch, cache, None)
 
     def report(self, totals: Sums) -> dict[str, float]:
         """Loss in nats per token, perplexity per token, accuracy."""
@@ -81,7 +74,20 @@ class CausalLM:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM(CausalLM):
+class CausalLM(LanguageModelling):
+    """Predicts each token from those before it.
+
+    A batch is `inputs`, `targets` and `segment_ids`, each [B, N] int32; targets count where the id is not 0, or where
+    `mask`, if there is one, is not 0.
+    """
+
+    def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
+        """Sums of `params` over the `batch`, each row going on from `cache`, and the cache after it."""
+        return self._sums(params, batch, cache, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(LanguageModelling):
     """Predicts the tokens that are hidden, from both sides: `mask` in the batch says which they are.
 
     RoBERTa's objective, in which TransNormer is a bidirectional language model (arXiv 2210.10340, section 5.1).

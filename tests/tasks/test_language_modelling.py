@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.compiled import apply_of
+from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM, cross_entropy
 
@@ -67,3 +68,21 @@ def test_windows_with_carried_state_equal_one_pass(task, params, batch):
         parts.append(sums)
     for total, *pieces in zip(whole, *parts, strict=True):
         np.testing.assert_allclose(sum(pieces), total, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("vocab_size", "slices"), [(260, 6), (259, 12)])
+def test_slices_count_the_logits_that_a_device_holds(vocab_size, slices, monkeypatch):
+    """A vocabulary that the devices of `tensor` do not divide is whole on each."""
+    monkeypatch.setattr(cross_entropy, "_MAX_LOGITS", 4 * vocab_size // 2)
+    found, count = [], cross_entropy._num_slices
+    monkeypatch.setattr(cross_entropy, "_num_slices", lambda *sizes: found.append(count(*sizes)) or found[-1])
+    hidden, tokens = jnp.zeros((1, 24, 8)), jnp.zeros((1, 24), jnp.int32)
+
+    def loss(hidden):
+        table, weights = jnp.zeros((8, vocab_size)), jnp.ones((1, 24))
+        sums = cross_entropy.cross_entropy_sums(lambda table, x: x @ table, table, hidden, tokens, weights, vocab_size)
+        return sums.loss
+
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, tensor=2), jax.devices()[:2])):
+        jax.eval_shape(loss, hidden)
+    assert found == [slices]
