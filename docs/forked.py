@@ -9,12 +9,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["transnormer_jax.command", "tensorflow_datasets", "grain"])
+_PROCESSES.set_forkserver_preload(
+    [
+        "transnormer_jax.command",
+        "transnormer_jax.inference",
+        "transnormer_jax.training",
+        "ml_collections.config_flags",
+        "tensorflow_datasets",
+        "grain",
+    ]
+)
+_LIMIT_SECONDS = 300
 
 
-def run(
-    arguments: Sequence[str], directory: Path, environment: Mapping[str, str], timeout: float = 300
-) -> tuple[int, str, str]:
+def run(arguments: Sequence[str], directory: Path, environment: Mapping[str, str]) -> tuple[int, str, str]:
     """Runs `python ARGUMENTS`: a file or `-m MODULE`, and what follows.
 
     What JAX reads from its environment when it is imported is that of this process when it first came here.
@@ -23,22 +31,21 @@ def run(
       arguments: of Python.
       directory: to run in.
       environment: variables beside those of this process.
-      timeout: seconds.
 
     Returns:
       Exit status, negative for a signal; stdout; stderr.
 
     Raises:
-      TimeoutError: it took longer, and was killed.
+      TimeoutError: it took more than five minutes, and was killed.
     """
     with tempfile.NamedTemporaryFile() as out, tempfile.NamedTemporaryFile() as err:
         become = (list(arguments), str(directory), {**os.environ, **environment}, out.name, err.name)
         process = _PROCESSES.Process(target=_become, args=become)
         process.start()
-        process.join(timeout)
+        process.join(_LIMIT_SECONDS)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"{' '.join(arguments)} took more than {timeout} s: {err.read().decode()}")
+            raise TimeoutError(f"{' '.join(arguments)} took more than {_LIMIT_SECONDS} s: {err.read().decode()}")
         return process.exitcode, out.read().decode(), err.read().decode()
 
 
