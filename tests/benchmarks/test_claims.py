@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import dilution, gradient_bounds, gradient_spread, linformer_speed, spectrum, steps_per_second
 from benchmarks.attention_maps import MAPPED, Caught, catch, check_mapped, distribution, mix, places, scores, visible
+from benchmarks.attention_subjects import load_subjects, text_config
 from benchmarks.measure import Measurement
-from benchmarks.subjects import load_subjects, text_config
 from tests.commands import assert_fails
 from tests.commands import run as run_command
 from transnormer_jax.errors import UserError

@@ -46,6 +46,7 @@ def test_a_prompt_that_takes_too_long_is_not_read(tmp_path):
     _, record = _run(tmp_path, kinds=("linear",), batch_sizes=(1,), contexts=(16, 1000), read_seconds=1e-9)
     first, second = (row for row in record["rows"] if row["what"] == "first token")
     assert first["milliseconds"] > 0
+    assert first["calls"] >= 3
     assert second["skipped"].startswith("it would take up to")
     states = {row["context"]: row["state"] for row in record["rows"] if row["what"] == "decode"}
     assert states == {16: "read", 1000: "placed"}
@@ -115,8 +116,12 @@ def test_a_reference_that_fails_is_told(tmp_path):
     [
         ({"models": ("tinny",)}, "unknown name 'tinny' in models: did you mean 'tiny'"),
         ({"kinds": ("lsh",)}, "unknown name 'lsh' in kinds"),
-        ({"contexts": ()}, "give positive numbers"),
-        ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"contexts": ()}, "contexts is empty"),
+        ({"dtype": "float16"}, "unknown name 'float16' in dtype"),
+        (
+            {"reference_python": "python", "reference_code": "code", "dtype": "bfloat16"},
+            "the reference computes in float32",
+        ),
         ({"reference_python": "python"}, "give both of --reference_python and --reference_code"),
     ],
 )
