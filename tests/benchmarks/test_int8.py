@@ -27,7 +27,7 @@ def test_every_pair_of_dtypes_is_compared_and_timed(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "100m", config.model)
     # Decoding is timed in the tests of `benchmarks.inference`.
     monkeypatch.setattr(Linear, "read", lambda *arguments: None)
-    monkeypatch.setattr(int8, "time_in_turn", lambda steps, states, seconds: dict.fromkeys(steps, [0.5, 0.25, 0.5]))
+    monkeypatch.setattr(int8, "time_in_turn", lambda steps, states, seconds: {key: [0.5, 0.25, 0.5] for key in steps})
 
     output = tmp_path / "int8.json"
     settings = int8.Settings(str(tmp_path / "run"), tokens=512, block_size=2, seconds=1e-3)
