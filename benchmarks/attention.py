@@ -13,9 +13,6 @@ that file. The last line on stdout is a summary in JSON.
 """
 
 import dataclasses
-import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,14 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from benchmarks.attention_report import FOOTNOTE, HEADER, Row, panels, summarize
-from benchmarks.environment import describe_environment, hardware
+from benchmarks.environment import hardware
 from benchmarks.measure import Measurement, measure, one_line
 from benchmarks.plot import save_panels
-from transnormer_jax import command
-from transnormer_jax.errors import UserError, did_you_mean
+from benchmarks.record import check_known, check_positive, main, prepare, write
+from benchmarks.truth import definition, relative_rms
 from transnormer_jax.ops.decay import released_log_decay
 from transnormer_jax.ops.linear_attention import linear_attention
 
@@ -48,12 +44,12 @@ class Settings:
     """What to measure.
 
     Attributes:
-      backends: names among `CONTENDERS`.
-      num_tokens: values of N.
+      backends: among recurrent, quadratic, associative_scan, chunked, chunked_associative_scan, softmax.
+      num_tokens: lengths N.
       batch: rows B.
       heads: heads H.
       head_dim: features per head, K = V.
-      dtype: of q, k and v.
+      dtype: of q, k and v: float32, bfloat16 or float16.
       max_gigabytes: what the compiler plans more memory for is not run; 10^9 bytes.
       seconds: how long each call is repeated.
     """
@@ -68,59 +64,27 @@ class Settings:
     seconds: float = 0.5
 
     def __post_init__(self):
-        for name in self.backends:
-            if name not in CONTENDERS:
-                raise UserError(f"unknown backend {name!r}: {did_you_mean(name, CONTENDERS)}")
-        if self.dtype not in _TOLERANCE:
-            raise UserError(f"unknown dtype {self.dtype!r}: {did_you_mean(self.dtype, _TOLERANCE)}")
-        if not (self.backends and self.num_tokens):
-            raise UserError("there is nothing to measure: give at least one backend and one number of tokens.")
-        for name in ("num_tokens", "batch", "heads", "head_dim", "max_gigabytes", "seconds"):
-            if not np.min(getattr(self, name)) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: give positive numbers only.")
+        check_positive(self)
+        check_known("backends", self.backends, CONTENDERS)
+        check_known("dtype", [self.dtype], _TOLERANCE)
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints the table as it goes, writes `output` and the plot beside it.
-
-    Args:
-      settings: what to measure.
-      output: the JSON file to write; the plot takes the same name with `.png`.
-      command_line: for the record.
-
-    Returns:
-      The summary.
-
-    Raises:
-      UserError: `output` does not end in `.json`, or its directory cannot be made.
-    """
-    if output.suffix != ".json":
-        raise UserError(f"output is {str(output)!r}: give a name that ends in .json.")
-    try:  # Now, rather than after minutes of measuring.
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the directory of {str(output)!r} ({error}): choose another output.") from error
-
-    environment = describe_environment()
+    """Measures, prints the table and writes `output` as it goes, then the plot beside it, and returns the summary."""
+    prepare(output)
     errors, broken = check_backends(settings)
+    about = {
+        "log_decay": _log_decay(settings).tolist(),
+        "check": {"num_tokens": _CHECKED_TOKENS, "relative_rms_error": errors},
+    }
     rows = list[Row]()
     print(HEADER)
     for row in _measure_all(settings, broken):
         rows.append(row)
         print(row, flush=True)
+        content = {**about, "rows": [row.as_json() for row in rows], "summary": summarize(rows)}
+        environment = write(output, command_line, settings, content)
     print(FOOTNOTE)
-
-    summary = summarize(rows)
-    record = {
-        "command": command_line,
-        "environment": environment,
-        "settings": dataclasses.asdict(settings),
-        "log_decay": _log_decay(settings).tolist(),
-        "check": {"num_tokens": _CHECKED_TOKENS, "relative_rms_error": errors},
-        "rows": [row.as_json() for row in rows],
-        "summary": summary,
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n")
     shape = f"B = {settings.batch}, H = {settings.heads}, K = V = {settings.head_dim}, {settings.dtype}"
     save_panels(
         panels(rows),
@@ -128,7 +92,7 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
         xlabel="tokens N",
         path=output.with_suffix(".png"),
     )
-    return {"output": str(output), **summary}
+    return {"output": str(output), **summarize(rows)}
 
 
 def check_backends(settings: Settings) -> tuple[dict[str, float], dict[str, str]]:
@@ -145,22 +109,14 @@ def check_backends(settings: Settings) -> tuple[dict[str, float], dict[str, str]
         if backend == "softmax":
             continue
         try:
-            out = np.asarray(jax.jit(forward(backend))(q, k, v, log_decay)).astype(np.float64)
+            out = np.asarray(jax.jit(forward(backend))(q, k, v, log_decay))
         except Exception as error:  # As in `measure`.
             broken[backend] = one_line(error)
             continue
-        errors[backend] = float(np.sqrt(np.mean((out - expected) ** 2) / np.mean(expected**2)))
+        errors[backend] = relative_rms(out, expected)
         if not errors[backend] <= _TOLERANCE[settings.dtype]:  # This way round NaN is wrong, too.
             broken[backend] = f"wrong, its relative RMS error is {errors[backend]:.1e}"
     return errors, broken
-
-
-def definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, log_decay: np.ndarray) -> np.ndarray:
-    """out_t = sum over s <= t of exp(log_decay (t - s)) (q_t . k_s) v_s; q, k, v, out [B, N, H, K], log_decay [H]."""
-    time = np.arange(q.shape[1])
-    distance = time[:, None] - time
-    weights = np.where(distance >= 0, np.exp(log_decay[:, None, None] * np.maximum(distance, 0)), 0.0)
-    return np.einsum("bhts,bshv->bthv", weights * np.einsum("bthk,bshk->bhts", q, k), v)
 
 
 def forward(backend: str) -> Callable[..., jax.Array]:
@@ -214,45 +170,5 @@ def _log_decay(settings: Settings) -> jax.Array:
     return jnp.asarray(released_log_decay(settings.heads, _NUM_LAYERS)[_LAYER])
 
 
-def _define_flags() -> None:
-    # Not on import: flag names are global, and a test may import several commands.
-    default = Settings()
-    flags.DEFINE_list("backends", list(default.backends), f"What to measure, among: {', '.join(CONTENDERS)}.")
-    flags.DEFINE_list("num_tokens", [str(n) for n in default.num_tokens], "Sequence lengths N.")
-    flags.DEFINE_integer("batch", default.batch, "Batch B.")
-    flags.DEFINE_integer("heads", default.heads, "Heads H.")
-    flags.DEFINE_integer("head_dim", default.head_dim, "Features per head, K = V.")
-    flags.DEFINE_string("dtype", default.dtype, f"Type of q, k and v: {', '.join(_TOLERANCE)}.")
-    flags.DEFINE_float(
-        "max_gigabytes",
-        default.max_gigabytes,
-        "What needs more memory than this, by the compiler's plan for arguments, results and temporaries, is not run.",
-    )
-    flags.DEFINE_float("seconds", default.seconds, "How long to repeat each call; three calls at least.")
-    flags.DEFINE_string("output", None, "JSON file to write. Default: benchmarks/results/<platform>/attention.json.")
-
-
-def _main() -> None:
-    values = flags.FLAGS
-    try:
-        num_tokens = tuple(int(n) for n in values.num_tokens)
-    except ValueError as error:
-        raise UserError(f"num_tokens is {values.num_tokens}: give whole numbers, parted by commas.") from error
-    settings = Settings(
-        backends=tuple(values.backends),
-        num_tokens=num_tokens,
-        batch=values.batch,
-        heads=values.heads,
-        head_dim=values.head_dim,
-        dtype=values.dtype,
-        max_gigabytes=values.max_gigabytes,
-        seconds=values.seconds,
-    )
-    output = values.output or f"benchmarks/results/{jax.default_backend()}/attention.json"
-    summary = run(settings, Path(output), shlex.join(["python", "-m", "benchmarks.attention", *sys.argv[1:]]))
-    print(json.dumps(summary))
-
-
 if __name__ == "__main__":
-    _define_flags()
-    command.run(_main)
+    main("attention", Settings(), run)

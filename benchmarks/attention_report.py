@@ -47,8 +47,8 @@ class Row:
 def summarize(rows: Sequence[Row]) -> dict[str, Any]:
     """Returns, for each computation, ratios of median times and the growth of the memory of the chunked form.
 
-    The ratios are taken at the largest N at which all three ran. The growth is the factor for a doubling of N between
-    the two largest N. What the rows do not tell is left out.
+    Each ratio is that to the chunked form at the largest N at which both ran. The growth is the factor for a doubling
+    of N between the two largest N. What the rows do not tell is left out.
     """
     return {name: _time_ratios(rows, name) | _memory_growth(rows, name) for name in COMPUTATIONS}
 
@@ -62,19 +62,14 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     ]
 
 
-def _time_ratios(rows: Sequence[Row], computation: str) -> dict[str, float]:
-    scan, quadratic, chunked = (
-        _points(rows, name, computation, "median_ms") for name in ("associative_scan", "quadratic", "chunked")
-    )
-    common = scan.keys() & quadratic.keys() & chunked.keys()
-    if not common:
-        return {}
-    n = max(common)
-    return {
-        "num_tokens": n,
-        "time_associative_scan_over_chunked": round(scan[n] / chunked[n], 2),
-        "time_quadratic_over_chunked": round(quadratic[n] / chunked[n], 2),
-    }
+def _time_ratios(rows: Sequence[Row], computation: str) -> dict[str, Any]:
+    chunked, ratios = _points(rows, "chunked", computation, "median_ms"), dict[str, Any]()
+    for name in dict.fromkeys(row.backend for row in rows if row.backend != "chunked"):
+        times = _points(rows, name, computation, "median_ms")
+        if common := times.keys() & chunked.keys():
+            n = max(common)
+            ratios[f"time_{name}_over_chunked"] = {"num_tokens": n, "ratio": round(times[n] / chunked[n], 2)}
+    return ratios
 
 
 def _memory_growth(rows: Sequence[Row], computation: str) -> dict[str, float]:

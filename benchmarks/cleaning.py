@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.planted import RUBBISH, near_duplicate, rubbish
-from benchmarks.report import main, prepare, write
+from benchmarks.record import main, prepare, write
 from transnormer_jax.cleaning.documents import read_shard, shards_of
 from transnormer_jax.cleaning.pipeline import Settings as CleaningSettings
 from transnormer_jax.cleaning.pipeline import clean
@@ -71,8 +71,16 @@ class Settings:
     workers: int = 2
     seed: int = 0
 
+    def __post_init__(self):
+        numbers = (self.held_out, self.near_duplicates, self.rubbish, self.num_steps, self.seed)
+        if min(numbers) < 0 or min(self.max_documents, self.max_tokens, self.workers) < 1 or not 0 < self.cut < 1:
+            raise UserError(
+                "a count is negative, one of max_documents, max_tokens and workers is below 1, or cut is not between 0 "
+                "and 1: give others."
+            )
 
-def measure(settings: Settings, output: Path, command: str) -> dict[str, Any]:
+
+def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     """Returns the summary."""
     prepare(output)
     if not settings.files:
@@ -87,7 +95,7 @@ def measure(settings: Settings, output: Path, command: str) -> dict[str, Any]:
         trained = _train(settings, directory) if settings.num_steps else {}
     report = {name: part for name, part in report.items() if name != "files"}
     content = {"cleaning_seconds": seconds, "report": report, "found": found, "training": trained}
-    write(output, command, settings, content)
+    write(output, command_line, settings, content)
     return {"output": str(output)} | found | {"held_out_bits_per_byte": trained.get("bits_per_byte")}
 
 
@@ -103,6 +111,11 @@ def _plant(settings: Settings, directory: Path) -> dict[str, dict[str, Any]]:
     words = [word for text in chance.sample(originals, min(200, len(originals))) for word in text.split()]
     mix: list[tuple[str, dict[str, Any]]] = [(text, {"kind": "original"}) for text in originals]
     long = [number for number, text in enumerate(originals) if len(text.split()) >= _LEAST_WORDS]
+    if len(long) < settings.near_duplicates or (settings.rubbish and not originals):
+        raise UserError(
+            f"beside those held out, {len(long)} documents have {_LEAST_WORDS} words: give more text, or plant fewer "
+            f"than {settings.near_duplicates} near_duplicates."
+        )
     for number in chance.sample(long, settings.near_duplicates):
         rate = chance.uniform(_LOWEST_RATE, _HIGHEST_RATE)
         copy = near_duplicate(originals[number], rate, words, chance)
@@ -152,10 +165,10 @@ def _judge(planted: dict[str, dict[str, Any]], out: Path) -> dict[str, Any]:
         },
         "recall_below_5_percent": _recall(found, possible, "01-03%", "03-05%"),
         "duplicates_removed": len(duplicates),
-        "precision": right / len(duplicates),
+        "precision": right / len(duplicates) if duplicates else None,
         "doubtful": doubtful,
-        "rubbish_removed": 1 - sum(stayed[kind] for kind in RUBBISH) / sum(kinds[kind] for kind in RUBBISH),
-        "rubbish_removed_by_kind": {kind: 1 - stayed[kind] / kinds[kind] for kind in RUBBISH},
+        "rubbish_removed": _removed(stayed, kinds, *RUBBISH),
+        "rubbish_removed_by_kind": {kind: _removed(stayed, kinds, kind) for kind in RUBBISH},
         "originals": kinds["original"],
         "originals_removed_by_rules": removed_by_rules,
     }
@@ -209,8 +222,14 @@ def _band(rate: float) -> str:
     return {1: "01-03%", 3: "03-05%", 5: "05-10%", 10: "10-15%"}[low]
 
 
-def _recall(found: collections.Counter[str], possible: collections.Counter[str], *bands: str) -> float:
-    return sum(found[band] for band in bands) / sum(possible[band] for band in bands)
+def _recall(found: collections.Counter[str], possible: collections.Counter[str], *bands: str) -> float | None:
+    planted = sum(possible[band] for band in bands)
+    return sum(found[band] for band in bands) / planted if planted else None
+
+
+def _removed(stayed: collections.Counter[str], planted: collections.Counter[str], *kinds: str) -> float | None:
+    left = _recall(stayed, planted, *kinds)
+    return None if left is None else 1 - left
 
 
 def _records(directory: Path) -> Iterator[dict[str, Any]]:
@@ -223,4 +242,4 @@ def _write(path: Path, texts: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    main("cleaning", Settings(), measure)
+    main("cleaning", Settings(), run)

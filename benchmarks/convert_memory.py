@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import last_words
 from benchmarks.random_checkpoint import num_bytes
-from benchmarks.report import check_positive, main, prepare, write
+from benchmarks.record import check_positive, main, prepare, write
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.models import TransNormerLLMConfig
 
@@ -103,7 +104,7 @@ def measure_peak(*command: str) -> tuple[int, float]:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             errors.seek(0)
-            last = (errors.read().strip().splitlines() or ["no word"])[-1]
+            last = last_words(errors.read(), process.returncode)
             raise UserError(f"{' '.join(command[:2])} ended with status {process.returncode}: {last}")
     return usage.ru_maxrss * _MAXRSS_UNIT, seconds
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import main, prepare, write
+from benchmarks.record import main, prepare, write
 from transnormer_jax.data import DataConfig, MixedRows, PackedRows, Tokenizer, load_split, load_tokenizer, train_batches
 from transnormer_jax.data.rows import Rows
 from transnormer_jax.data.tokenized import Manifest, TokenizedDocuments
@@ -78,8 +78,14 @@ class Settings:
     mixture_tokens: int = 10_000_000
     seed: int = 0
 
+    def __post_init__(self):
+        if min(self.kills, self.seed) < 0 or not (self.seconds > 0 and self.mixture_tokens > 0):
+            raise UserError("kills and seed are at least 0, seconds and mixture_tokens positive: give such numbers.")
+        for source in self.mixture:
+            _parted(source)
 
-def measure(settings: Settings, output: Path, command: str) -> dict[str, Any]:
+
+def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     """Returns the summary."""
     prepare(output)
     if not settings.files:
@@ -114,7 +120,7 @@ def measure(settings: Settings, output: Path, command: str) -> dict[str, Any]:
         }
         if settings.mixture:
             results["mixture"] = _mixture(settings, tokenizer, directory)
-    write(output, command, settings, results)
+    write(output, command_line, settings, results)
     return {"output": str(output)} | results
 
 
@@ -226,15 +232,24 @@ class _Marked:
         return {**self._rows[row], "source": np.array(self._source)}
 
 
+def _parted(source: str) -> tuple[str, str, float]:
+    """Path, documents and weight of a source."""
+    try:
+        path, documents, weight = source.rsplit(":", 2)
+        return path, documents, float(weight)
+    except ValueError as error:
+        raise UserError(f"mixture has {source!r}: give PATH:DOCUMENTS:WEIGHT, the weight a number.") from error
+
+
 def _mixture(settings: Settings, tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
     sources, weights = dict[str, Rows](), dict[str, float]()
     for number, source in enumerate(settings.mixture):
-        path, documents, weight = source.rsplit(":", 2)
+        path, documents, weight = _parted(source)
         data = DataConfig(
             "plain_text", path, documents, tokenizer=settings.tokenizer, data_dir=str(directory / "mixture")
         )
         name = Path(path).name
-        sources[name], weights[name] = _Marked(_packed(data, tokenizer), number), float(weight)
+        sources[name], weights[name] = _Marked(_packed(data, tokenizer), number), weight
     mixed = MixedRows(sources, weights)
     tokens = np.zeros(len(sources))
     for batch in train_batches(mixed, batch_size=_BATCH):
@@ -249,4 +264,4 @@ def _mixture(settings: Settings, tokenizer: Tokenizer, directory: Path) -> dict[
 
 
 if __name__ == "__main__":
-    main("data", Settings(), measure)
+    main("data", Settings(), run)

@@ -1,7 +1,7 @@
 """Pictures of the generated datasets, their statistics beside those of the law, and how fast they are made.
 
 Writes a grid of Pathfinder images for each resolution: above, both discs lie on one contour (label 1); below, they do
-not. The table and the JSON on the last line of stdout are the numbers in docs/datasets.md.
+not. The statistics, in docs/datasets.md, are printed, and written to a JSON file.
 
     python -m benchmarks.dataset_pictures
     python -m benchmarks.dataset_pictures --listops=DIR/basic_val.tsv,DIR/basic_test.tsv
@@ -10,19 +10,18 @@ With --listops, the statistics of such files of Long Range Arena, columns Source
 """
 
 import csv
+import dataclasses
 import itertools
-import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from absl import flags
 from PIL import Image
 
-from benchmarks.environment import describe_environment
-from transnormer_jax import command
+from benchmarks.record import check_positive, main, prepare, write
 from transnormer_jax.data.listops import listops_config
 from transnormer_jax.data.listops_expression import MIN, SUM, parse
 from transnormer_jax.data.listops_law import Sample, listops_samples
@@ -32,25 +31,44 @@ from transnormer_jax.data.pathfinder_law import PathfinderImage, pathfinder_imag
 _COLUMNS = 4
 _WIDTH = 1040  # pixels of a picture, about
 
-_RESOLUTIONS = flags.DEFINE_list("resolutions", ["32", "128"], "Sides of the Pathfinder images.")
-_SECONDS = flags.DEFINE_float("seconds", 20.0, "CPU seconds of drawing images of each resolution, to time it.")
-_SAMPLES = flags.DEFINE_integer("samples", 6000, "ListOps samples.")
-_LISTOPS = flags.DEFINE_list("listops", [], "Files of Long Range Arena's ListOps to compare with.")
-_OUT = flags.DEFINE_string("out", "docs/images", "Directory for the pictures.")
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to draw and to measure.
+
+    Attributes:
+      resolutions: sides of the Pathfinder images.
+      seconds: CPU seconds of drawing images of each resolution, to time it.
+      samples: of ListOps.
+      listops: files of Long Range Arena's ListOps to compare with.
+      out: directory for the pictures.
+    """
+
+    resolutions: tuple[int, ...] = (32, 128)
+    seconds: float = 20.0
+    samples: int = 6000
+    listops: tuple[str, ...] = ()
+    out: str = "docs/images"
+
+    def __post_init__(self):
+        check_positive(self)
 
 
-def main() -> None:
-    """Draws, measures, prints."""
-    out = Path(_OUT.value)
+def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
+    """Draws, measures, prints, writes `output`, and returns the statistics."""
+    prepare(output)
+    out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
-    results = {"listops": _listops(_SAMPLES.value)}
-    if _LISTOPS.value:
-        results["listops_files"] = _statistics(_read(_LISTOPS.value))
-    for resolution in map(int, _RESOLUTIONS.value):
-        results[f"pathfinder{resolution}"] = _pathfinder(resolution, out / f"pathfinder{resolution}.png")
+    results = {"listops": _listops(settings.samples)}
+    if settings.listops:
+        results["listops_files"] = _statistics(_read(settings.listops))
+    for resolution in settings.resolutions:
+        picture = out / f"pathfinder{resolution}.png"
+        results[f"pathfinder{resolution}"] = _pathfinder(resolution, settings.seconds, picture)
     for name, statistics in results.items():
         print(f"{name}: {statistics}")
-    print(json.dumps({"environment": describe_environment(), **results}))
+    write(output, command_line, settings, results)
+    return {"output": str(output), **results}
 
 
 def _listops(count: int) -> dict[str, object]:
@@ -61,7 +79,7 @@ def _listops(count: int) -> dict[str, object]:
     return {"samples_per_cpu_second": round(count / seconds), **_statistics(samples)}
 
 
-def _read(paths: list[str]) -> list[Sample]:
+def _read(paths: tuple[str, ...]) -> list[Sample]:
     rows: list[Sample] = []
     for path in paths:
         with open(path, newline="") as file:
@@ -85,12 +103,12 @@ def _statistics(samples: list[Sample]) -> dict[str, object]:
     }
 
 
-def _pathfinder(resolution: int, path: Path) -> dict[str, object]:
+def _pathfinder(resolution: int, seconds_of_drawing: float, path: Path) -> dict[str, object]:
     law = pathfinder_config(resolution).law
     begin, drawn = time.process_time(), list[PathfinderImage]()
     for image in pathfinder_images(law, 0, range(1_000_000), processes=1):
         drawn.append(image)
-        if time.process_time() - begin > _SECONDS.value and len(drawn) >= 8 * _COLUMNS:
+        if time.process_time() - begin > seconds_of_drawing and len(drawn) >= 8 * _COLUMNS:
             break
     seconds = time.process_time() - begin
     on_both = [_ink_under_discs(one).all(axis=0).any() for one in drawn]
@@ -120,4 +138,4 @@ def _save_grid(rows: list[list[npt.NDArray[np.uint8]]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    main("dataset_pictures", Settings(), run)

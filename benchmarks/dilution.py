@@ -1,6 +1,6 @@
 """Attention dilution: how much of its attention a token pays to its neighbourhood, by layer.
 
-l(i, r, N) is the sum of p_ij over a window of r N tokens around token i (arXiv 2210.10340, section 3.2). At the ends of
+l(i, r, N) is the sum of p_ij over a window of r N tokens around token i (arXiv 2210.10340, section 3). At the ends of
 a row the window is shifted to stay within it, so that l is 1 at r = 1. This command takes the mean over tokens, heads
 and rows. p_ij is softmax(s) or s / sum(s); where the attention is not normalised (norm_t1, norm_t2, diag_t1), it is |s|
 or relu(s) over its sum, and a diagonal attention has weights in its block alone. "uniform" is a token that looks at all
@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from benchmarks.attention_subjects import load_subjects, text_config
 from benchmarks.environment import hardware
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
-from benchmarks.subjects import load_subjects, text_config
+from benchmarks.record import check_positive, main, prepare, write
 
 _SUMMARY_SHARE = 0.2
 
@@ -52,7 +52,7 @@ class Settings:
     shares: tuple[float, ...] = tuple(i / 20 for i in range(1, 21))
 
     def __post_init__(self):
-        check_positive(dataclasses.replace(self, workdirs=("none",)) if not self.workdirs else self)
+        check_positive(self)
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:

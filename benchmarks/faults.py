@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from benchmarks.report import main, prepare, write
+from benchmarks.record import main, prepare, write
 from transnormer_jax.distributed.last_words import LOST
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM
@@ -93,7 +93,7 @@ class Process(NamedTuple):
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Disturbs the runs, prints a line for each, writes `output`, and returns the summary."""
+    """Disturbs the runs, prints a line and writes `output` after each, and returns the summary."""
     prepare(output)
     draw = random.Random(settings.seed)
     rows = []
@@ -118,8 +118,13 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
             )
             print(_line(row), flush=True)
             rows.append(row)
+            write(output, command_line, settings, {"rows": rows, "summary": _summary(rows)})
             shutil.rmtree(workdir)
-    summary = {
+    return {"output": str(output), **_summary(rows)}
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return {
         "runs": len(rows),
         "sigkill": sum(row["signal"] == "SIGKILL" for row in rows),
         "sigterm": sum(row["signal"] == "SIGTERM" for row in rows),
@@ -129,8 +134,6 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
         "hung": sum(row["hung"] for row in rows),
         "same_parameters": sum(row["same_parameters"] for row in rows),
     }
-    write(output, command_line, settings, {"rows": rows, "summary": summary})
-    return {"output": str(output), **summary}
 
 
 def _disturb(config: Path, workdir: Path, count: int, draw: random.Random, num_steps: int) -> dict[str, Any] | None:

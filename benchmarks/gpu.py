@@ -22,7 +22,6 @@ Writes a JSON file, and two plots beside it. The last line on stdout is a summar
 import dataclasses
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -32,16 +31,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from absl import flags
-
-from benchmarks.environment import hardware
+from benchmarks.attention_report import COMPUTATIONS
+from benchmarks.environment import hardware, results_directory
 from benchmarks.gpu_peers import PEERS
 from benchmarks.gpu_report import HEADER, Row, by_length, compare, comparison_lines, fractions, judge
-from benchmarks.gpu_shapes import COMPUTATIONS, MEASURED, SHAPES
+from benchmarks.gpu_shapes import MEASURED, SHAPES
 from benchmarks.plot import save_bars, save_panels
-from transnormer_jax import command
-from transnormer_jax.errors import UserError, did_you_mean
+from benchmarks.processes import last_words
+from benchmarks.record import check_known, check_positive, main, prepare, write
+from transnormer_jax.errors import UserError
 
 # A group shares a process; a kernel that may crash has one to itself. `benchmarks.attention` has the other backends,
 # which these sizes are too large for.
@@ -56,7 +54,7 @@ CONTENDERS = tuple(contender for group in _GROUPS for contender in group)
 _FIRST = 2  # of the shapes, which the targets are about
 
 # Rounding to bfloat16 alone makes 2e-3 to 3e-3. True float32 stays below 1e-5, tensor cores in TF32 do not.
-_TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-5}
+TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-5}
 # Some peers add up gradients in bfloat16. That is rounding, not a mistake: they are timed.
 _PEER_TOLERANCE = {"bfloat16": 1e-2}
 _ROOT = Path(__file__).parents[1]
@@ -84,36 +82,27 @@ class Settings:
     limit_seconds: float = 1200.0
 
     def __post_init__(self):
-        for kind, names, known in (("contender", self.contenders, CONTENDERS), ("shape", self.shapes, SHAPES)):
-            if not names:
-                raise UserError(f"there is nothing to measure: give at least one {kind}.")
-            for name in names:
-                if name not in known:
-                    raise UserError(f"unknown {kind} {name!r}: {did_you_mean(name, known)}")
+        check_positive(self)
+        check_known("contenders", self.contenders, CONTENDERS)
+        check_known("shapes", self.shapes, SHAPES)
         for directory in self.peers:
             if not Path(directory).is_dir():
                 raise UserError(f"there is no directory {directory!r}: unpack the peers there, or leave out peers.")
-        for name in ("max_gigabytes", "seconds", "limit_seconds"):
-            if not np.min(getattr(self, name)) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}: give a positive number.")
 
 
 def run(settings: Settings, output: Path | None, command_line: str) -> dict[str, Any]:
-    """Measures, prints the table as it goes, writes the JSON file and the plots beside it.
+    """Measures, prints the table and writes `output` as it goes, then the plots beside it, and returns the summary.
 
     Args:
       settings: what to measure.
       output: the JSON file to write; None is benchmarks/results/<device>/gpu.json.
       command_line: for the record.
 
-    Returns:
-      The summary.
-
     Raises:
-      UserError: jax does not start, `output` does not end in `.json`, or its directory cannot be made.
+      UserError: jax does not start, or `output` cannot be written.
     """
-    if output is not None and output.suffix != ".json":
-        raise UserError(f"output is {str(output)!r}: give a name that ends in .json.")
+    if output is not None:
+        prepare(output)
     deadline = time.monotonic() + settings.limit_seconds
     task = {
         "seconds": settings.seconds,
@@ -124,11 +113,14 @@ def run(settings: Settings, output: Path | None, command_line: str) -> dict[str,
     # This process leaves the device to the others: what it held, they could not have.
     described = _describe(task)
     environment, speed = described["environment"], described["copy_bytes_per_second"]
-    output = output or Path("benchmarks/results") / _directory(environment) / "gpu.json"
-    try:  # Now, rather than after minutes of measuring.
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the directory of {str(output)!r} ({error}): choose another output.") from error
+    if output is None:
+        output = results_directory(environment) / "gpu.json"
+        prepare(output)
+    content: dict[str, Any] = {
+        "copy_gigabytes_per_second": speed / 1e9,
+        "tolerance": {"backends": TOLERANCE, "peers": _PEER_TOLERANCE},
+        "shapes": {name: dataclasses.asdict(SHAPES[name]) for name in settings.shapes},
+    }
 
     print(f"{hardware(environment)}: a copy reads and writes {speed / 1e9:.0f} GB/s")
     print(HEADER)
@@ -136,23 +128,13 @@ def run(settings: Settings, output: Path | None, command_line: str) -> dict[str,
     for row in _measure_all(settings, task | {"copy_bytes_per_second": speed}, environment, deadline):
         rows.append(row)
         print(row, flush=True)
-    comparison = compare(rows)
-    verdicts = judge(comparison, str(environment["device_kind"]))
+        comparison = compare(rows)
+        verdicts = judge(comparison, str(environment["device_kind"]))
+        content |= {"rows": [row.as_json() for row in rows], "comparison": comparison, "targets": verdicts}
+        write(output, command_line, settings, content, environment)
     print("\n".join(["", *(str(SHAPES[name]) for name in settings.shapes), "", *comparison_lines(comparison), ""]))
     print("\n".join(verdicts), flush=True)
 
-    record = {
-        "command": command_line,
-        "environment": environment,
-        "settings": dataclasses.asdict(settings),
-        "copy_gigabytes_per_second": speed / 1e9,
-        "tolerance": {"backends": _TOLERANCE, "peers": _PEER_TOLERANCE},
-        "shapes": {name: dataclasses.asdict(SHAPES[name]) for name in settings.shapes},
-        "rows": [row.as_json() for row in rows],
-        "comparison": comparison,
-        "targets": verdicts,
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n")
     title = f"Linear attention on {hardware(environment)}"
     save_bars(fractions(rows, settings.shapes), settings.shapes, title=title, path=output.with_suffix(".png"))
     save_panels(
@@ -217,7 +199,7 @@ class _Process:
         self._environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if peers else {})
         self._task = task | {
             "rows": [(row.contender, row.shape, row.computation) for row in rows],
-            "tolerance": _PEER_TOLERANCE if peers else _TOLERANCE,
+            "tolerance": _PEER_TOLERANCE if peers else TOLERANCE,
         }
         self._end = end
         self.stopped = False
@@ -238,7 +220,7 @@ class _Process:
                         yield json.loads(line)
             timer.cancel()
             errors.seek(0)
-            self.last_words = (errors.read().strip() or f"status {process.returncode}").splitlines()[-1]
+            self.last_words = last_words(errors.read(), process.returncode)
 
     def _stop(self, process: subprocess.Popen[str]) -> None:
         self.stopped = True
@@ -253,40 +235,5 @@ def _describe(task: dict[str, Any]) -> dict[str, Any]:
     return described[0]
 
 
-def _directory(environment: dict[str, Any]) -> str:
-    """The device in one word, such as "h200"."""
-    return str(environment["device_kind"]).removeprefix("NVIDIA ").replace(" ", "-").lower()
-
-
-def _define_flags() -> None:
-    # Not on import: flag names are global, and a test may import several commands.
-    default = Settings()
-    flags.DEFINE_list("contenders", list(default.contenders), f"What to measure, among: {', '.join(CONTENDERS)}.")
-    flags.DEFINE_list("shapes", list(default.shapes), f"Problems, among: {', '.join(SHAPES)}.")
-    flags.DEFINE_list("peers", list(default.peers), "Directories that hold the peers' packages.")
-    flags.DEFINE_float(
-        "max_gigabytes", default.max_gigabytes, "What the compiler plans more memory for than this is not run."
-    )
-    flags.DEFINE_float("seconds", default.seconds, "How long to repeat each program; five times at least.")
-    flags.DEFINE_float("limit_seconds", default.limit_seconds, "How long the whole may take.")
-    flags.DEFINE_string("output", None, "JSON file to write. Default: benchmarks/results/<device>/gpu.json.")
-
-
-def _main() -> None:
-    values = flags.FLAGS
-    settings = Settings(
-        contenders=tuple(values.contenders),
-        shapes=tuple(values.shapes),
-        peers=tuple(values.peers),
-        max_gigabytes=values.max_gigabytes,
-        seconds=values.seconds,
-        limit_seconds=values.limit_seconds,
-    )
-    output = None if values.output is None else Path(values.output)
-    summary = run(settings, output, shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]))
-    print(json.dumps(summary))
-
-
 if __name__ == "__main__":
-    _define_flags()
-    command.run(_main)
+    main("gpu", Settings(), run, output=None)

@@ -10,7 +10,6 @@ import functools
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 from benchmarks.environment import describe_environment
 from benchmarks.gpu_shapes import Shape
 from benchmarks.gpu_worker import Row, Skip, Task, plan, serve, verify
-from benchmarks.measure import one_line
+from benchmarks.measure import one_line, time_calls, too_large
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.linear_attention import Problem, linear_attention, resolve_backend
 
@@ -42,7 +41,7 @@ def describe(task: Task) -> dict[str, Any]:
     def copies() -> jax.Array:
         return functools.reduce(lambda y, _: negate(y), range(_COPIES), x)
 
-    median = statistics.median(time_calls(copies, seconds=task["seconds"]))
+    median = statistics.median(time_calls(copies, seconds=task["seconds"], at_least=_MIN_REPEATS))
     return {"environment": environment, "copy_bytes_per_second": _COPIES * 2 * x.nbytes / median}
 
 
@@ -62,15 +61,16 @@ def measure_row(task: Task, contender: str, shape: Shape, computation: str) -> R
     operands = (sets, state, jnp.asarray(shape.log_decay), ids)
 
     compiled = jax.jit(chain(backend, computation, num_calls)).lower(*operands).compile()
-    memory: Any = compiled.memory_analysis()
-    gigabytes = (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes) / 1e9
-    if gigabytes > task["max_gigabytes"]:
-        raise Skip(f"the compiler plans {gigabytes:.1f} GB, the limit is {task['max_gigabytes']:g} GB")
+    reason = too_large(compiled, task["max_gigabytes"])
+    if reason is not None:
+        raise Skip(reason)
 
     # The first call of the chain starts from no state, as the truth does.
     errors = verify(task, shape, sets[0], compiled(*operands)[0][0], one_head=_one_head, finite=_finite)
-    times = time_calls(lambda: compiled(*operands), seconds=task["seconds"])
-    launch = statistics.median(time_calls(lambda: _nothing(*operands), seconds=task["seconds"] / 4))
+    # The last state alone is waited for: a device works in order.
+    times = time_calls(lambda: compiled(*operands)[1], seconds=task["seconds"], at_least=_MIN_REPEATS)
+    nothing = time_calls(lambda: _nothing(*operands), seconds=task["seconds"] / 4, at_least=_MIN_REPEATS)
+    launch = statistics.median(nothing)
     milliseconds = [1e3 * (t - launch) / num_calls for t in times]
     return {
         "median_ms": statistics.median(milliseconds),
@@ -80,7 +80,7 @@ def measure_row(task: Task, contender: str, shape: Shape, computation: str) -> R
         "sets": num_sets,
         "repeats": len(times),
         "relative_rms_error": errors,
-        "compiler_temp_bytes": memory.temp_size_in_bytes,
+        "compiler_temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 
 
@@ -108,19 +108,6 @@ def chain(backend: str, computation: str, num_calls: int) -> Callable[..., Any]:
         return results, state
 
     return program
-
-
-def time_calls(function: Callable[[], Any], *, seconds: float) -> list[float]:
-    """Returns wall times of calls that wait for their last result, seconds, after one call to warm up."""
-    jax.block_until_ready(function())
-    times = list[float]()
-    while len(times) < _MIN_REPEATS or sum(times) < seconds:
-        start = time.perf_counter()
-        results = function()
-        jax.tree.leaves(results)[-1].block_until_ready()  # A device works in order.
-        times.append(time.perf_counter() - start)
-        del results  # Its memory is free before the next call asks for as much.
-    return times
 
 
 @functools.partial(jax.jit, keep_unused=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.environment import versions
 from benchmarks.gpu_shapes import LAYER, NUM_LAYERS, Shape
 from benchmarks.gpu_worker import Row, Skip, Task, plan, serve, verify
 from benchmarks.measure import one_line
@@ -53,6 +54,11 @@ def lightning_attn(shape: Shape, torch: Any, device: str) -> _Function:
 
 
 PEERS = {"fla_simple_gla": fla_simple_gla, "fla_lightning_attn": fla_lightning_attn, "lightning_attn": lightning_attn}
+_PACKAGES = {
+    "fla_simple_gla": "fla-core",
+    "fla_lightning_attn": "fla-core",
+    "lightning_attn": "lightning_attn",
+}
 _HEADS_FIRST = {"lightning_attn"}
 
 
@@ -100,6 +106,7 @@ def measure_row(task: Task, contender: str, shape: Shape, computation: str) -> R
         "sets": num_sets,
         "repeats": len(times),
         "relative_rms_error": errors,
+        "versions": versions(("torch", "triton", _PACKAGES[contender])),
         **more,
     }
 

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.gpu_shapes import COMPUTATIONS, SHAPES
+from benchmarks.attention_report import COMPUTATIONS
+from benchmarks.gpu_shapes import SHAPES
 from benchmarks.plot import Panel
 
 HEADER = f"{'shape':<15} {'contender':<25} {'computation':<17} {'median ms':>10} {'of floor':>8} {'error':>8}"

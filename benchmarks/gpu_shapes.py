@@ -1,21 +1,15 @@
-"""What `benchmarks.gpu` measures, in numbers that belong to no framework: shapes, least traffic, and the truth."""
+"""What `benchmarks.gpu` measures, in numbers that belong to no framework: the shapes."""
 
 import dataclasses
 
 import numpy as np
 
+from benchmarks.least_bytes import least_bytes
 from transnormer_jax.ops.decay import paper_log_decay
-
-# Least reads and writes per token and head, as (K's, V's): forward reads q, k, v and writes out; backward reads
-# q, k, v, d_out and writes dq, dk, dv. At K = V = d in bfloat16 that is 8 d and 14 d bytes.
-_FORWARD = (2, 2)
-_BACKWARD = (4, 3)
 
 # The decay that flash-linear-attention builds into its lightning attention, so that one truth serves every contender.
 # It spans all there is: head 0 forgets nothing, the last head almost all at each token.
 LAYER, NUM_LAYERS = 12, 24
-
-COMPUTATIONS = ("forward", "forward_backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +63,11 @@ class Shape:
         return np.tile(np.repeat(np.arange(1, self.documents + 1, dtype=np.int32), self.lengths), (self.batch, 1))
 
     def least_bytes(self, computation: str) -> int:
-        """The memory traffic that no implementation can avoid, bytes; states and decay are left out."""
-        keys, values = _FORWARD if computation == "forward" else np.add(_FORWARD, _BACKWARD)
+        """The memory traffic that no implementation can avoid, bytes."""
         itemsize = 4 if self.dtype == "float32" else 2
-        per_token_head = int(keys) * self.key_dim + int(values) * self.value_dim
-        return self.batch * self.heads * self.num_tokens * per_token_head * itemsize
+        return least_bytes(
+            computation, self.batch * self.heads * self.num_tokens, self.key_dim, self.value_dim, itemsize
+        )
 
 
 # In the order of their weight, in case the time runs out.
@@ -96,51 +90,3 @@ SHAPES = {
     )
 }
 MEASURED = tuple(name for name in SHAPES if name != "tiny")
-
-
-def truth(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, d_out: np.ndarray, log_decay: float, lengths: list[int]
-) -> dict[str, np.ndarray]:
-    """Output and gradients of one head in float64; q, k [N, K], v, d_out [N, V], `lengths` those of its documents."""
-    q, k, v, d_out = (x.astype(np.float64) for x in (q, k, v, d_out))
-
-    def backwards(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-        return attend(a[::-1], b[::-1], c[::-1], log_decay, lengths[::-1])[::-1]
-
-    return {
-        "out": attend(q, k, v, log_decay, lengths),
-        "dq": attend(d_out, v, k, log_decay, lengths),
-        "dk": backwards(v, d_out, q),
-        "dv": backwards(k, q, d_out),
-    }
-
-
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, log_decay: float, lengths: list[int]) -> np.ndarray:
-    """out_t = sum over s <= t of t's document of exp(log_decay (t - s)) (q_t . k_s) v_s, for one head, by chunks."""
-    out = np.zeros_like(v)
-    ends = np.cumsum(lengths)
-    for document in map(slice, ends - lengths, ends):
-        out[document] = _attend_document(q[document], k[document], v[document], log_decay)
-    return out
-
-
-def relative_rms(actual: np.ndarray, expected: np.ndarray) -> float:
-    """RMS of the difference over RMS of the expected values."""
-    difference = actual.astype(np.float64) - expected
-    return float(np.sqrt(np.mean(difference**2) / np.mean(expected**2)))
-
-
-def _attend_document(q: np.ndarray, k: np.ndarray, v: np.ndarray, log_decay: float, chunk: int = 128) -> np.ndarray:
-    state = np.zeros((k.shape[1], v.shape[1]))
-    out = np.zeros_like(v)
-    for start in range(0, len(q), chunk):
-        block = slice(start, start + chunk)
-        q_block, k_block, v_block = q[block], k[block], v[block]
-        time = np.arange(len(q_block))
-        distance = time[:, None] - time
-        weights = np.where(distance >= 0, np.exp(log_decay * np.maximum(distance, 0)), 0.0)
-        from_before = np.exp(log_decay * (time + 1))[:, None] * (q_block @ state)
-        out[block] = (q_block @ k_block.T * weights) @ v_block + from_before
-        to_end = np.exp(log_decay * (len(time) - 1 - time))[:, None]
-        state = np.exp(log_decay * len(time)) * state + (to_end * k_block).T @ v_block
-    return out

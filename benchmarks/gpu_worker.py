@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_shapes import SHAPES, Shape, attend, relative_rms, truth
+from benchmarks.gpu_shapes import SHAPES, Shape
 from benchmarks.measure import one_line
+from benchmarks.truth import attend, relative_rms, truth
 
 # Four times what the L2 cache of an NVIDIA H200 holds: it has forgotten each operand by its next use.
 _CACHE_BYTES = 256_000_000

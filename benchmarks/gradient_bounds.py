@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
+from benchmarks.record import check_positive, main, prepare, write
 from transnormer_jax.ops import activation, simple_rms_norm
 
 NAMES = ("1+elu", "softmax", "norm")

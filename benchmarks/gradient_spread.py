@@ -23,10 +23,10 @@ import numpy as np
 import optax
 
 from benchmarks.attention_maps import Caught, catch, check_mapped, mix, places, scores, visible
+from benchmarks.attention_subjects import text_config
 from benchmarks.environment import hardware
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
-from benchmarks.subjects import text_config
+from benchmarks.record import check_positive, main, prepare, write
 from transnormer_jax.data import batches_of
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.models import TransNormerConfig

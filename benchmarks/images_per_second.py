@@ -12,7 +12,7 @@ measured at several batch sizes, and the one with the most images per second cou
   byte take, were a program compiled for each length instead: no implementation of ours, but the harder comparison.
 
 The time of an image is the time per byte x (N - 1); the field "extrapolated" says so. Where it promises to take less
-than --whole_seconds, the best batch is also drawn from the first byte to the last, and that time counts instead.
+than --whole_seconds, the best batch is also drawn from the first byte to the last, once, and that time counts instead.
 
     python -m benchmarks.images_per_second
     python -m benchmarks.images_per_second --images=cifar10 --batch_sizes=1,16,256,1024 --dtype=bfloat16
@@ -20,8 +20,6 @@ than --whole_seconds, the best batch is also drawn from the first byte to the la
 
 import dataclasses
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,13 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
-from benchmarks.environment import describe_environment, hardware
+from benchmarks.environment import hardware
 from benchmarks.measure import Measurement, measure
 from benchmarks.plot import Panel, save_panels
-from transnormer_jax import command
-from transnormer_jax.errors import UserError, did_you_mean
+from benchmarks.record import check_known, check_positive, main, prepare, write
 from transnormer_jax.inference.images import sample_from_cache, sample_images, sample_images_recomputing
 from transnormer_jax.models import ImageModel, TransNormerConfig
 
@@ -110,8 +106,8 @@ class Settings:
     """What to measure.
 
     Attributes:
-      images: names in `IMAGES`.
-      contenders: names in `CONTENDERS`.
+      images: "mnist" or "cifar10".
+      contenders: among linear, softmax_cached, softmax_recomputing, both of these with _half, lsh_1, lsh_4.
       batch_sizes: numbers of images drawn at once.
       dtype: of the computation.
       bytes_per_call: how many bytes a timed call with a cache draws.
@@ -119,7 +115,7 @@ class Settings:
       max_call_seconds: a batch is left out if its call, judged by that of the batch before, would take longer.
       whole_seconds: a batch of whole images is drawn if that promises to take less.
       max_gigabytes: what the compiler plans more memory for is not run; 10^9 bytes.
-      quick: tiny models and images: to see that it works, not to be reported.
+      preset: "paper", or "tiny" models and images for tests.
     """
 
     images: tuple[str, ...] = tuple(IMAGES)
@@ -131,35 +127,20 @@ class Settings:
     max_call_seconds: float = 4.0
     whole_seconds: float = 30.0
     max_gigabytes: float = 5.0
-    quick: bool = False
+    preset: str = "paper"
 
     def __post_init__(self):
-        for field, known in (("images", IMAGES), ("contenders", CONTENDERS)):
-            for name in getattr(self, field):
-                if name not in known:
-                    raise UserError(f"unknown name {name!r} in {field}: {did_you_mean(name, known)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"unknown dtype {self.dtype!r}: choose float32 or bfloat16.")
-        if not (self.images and self.contenders and self.batch_sizes):
-            raise UserError("there is nothing to measure: give at least one image, contender and batch size.")
-        numbers = (*self.batch_sizes, self.bytes_per_call, self.seconds, self.max_call_seconds, self.max_gigabytes)
-        if not min(numbers) > 0:
-            raise UserError("batch sizes, bytes_per_call and limits must be positive.")
+        check_positive(self)
+        check_known("images", self.images, IMAGES)
+        check_known("contenders", self.contenders, CONTENDERS)
+        check_known("dtype", [self.dtype], ("float32", "bfloat16"))
+        check_known("preset", [self.preset], ("paper", "tiny"))
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints a line for each measurement, writes `output` and a plot beside it; returns the summary.
-
-    Raises:
-      UserError: `output` does not end in `.json`, or its directory cannot be made.
-    """
-    if output.suffix != ".json":
-        raise UserError(f"output is {str(output)!r}: give a name that ends in .json.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the directory of {str(output)!r} ({error}): choose another output.") from error
-    environment = describe_environment()
+    """Measures, prints a line and writes `output` after each contender, and a plot at the end; returns the summary."""
+    prepare(output)
+    cost_model = "seconds per image = seconds per byte x (N - 1) / batch, where a table's row says extrapolated"
     rows, tables = list[dict[str, Any]](), dict[str, Any]()
     for name in settings.images:
         table = dict[str, Any]()
@@ -168,16 +149,9 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
             rows += found
             table[contender] = _best(name, contender, found, settings)
             print(f"{name} {contender}: {json.dumps(table[contender])}", flush=True)
-        tables[name] = {"table": table, "ratios": ratios(name, table)}
-    record = {
-        "command": command_line,
-        "environment": environment,
-        "settings": dataclasses.asdict(settings),
-        "cost_model": "seconds per image = seconds per byte x (N - 1) / batch, where a table's row says extrapolated",
-        "rows": rows,
-        "summary": tables,
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n")
+            tables[name] = {"table": table, "ratios": ratios(name, table)}
+            content = {"cost_model": cost_model, "rows": rows, "summary": tables}
+            environment = write(output, command_line, settings, content)
     save_panels(
         [_panel(name, rows, settings) for name in settings.images],
         title=f"Sampling images on {hardware(environment)}, {settings.dtype}",
@@ -203,7 +177,7 @@ def ratios(name: str, table: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_model(name: str, contender: str, settings: Settings) -> ImageModel:
-    """The paper's model; with `quick`, one of a single layer."""
+    """The paper's model; of the preset "tiny", one of a single layer."""
     images, (attention, _, _, lsh_rounds) = IMAGES[name], CONTENDERS[contender]
     small = {"num_layers": 1, "model_dim": 32, "num_heads": 2, "feed_forward_dim": 64, "lsh_buckets": 4, "lsh_chunk": 8}
     size = {"num_layers": images.num_layers, "lsh_buckets": 64, "lsh_chunk": images.lsh_chunk}
@@ -213,14 +187,14 @@ def make_model(name: str, contender: str, settings: Settings) -> ImageModel:
         lsh_rounds=lsh_rounds,
         max_length=num_bytes(name, settings),
         dtype=settings.dtype,
-        **(small if settings.quick else size),
+        **(small if settings.preset == "tiny" else size),
     )
     return ImageModel(config, _NUM_MIXTURES)
 
 
 def num_bytes(name: str, settings: Settings) -> int:
     """N, of an image."""
-    return 33 if settings.quick else IMAGES[name].num_bytes
+    return 33 if settings.preset == "tiny" else IMAGES[name].num_bytes
 
 
 def _measure_batches(name: str, contender: str, settings: Settings) -> Iterator[dict[str, Any]]:
@@ -232,9 +206,9 @@ def _measure_batches(name: str, contender: str, settings: Settings) -> Iterator[
         if expected > settings.max_call_seconds:
             result = Measurement(skipped=f"a call would take up to {expected:.0f} s")
         else:
-            call, drawn = _call(model, name, contender, batch, settings)
+            call, operands, drawn = _call(model, name, contender, batch, settings)
             limits = {"max_gigabytes": settings.max_gigabytes, "seconds": settings.seconds}
-            result = measure(call, (params,), **limits)
+            result = measure(call, (params, *operands), **limits)
         row = {"images": name, "contender": contender, "batch": batch}
         if result.median_ms is None:
             yield row | {"skipped": result.skipped}
@@ -253,19 +227,21 @@ def _measure_batches(name: str, contender: str, settings: Settings) -> Iterator[
 
 def _call(
     model: ImageModel, name: str, contender: str, batch: int, settings: Settings
-) -> tuple[Callable[..., Any], int]:
-    """A function of the parameters that draws some bytes, and how many."""
+) -> tuple[Callable[..., Any], tuple[jax.Array, ...], int]:
+    """A function of the parameters and more that draws some bytes, the more, and how many bytes."""
     _, cached, share, _ = CONTENDERS[contender]
     length = round(share * (num_bytes(name, settings) - 1))
+    # Operands, and different in every row: of constants and of equal rows, a compiler could spare itself work.
+    key = jax.random.key(1)
+    tokens = jax.random.randint(key, (batch, length), 0, 256, jnp.int32)
     if not cached:
-        return lambda params: model.apply({"params": params}, jnp.zeros((batch, length), jnp.int32)), 1
+        return lambda params, tokens: model.apply({"params": params}, tokens), (tokens,), 1
 
-    def draw(params: Any) -> Any:
-        first, places = jnp.zeros(batch, jnp.int32), jnp.arange(1, 1 + settings.bytes_per_call)
-        cache = model.init_cache(batch, length)
-        return sample_from_cache(model, params, jax.random.key(0), first, cache, places)
+    def draw(params: Any, key: jax.Array, first: jax.Array) -> Any:
+        places = jnp.arange(1, 1 + settings.bytes_per_call)
+        return sample_from_cache(model, params, key, first, model.init_cache(batch, length), places)
 
-    return draw, settings.bytes_per_call
+    return draw, (key, tokens[:, 0]), settings.bytes_per_call
 
 
 def _best(name: str, contender: str, rows: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
@@ -276,8 +252,9 @@ def _best(name: str, contender: str, rows: list[dict[str, Any]], settings: Setti
     best = max(measured, key=lambda row: row["images_per_second"])
     table = {key: best[key] for key in ("images_per_second", "batch", "extrapolated")}
     if CONTENDERS[contender].share == 1 and best["seconds_per_batch"] < settings.whole_seconds:
-        seconds = _draw_whole_images(name, contender, best["batch"], settings)
-        table |= {"images_per_second": best["batch"] / seconds, "extrapolated": False}
+        warm_up = best["seconds_per_batch"] < settings.whole_seconds / 2
+        seconds = _draw_whole_images(name, contender, best["batch"], settings, warm_up=warm_up)
+        table |= {"images_per_second": best["batch"] / seconds, "extrapolated": False, "calls": 1}
         table["extrapolated_images_per_second"] = best["images_per_second"]
     if measured[0]["batch"] == 1:
         table["seconds_per_image_alone"] = measured[0]["seconds_per_batch"]
@@ -288,7 +265,7 @@ def _best(name: str, contender: str, rows: list[dict[str, Any]], settings: Setti
     return table
 
 
-def _draw_whole_images(name: str, contender: str, batch: int, settings: Settings) -> float:
+def _draw_whole_images(name: str, contender: str, batch: int, settings: Settings, *, warm_up: bool) -> float:
     """Seconds of the library's sampler, compilation left out."""
     model, first = make_model(name, contender, settings), jnp.zeros((batch, 1), jnp.int32)
     sample = sample_images if CONTENDERS[contender].cached else sample_images_recomputing
@@ -296,6 +273,8 @@ def _draw_whole_images(name: str, contender: str, batch: int, settings: Settings
     operands = params, jax.random.key(0), first
     compiled = sample.lower(model, *operands, num_bytes=num_bytes(name, settings)).compile()
     jax.block_until_ready(operands)
+    if warm_up:
+        jax.block_until_ready(compiled(*operands))
     start = time.perf_counter()
     jax.block_until_ready(compiled(*operands))
     return time.perf_counter() - start
@@ -315,38 +294,5 @@ def _panel(name: str, rows: list[dict[str, Any]], settings: Settings) -> Panel:
     return Panel(f"{name}: {num_bytes(name, settings)} bytes", "images per second", lines)
 
 
-def _define_flags() -> None:
-    default = Settings()
-    flags.DEFINE_list("images", list(default.images), f"Tables, among: {', '.join(IMAGES)}.")
-    flags.DEFINE_list("contenders", list(default.contenders), f"What to measure, among: {', '.join(CONTENDERS)}.")
-    flags.DEFINE_list("batch_sizes", [str(n) for n in default.batch_sizes], "Numbers of images drawn at once.")
-    flags.DEFINE_string("dtype", default.dtype, "float32 or bfloat16.")
-    flags.DEFINE_integer("bytes_per_call", default.bytes_per_call, "Bytes that a timed call with a cache draws.")
-    flags.DEFINE_float("seconds", default.seconds, "How long to repeat each call; three calls at least.")
-    flags.DEFINE_float(
-        "max_call_seconds", default.max_call_seconds, "Batches whose calls would take longer are left out."
-    )
-    flags.DEFINE_float("whole_seconds", default.whole_seconds, "Whole images are drawn if that promises to take less.")
-    flags.DEFINE_float(
-        "max_gigabytes", default.max_gigabytes, "What needs more memory by the compiler's plan is not run."
-    )
-    flags.DEFINE_bool("quick", default.quick, "Tiny models and images, to see that it works.")
-    flags.DEFINE_string("output", None, "JSON file. Default: benchmarks/results/<platform>/images_per_second.json.")
-
-
-def _main() -> None:
-    values = flags.FLAGS
-    try:
-        batch_sizes = tuple(int(n) for n in values.batch_sizes)
-    except ValueError as error:
-        raise UserError(f"batch_sizes is {values.batch_sizes}: give whole numbers, parted by commas.") from error
-    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(Settings)}
-    lists = {"images": tuple(values.images), "contenders": tuple(values.contenders), "batch_sizes": batch_sizes}
-    output = values.output or f"benchmarks/results/{jax.default_backend()}/images_per_second.json"
-    command_line = shlex.join(["python", "-m", "benchmarks.images_per_second", *sys.argv[1:]])
-    print(json.dumps(run(Settings(**(fields | lists)), Path(output), command_line)))
-
-
 if __name__ == "__main__":
-    _define_flags()
-    command.run(_main)
+    main("images_per_second", Settings(), run)

@@ -1,11 +1,12 @@
 """What generation costs, by the length of the context: time to the first token, tokens per second, bytes remembered.
 
 A TransNormerLLM, by the functions that `Generator` calls; a softmax Transformer of as many parameters with a KV cache
-(`benchmarks/inference_subjects.py` says how they are driven); and, where it is installed, the released PyTorch code, in
-processes of its own, once before and twice after the others, of which the fastest counts, while ours count by their
-median; at batch 1 and the first context. Weights are random: speed does not depend on them.
+(`benchmarks/inference_subjects.py` says how they are driven); and, where it is installed, the released PyTorch code on
+the CPU, in processes of its own, once before and twice after the others, of which the fastest counts; at batch 1 and
+the first context. Weights are random: speed does not depend on them.
 
-- A prompt is read whole where that promises to take less than --read_seconds; that is the time to the first token.
+- Times are medians. A prompt is read whole where that promises to take less than --read_seconds; that is the time to
+  the first token.
 - Otherwise a state is placed at the end of the context instead: that of a shorter prompt with its position changed, or
   a KV cache of zeros. A decoding step does the same work on it. The rows of the record say "read" or "placed".
 - A batch is that text several times over. Blocks at all contexts are timed in turn where memory allows, so that what
@@ -22,7 +23,6 @@ import json
 import os
 import statistics
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ import jax
 from benchmarks import inference_reference
 from benchmarks.environment import hardware
 from benchmarks.inference_subjects import KINDS, MODELS, Subject, reference_fields
+from benchmarks.measure import time_calls, time_in_turn
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
-from transnormer_jax.errors import UserError, did_you_mean
+from benchmarks.processes import last_words
+from benchmarks.record import check_known, check_positive, main, prepare, write
+from transnormer_jax.errors import UserError
 
-_MIN_REPEATS = 3
 Row = dict[str, Any]
 
 
@@ -74,23 +75,36 @@ class Settings:
 
     def __post_init__(self):
         check_positive(self)
-        for field, known in (("models", MODELS), ("kinds", KINDS)):
-            for name in getattr(self, field):
-                if name not in known:
-                    raise UserError(f"unknown name {name!r} in {field}: {did_you_mean(name, known)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"unknown dtype {self.dtype!r}: choose float32 or bfloat16.")
+        check_known("models", self.models, MODELS)
+        check_known("kinds", self.kinds, KINDS)
+        check_known("dtype", [self.dtype], ("float32", "bfloat16"))
         if bool(self.reference_python) != bool(self.reference_code):
             raise UserError("give both of --reference_python and --reference_code, or neither.")
+        if self.reference_python and self.dtype != "float32":
+            raise UserError(f"the reference computes in float32, not {self.dtype}: leave it out, or --dtype.")
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints a line for each row, writes `output` and the plot beside it, and returns the summary."""
+    """Measures, prints a line for each row, writes `output` and at last the plot beside it, and returns the summary."""
     prepare(output)
     contexts = tuple(sorted(set(settings.contexts)))
+    if settings.reference_python and jax.default_backend() != "cpu":
+        raise UserError("the reference is timed on the CPU: leave it out, or set JAX_PLATFORMS=cpu.")
+    # Where the reference lies on this machine is nobody's business.
+    paths = {name: getattr(settings, name) for name in ("reference_python", "reference_code")}
+    for path in filter(None, paths.values()):
+        command_line = command_line.replace(path, Path(path).name)
+    named = dataclasses.replace(settings, **{name: Path(path).name for name, path in paths.items()})
     measured = settings.models if settings.reference_python else ()
     runs = {model: [_reference(model, contexts[0], settings)] for model in measured}
     rows, parameters = list[Row](), dict[str, dict[str, int]]()
+
+    def save() -> dict[str, Any]:
+        reference = {model: _fastest(found) for model, found in runs.items()}
+        summary = {model: _summary(model, rows, reference.get(model), contexts) for model in settings.models}
+        content = {"parameters": parameters, "rows": rows, "reference": reference, "summary": summary}
+        return {"environment": write(output, command_line, named, content), "summary": summary}
+
     for model in settings.models:
         parameters[model] = {}
         for kind in settings.kinds:
@@ -100,39 +114,17 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
                 row = {"model": model, "kind": kind, **found}
                 print(json.dumps(row), flush=True)
                 rows.append(row)
+            save()
     for model in measured:
         runs[model] += [_reference(model, contexts[0], settings) for _ in range(2)]
-    reference = {model: _fastest(found) for model, found in runs.items()}
-    summary = {model: _summary(model, rows, reference.get(model), contexts) for model in settings.models}
-    content = {"parameters": parameters, "rows": rows, "reference": reference, "summary": summary}
-    # Where the reference lies on this machine is nobody's business.
-    paths = {name: getattr(settings, name) for name in ("reference_python", "reference_code")}
-    for path in filter(None, paths.values()):
-        command_line = command_line.replace(path, Path(path).name)
-    named = dataclasses.replace(settings, **{name: Path(path).name for name, path in paths.items()})
-    environment = write(output, command_line, named, content)
+    saved = save()
     save_panels(
         list(_panels(rows, settings)),
-        title=f"Generation on {hardware(environment)}, {settings.dtype}",
+        title=f"Generation on {hardware(saved['environment'])}, {settings.dtype}",
         xlabel="tokens of context",
         path=output.with_suffix(".png"),
     )
-    return {"output": str(output), **summary}
-
-
-def time_in_turn(subject: Subject, states: dict[int, Any], seconds: float) -> dict[int, list[float]]:
-    """Seconds of calls of `decode` after each state, by its key; the states are used up."""
-    for key in states:  # to compile
-        states[key] = jax.block_until_ready(subject.decode(states[key]))
-    times: dict[int, list[float]] = {key: [] for key in states}
-    total = 0.0
-    while total < seconds * len(states) or any(len(found) < _MIN_REPEATS for found in times.values()):
-        for key, found in times.items():
-            start = time.perf_counter()
-            states[key] = jax.block_until_ready(subject.decode(states[key]))
-            found.append(time.perf_counter() - start)
-            total += found[-1]
-    return times
+    return {"output": str(output), **saved["summary"]}
 
 
 def _measure(subject: Subject, contexts: Sequence[int], settings: Settings) -> Iterator[Row]:
@@ -147,12 +139,19 @@ def _measure(subject: Subject, contexts: Sequence[int], settings: Settings) -> I
             row: Row = {"context": context, "state_bytes": subject.state_bytes(1, context)}
             reason = _too_much(seconds, settings.read_seconds, row["state_bytes"], settings)
             if reason is None:
-                jax.block_until_ready(subject.read(context))  # to compile
-                start = time.perf_counter()
-                newest = jax.block_until_ready(subject.read(context))
-                before = context, time.perf_counter() - start
+
+                def read(context: int = context) -> Any:
+                    nonlocal newest
+                    newest = subject.read(context)
+                    return newest
+
+                # Three times, unless that would take longer than one may.
+                times = time_calls(
+                    read, seconds=settings.seconds, at_least=1 if 3 * seconds > settings.read_seconds else 3
+                )
+                before = context, statistics.median(times)
                 ones[context] = newest
-                yield {"what": "first token", **row, "milliseconds": 1e3 * before[1]}
+                yield {"what": "first token", **row, "milliseconds": 1e3 * before[1], "calls": len(times)}
             else:
                 yield {"what": "first token", **row, "skipped": reason}
         for batch in settings.batch_sizes:
@@ -166,7 +165,8 @@ def _measure(subject: Subject, contexts: Sequence[int], settings: Settings) -> I
                     states[context] = subject.repeat(one, batch)
                 else:
                     yield {"what": "decode", "batch": batch, "context": context, "state_bytes": size, "skipped": reason}
-            for context, times in time_in_turn(subject, states, settings.seconds).items():
+            steps = dict.fromkeys(states, subject.decode)
+            for context, times in time_in_turn(steps, states, seconds=settings.seconds).items():
                 median = statistics.median(times)
                 last = subject.state_bytes(batch, context), median
                 yield {
@@ -213,7 +213,7 @@ def _reference(model: str, context: int, settings: Settings) -> Row:
     except OSError as error:
         raise UserError(f"cannot start {settings.reference_python!r} ({error}): give a Python.") from error
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["no word"])[-1]
+        last = last_words(error.stderr, error.returncode)
         raise UserError(f"the reference failed ({last}): mend reference_python or reference_code.") from error
     result = {"context": context, **json.loads(found.stdout.splitlines()[-1])}
     print(json.dumps({"model": model, "kind": "reference", **result}), flush=True)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.trees import tree_bytes, tree_size
 from transnormer_jax.inference import SamplingSettings
 from transnormer_jax.inference.decoding import WINDOW, DecodeState, decode, empty_state, prefill, take_rows
 from transnormer_jax.inference.precision import at_compute_dtype
@@ -56,19 +57,26 @@ class Linear:
 
     constant = True
 
-    def __init__(self, config: TransNormerLLMConfig, dtype: str, block_size: int):
-        """Draws parameters."""
+    def __init__(self, config: TransNormerLLMConfig, dtype: str, block_size: int, params: Any = None):
+        """Takes the parameters of unstacked layers, or draws some."""
         self._config, self._block_size = config, block_size
         config = dataclasses.replace(config, dtype=dtype, scan_layers=False)  # as `Generator` has it
         self._model = TransNormerLLM(config)
-        params = jax.jit(self._model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        if params is None:
+            params = jax.jit(self._model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         self._params = at_compute_dtype(params, dtype)
-        self.num_parameters = _count(params)
+        self.num_parameters = tree_size(params)
+        self.parameter_bytes = tree_bytes(self._params)
+        self._apply = jax.jit(self._model.apply)
+
+    def logits(self, tokens: Any, segment_ids: Any) -> jax.Array:
+        """Of a batch of rows, [B, N, V]."""
+        return self._apply({"params": self._params}, tokens, segment_ids=segment_ids)
 
     def state_bytes(self, batch_size: int, context: int) -> int:
         """See `Subject`."""
         del context
-        return _bytes(jax.eval_shape(lambda: self._model.init_cache(batch_size)))
+        return tree_bytes(jax.eval_shape(lambda: self._model.init_cache(batch_size)))
 
     def read(self, context: int) -> DecodeState:
         """See `Subject`."""
@@ -123,11 +131,11 @@ class Softmax:
         self._model, self._block_size = TransNormer(self._config), block_size
         params = jax.jit(self._model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
         self._params = jax.tree.map(lambda x: x.astype(dtype), params)
-        self.num_parameters = _count(params)
+        self.num_parameters = tree_size(params)
 
     def state_bytes(self, batch_size: int, context: int) -> int:
         """See `Subject`."""
-        return _bytes(jax.eval_shape(lambda: self._empty(batch_size, context)))
+        return tree_bytes(jax.eval_shape(lambda: self._empty(batch_size, context)))
 
     def read(self, context: int) -> SoftmaxState:
         """See `Subject`, by windows of as many tokens as the other model's."""
@@ -213,11 +221,3 @@ def _likeliest(model: TransNormer, params: Any, hidden: jax.Array) -> jax.Array:
 
 def _prompt(context: int, vocab_size: int) -> list[int]:
     return np.random.default_rng(0).integers(3, vocab_size, context).tolist()
-
-
-def _count(params: Any) -> int:
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
-def _bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

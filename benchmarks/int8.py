@@ -5,7 +5,7 @@ The parameters are those of a run; each row of the record is a pair of dtype and
 - logits over `tokens` tokens of the run's own held-out documents, every row of 512 read from its beginning: the largest
   difference, its root mean square over that of the logits themselves, KL(float32 || this) in nats per token, how often
   the likeliest token is the same, and bits per byte;
-- decoding at batch 1, of this model and of a random one of 100M parameters (12 layers of 768).
+- decoding at batch 1, of this model and of a random one of 100M parameters (12 layers of 768), all pairs in turn.
 
     python -m benchmarks.int8 --workdir=runs/quickstart
 
@@ -13,7 +13,7 @@ Writes a JSON file. The last line on stdout is a summary in JSON.
 """
 
 import dataclasses
-import time
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.report import check_positive, main, prepare, write
+from benchmarks.inference_subjects import MODELS, Linear
+from benchmarks.measure import time_in_turn
+from benchmarks.record import check_positive, main, prepare, write
+from benchmarks.trees import tree_size
 from transnormer_jax.data import PackedRows, load_split
 from transnormer_jax.errors import UserError
-from transnormer_jax.inference import SamplingSettings, quantize
-from transnormer_jax.inference.decoding import decode, empty_state, prefill
-from transnormer_jax.inference.precision import at_compute_dtype
-from transnormer_jax.inference.sampling import stack_settings
+from transnormer_jax.inference import quantize
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
 from transnormer_jax.training import Run, load_workdir
 
 _ROW = 512
 _BATCH = 8
-_LARGER = TransNormerLLMConfig(vocab_size=8192, num_layers=12, model_dim=768, num_heads=12, glu_dim=2112)
-_KINDS = (("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True))
+_CONTEXT = 100  # tokens before those that are written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Settings:
       workdir: of a run on text.
       tokens: of its held-out split.
       block_size: tokens that one call writes.
-      seconds: how long decoding is repeated.
+      seconds: how long decoding is repeated, for each pair.
     """
 
     workdir: str = "runs/quickstart"
@@ -63,52 +62,38 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     trained = load_workdir(settings.workdir)
     if not isinstance(trained.model_config, TransNormerLLMConfig):
         raise UserError(f"{settings.workdir!r} holds no TransNormerLLM: give the workdir of one.")
-    larger = jax.jit(TransNormerLLM(_LARGER).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    larger = MODELS["100m"]
+    drawn = jax.jit(TransNormerLLM(larger).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    own = _ways(trained.model_config, trained.params, settings.block_size)
+    of_100m = _ways(larger, drawn, settings.block_size)
     batches, num_bytes = _held_out(trained, settings.tokens)
-    rows = []
-    for dtype, int8 in _KINDS:
-        own = _Model(trained.model_config, trained.params, dtype, int8)
-        of_100m = _Model(_LARGER, larger, dtype, int8)
-        row: dict[str, Any] = {"dtype": dtype, "weights": "int8" if int8 else dtype}
-        row |= {"megabytes": own.megabytes, "megabytes_100m": of_100m.megabytes}
-        row |= _compared(_Model(trained.model_config, trained.params, "float32", False), own, batches, num_bytes)
-        for name, model in (("tokens_per_second", own), ("tokens_per_second_100m", of_100m)):
-            row[name] = model.tokens_per_second(settings.block_size, settings.seconds)
-        rows.append(row)
+    rows = {}
+    for (dtype, weights), subject in own.items():
+        row: dict[str, Any] = {"dtype": dtype, "weights": weights}
+        row |= {"megabytes": subject.parameter_bytes / 1e6}
+        row |= {"megabytes_100m": of_100m[dtype, weights].parameter_bytes / 1e6}
+        rows[dtype, weights] = row | _compared(own["float32", "float32"], subject, batches, num_bytes)
+    for name, ways in (("tokens_per_second", own), ("tokens_per_second_100m", of_100m)):
+        steps = {way: subject.decode for way, subject in ways.items()}
+        states = {way: subject.read(_CONTEXT) for way, subject in ways.items()}
+        for way, times in time_in_turn(steps, states, seconds=settings.seconds).items():
+            rows[way][name] = settings.block_size / statistics.median(times)
+    for row in rows.values():
         print(row, flush=True)
-    model = {"parameters": sum(x.size for x in jax.tree.leaves(trained.params)), "step": trained.step}
-    write(output, command_line, settings, {"model": model, "rows": rows})
-    int8_row = rows[1]
+    model = {"parameters": tree_size(trained.params), "step": trained.step}
+    write(output, command_line, settings, {"model": model, "rows": list(rows.values())})
     told = ("relative_logit_error", "kl_nats_per_token", "bits_per_byte")
-    return {"output": str(output), **{name: int8_row[name] for name in told}}
+    return {"output": str(output), **{name: rows["float32", "int8"][name] for name in told}}
 
 
-class _Model:
-    """One way to keep and to use the same parameters."""
-
-    def __init__(self, config: TransNormerLLMConfig, params: Any, dtype: str, int8: bool):
-        config, own = unstack_layers(dataclasses.replace(config, dtype=dtype), quantize(params) if int8 else params)
-        self._model = TransNormerLLM(config)
-        self._params = at_compute_dtype(own, dtype)
-        self.megabytes = sum(x.nbytes for x in jax.tree.leaves(self._params)) / 1e6
-        self._apply = jax.jit(self._model.apply)
-
-    def logits(self, batch: dict[str, np.ndarray]) -> jax.Array:
-        return self._apply({"params": self._params}, batch["inputs"], segment_ids=batch["segment_ids"])
-
-    def tokens_per_second(self, block_size: int, seconds: float) -> float:
-        vocab_size = self._model.config.vocab_size
-        state = prefill(self._model, self._params, empty_state(self._model, self._params, 1, vocab_size), [[1] * 100])
-        settings, seed = stack_settings([SamplingSettings(temperature=0.0)]), np.zeros(1, np.uint32)
-        times: list[float] = []
-        while sum(times[1:]) < seconds:  # The first call compiles.
-            begin = time.perf_counter()
-            state, tokens, _ = decode(
-                self._model, self._params, state, seed, settings, np.zeros(1, np.int32), np.bool_(False), block_size
-            )
-            tokens.block_until_ready()
-            times.append(time.perf_counter() - begin)
-        return block_size / float(np.median(times[1:]))
+def _ways(config: TransNormerLLMConfig, params: Any, block_size: int) -> dict[tuple[str, str], Linear]:
+    """The same parameters by the dtypes of the computation and of the weights."""
+    ways = {}
+    for dtype in ("float32", "bfloat16"):
+        for weights in (dtype, "int8"):
+            unstacked, own = unstack_layers(config, quantize(params) if weights == "int8" else params)
+            ways[dtype, weights] = Linear(unstacked, dtype, block_size, own)
+    return ways
 
 
 def _held_out(run: Run, num_tokens: int) -> tuple[list[dict[str, np.ndarray]], float]:
@@ -143,11 +128,12 @@ def _differences(expected: jax.Array, logits: jax.Array, targets: jax.Array, rea
 
 
 def _compared(
-    reference: _Model, model: _Model, batches: list[dict[str, np.ndarray]], num_bytes: float
+    reference: Linear, subject: Linear, batches: list[dict[str, np.ndarray]], num_bytes: float
 ) -> dict[str, float]:
     found = [
-        jax.device_get(_differences(reference.logits(b), model.logits(b), b["targets"], b["segment_ids"] > 0))
+        jax.device_get(_differences(reference.logits(*read), subject.logits(*read), b["targets"], b["segment_ids"] > 0))
         for b in batches
+        for read in [(b["inputs"], b["segment_ids"])]
     ]
     total = {name: float(np.sum([each[name] for each in found], dtype=np.float64)) for name in found[0]}
     return {

@@ -12,6 +12,7 @@ Writes a JSON file and a plot. The last line on stdout is a summary in JSON.
 """
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ import jax.numpy as jnp
 from benchmarks.environment import hardware
 from benchmarks.measure import Measurement, measure
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
-from transnormer_jax.errors import UserError, did_you_mean
+from benchmarks.record import check_known, check_positive, main, prepare, write
 from transnormer_jax.models import TransNormer, TransNormerConfig
 
 _COLUMNS = (128, 256, 512, 1024, 2048)
@@ -75,8 +75,7 @@ class Settings:
 
     def __post_init__(self):
         check_positive(self)
-        if self.preset not in PRESETS:
-            raise UserError(f"unknown preset {self.preset!r}: {did_you_mean(self.preset, PRESETS)}")
+        check_known("preset", [self.preset], PRESETS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,48 +99,32 @@ class Row:
         reason = "" if result.skipped is None else f"  skipped: {result.skipped}"
         return f"{start}{milliseconds:>10}{megabytes:>10}{columns}{reason}"
 
+    def as_json(self) -> dict[str, Any]:
+        """Returns one flat object, without the fields that are unknown."""
+        known = {
+            "speed": self.speed,
+            "published_speed": published(_SPEED, self.num_tokens, self.projected),
+            "memory": self.memory,
+            "published_memory": published(_MEMORY, self.num_tokens, self.projected),
+            **dataclasses.asdict(self.measurement),
+        }
+        place = {"num_tokens": self.num_tokens, "projected": self.projected}
+        return place | {name: x for name, x in known.items() if x is not None}
+
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints the table as it goes, writes `output` and the plot beside it, and returns the summary."""
+    """Measures, prints the table and writes `output` as it goes, then the plot beside it, and returns the summary."""
     prepare(output)
     rows = list[Row]()
     names = ("speed-up", "published", "memory", "published")
     print(f"{'n':>7} {'':<10}{'ms':>10}{'temp MB*':>10}" + "".join(f"{name:>11}" for name in names))
-    for num_tokens in sorted(settings.num_tokens):
-        softmax = _measure(settings, num_tokens, 0)
-        fits = [k for k in settings.projected if k <= num_tokens // 2]
-        rows.append(Row(num_tokens, 0, softmax))
-        print(rows[-1], flush=True)
-        for projected in fits:
-            ours = _measure(settings, num_tokens, projected)
-            speed, memory = (
-                _ratio(getattr(softmax, name), getattr(ours, name)) for name in ("median_ms", "compiler_temp_bytes")
-            )
-            rows.append(Row(num_tokens, projected, ours, speed, memory))
-            print(rows[-1], flush=True)
+    for row in _measure_all(settings):
+        rows.append(row)
+        print(row, flush=True)
+        content = {"rows": [row.as_json() for row in rows], "summary": _summary(rows)}
+        environment = write(output, command_line, settings, content)
     print("* as the compiler plans it, not a measured peak")
-
     linformers = [row for row in rows if row.projected]
-    content = []
-    for row in rows:
-        known = {
-            "speed": row.speed,
-            "published_speed": published(_SPEED, row.num_tokens, row.projected),
-            "memory": row.memory,
-            "published_memory": published(_MEMORY, row.num_tokens, row.projected),
-            **dataclasses.asdict(row.measurement),
-        }
-        place = {"num_tokens": row.num_tokens, "projected": row.projected}
-        content.append(place | {name: x for name, x in known.items() if x is not None})
-    summary = {
-        name: {
-            f"n = {row.num_tokens}, k = {row.projected}": round(ratio, 2)
-            for row in linformers
-            if (ratio := getattr(row, name)) is not None
-        }
-        for name in ("speed", "memory")
-    }
-    environment = write(output, command_line, settings, {"rows": content, "summary": summary})
     layers, width, heads = PRESETS[settings.preset]
     save_panels(
         [_panel(linformers, "speed", _SPEED), _panel(linformers, "memory", _MEMORY)],
@@ -149,13 +132,36 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
         xlabel="tokens n",
         path=output.with_suffix(".png"),
     )
-    return {"output": str(output), **summary}
+    return {"output": str(output), **_summary(rows)}
 
 
 def published(table: dict[int, tuple[float, ...]], num_tokens: int, projected: int) -> float | None:
     """The paper's number, or None where it has none."""
     values = dict(zip(_COLUMNS, table.get(num_tokens, ()), strict=False))
     return values.get(projected)
+
+
+def _measure_all(settings: Settings) -> Iterator[Row]:
+    for num_tokens in sorted(settings.num_tokens):
+        softmax = _measure(settings, num_tokens, 0)
+        yield Row(num_tokens, 0, softmax)
+        for projected in (k for k in settings.projected if k <= num_tokens // 2):
+            ours = _measure(settings, num_tokens, projected)
+            speed, memory = (
+                _ratio(getattr(softmax, name), getattr(ours, name)) for name in ("median_ms", "compiler_temp_bytes")
+            )
+            yield Row(num_tokens, projected, ours, speed, memory)
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    return {
+        name: {
+            f"n = {row.num_tokens}, k = {row.projected}": round(ratio, 2)
+            for row in rows
+            if (ratio := getattr(row, name)) is not None
+        }
+        for name in ("speed", "memory")
+    }
 
 
 def _measure(settings: Settings, num_tokens: int, projected: int) -> Measurement:

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from benchmarks.trees import tree_bytes
 from transnormer_jax import command
 from transnormer_jax.convert import save_hugging_face
 from transnormer_jax.errors import UserError
@@ -25,8 +26,6 @@ _SPECIAL = ("<unk>", "<s>", "</s>")
 
 def random_params(config: TransNormerLLMConfig, *, copies: bool) -> Any:
     """NumPy arrays in the tree of `TransNormerLLM.init`; with `copies`, all layers of a group are views of one."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    abstract = jax.eval_shape(TransNormerLLM(config).init, jax.random.key(0), tokens)["params"]
     generator = np.random.default_rng(0)
 
     def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -37,14 +36,12 @@ def random_params(config: TransNormerLLMConfig, *, copies: bool) -> Any:
             row[...] = config.init_std * generator.standard_normal(row.shape, np.float32)
         return np.broadcast_to(values, leaf.shape)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract)
+    return jax.tree_util.tree_map_with_path(draw, _abstract(config))
 
 
 def num_bytes(config: TransNormerLLMConfig) -> int:
     """Of the parameters."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    abstract = jax.eval_shape(TransNormerLLM(config).init, jax.random.key(0), tokens)["params"]
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    return tree_bytes(_abstract(config))
 
 
 def write_byte_tokenizer(path: Path) -> None:
@@ -62,6 +59,11 @@ def write_random_checkpoint(directory: Path, config: TransNormerLLMConfig, drawn
     params = random_params(config, copies=num_bytes(config) > drawn_gigabytes * 1e9)
     save_hugging_face(directory, config, params)
     write_byte_tokenizer(directory / "tokenizer.json")
+
+
+def _abstract(config: TransNormerLLMConfig) -> Any:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(TransNormerLLM(config).init, jax.random.key(0), tokens)["params"]
 
 
 def _main() -> None:

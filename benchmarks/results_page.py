@@ -1,11 +1,11 @@
 """`python -m benchmarks.results_page` writes docs/results/figures.md from the records: no figure is typed by hand."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import hardware
+from benchmarks import markdown
 
 Record = Mapping[str, Any]
 
@@ -34,15 +34,8 @@ def page() -> str:
             record = json.loads(path.read_text())
             plot = f"![{title}](../../benchmarks/results/{name}.png)"
             words = section if isinstance(section, str) else section(record)
-            parts.append(f"## {title}\n\n{words}\n\n{plot}\n\n{_origin(name, record)}\n")
+            parts.append(f"## {title}\n\n{words}\n\n{plot}\n\n{markdown.origin(name, record)}\n")
     return "\n".join(parts)
-
-
-def _origin(name: str, record: Record) -> str:
-    made = record.get("environment") or next(iter(record["programs"].values()))["environment"]
-    command = record.get("command", f"python -m benchmarks.{Path(name).name}")
-    versions = f"jax {made['jax']}, Python {made['python']}, {made['date_utc'][:10]}"
-    return f"`{command}` on {hardware(made)}, {versions}: [record](../../benchmarks/results/{name}.json)."
 
 
 def _study(record: Record) -> str:
@@ -59,7 +52,7 @@ def _study(record: Record) -> str:
     words = [f"`{metric}` on held-out data, {better} is better. Reduced: {record['reduced']}."]
     words += [f"{name}: {value:.4f}." for name, value in record["references"].items()]
     words += [f"Published: {record['published']}."]
-    return f"{_table(header, rows)}\n\n{' '.join(words)}"
+    return f"{markdown.table(header, rows)}\n\n{' '.join(words)}"
 
 
 def _gradient_bounds(record: Record) -> str:
@@ -67,7 +60,8 @@ def _gradient_bounds(record: Record) -> str:
     return (
         "The largest derivative of the attention by its scores, exactly, as features shrink: that of scaled 1 + elu "
         "has no bound but 1 / (4 min s), softmax stays below 1/4, NormAttention below 3 / (2 sqrt(eps)) (arXiv "
-        "2210.10340, section 3).\n\n" + _table(names, [[_short(row[name]) for name in names] for row in record["rows"]])
+        "2210.10340, section 3).\n\n"
+        + markdown.table(names, [[_short(row[name]) for name in names] for row in record["rows"]])
     )
 
 
@@ -80,7 +74,7 @@ def _gradient_spread(record: Record) -> str:
     return (
         f"Standard deviation over mean of two gradient norms, over {steps} steps of training, after {warmup} of warm-up"
         "; published over 50,000 (arXiv 2210.10340, table 2), of a gradient that is not said.\n\n"
-        + _table(["attention", "by the scores", "by the parameters", "published"], rows)
+        + markdown.table(["attention", "by the scores", "by the parameters", "published"], rows)
     )
 
 
@@ -91,7 +85,7 @@ def _dilution(record: Record) -> str:
     rows = [[*row[:-1], *[""] * (depth + 2 - len(row)), row[-1]] for row in rows]
     return (
         f"Share of the attention that falls into the {record['share']:.0%} of the row around a token (arXiv "
-        "2210.10340, section 3.3).\n\n" + _table(header, rows)
+        "2210.10340, section 3).\n\n" + markdown.table(header, rows)
     )
 
 
@@ -103,7 +97,7 @@ def _spectrum(record: Record) -> str:
     return (
         f"How many singular values of the softmax attention hold {record['mass']:.0%} of their sum, from the first "
         "layer to the last (arXiv 2006.04768, figure 1, says: few, and fewer in higher layers).\n\n"
-        + _table(["model", "of N", "values, by layer"], rows)
+        + markdown.table(["model", "of N", "values, by layer"], rows)
     )
 
 
@@ -120,7 +114,8 @@ def _linformer_speed(record: Record) -> str:
     rows = [[_short(row.get(name)) for name in names] for row in record["rows"] if row["projected"]]
     return (
         "Forward pass of an encoder against the same with softmax attention; memory is the compiler's plan. Published: "
-        "V100, the largest batch that fits (arXiv 2006.04768, table 3).\n\n" + _table(list(names.values()), rows)
+        "V100, the largest batch that fits (arXiv 2006.04768, table 3).\n\n"
+        + markdown.table(list(names.values()), rows)
     )
 
 
@@ -134,7 +129,7 @@ def _steps_per_second(record: Record) -> str:
         "published_over_softmax": "published",
     }
     rows = [[_short(row.get(name)) for name in names] for row in record["rows"]]
-    return "Steps per second; published on an A6000 (arXiv 2210.10340, table 7).\n\n" + _table(
+    return "Steps per second; published on an A6000 (arXiv 2210.10340, table 7).\n\n" + markdown.table(
         list(names.values()), rows
     )
 
@@ -143,26 +138,20 @@ def _images_per_second(record: Record) -> str:
     parts = []
     for images, summary in record["summary"].items():
         rows = [
-            [name, row["batch"], _short(row["images_per_second"]), _short(row.get("published_images_per_second"))]
+            [name, *(_short(row.get(key)) for key in ("batch", "images_per_second", "published_images_per_second"))]
             for name, row in summary["table"].items()
         ]
         ratios = [
-            [name, _short(row.get("measured", row)), _short(row.get("published"))]
-            for name, row in summary["ratios"].items()
+            [name, _short(row["measured"]), _short(row.get("published"))] for name, row in summary["ratios"].items()
         ]
-        parts.append(f"{images}:\n\n" + _table(["sampler", "batch", "images/s", "published"], rows))
-        parts.append(_table(["ratio", "here", "published"], ratios))
+        parts.append(f"{images}:\n\n" + markdown.table(["sampler", "batch", "images/s", "published"], rows))
+        parts.append(markdown.table(["ratio", "here", "published"], ratios))
     return (
         "Sampling images byte by byte with the models of arXiv 2006.16236 (tables 1 and 2; published on a GPU), random "
         f"weights. {record['cost_model'][0].upper()}{record['cost_model'][1:]}. Every sampler works on a row of the "
         "full length from the first byte on, which flatters the linear one; `half` is the same at half the length, an "
         "estimate for a row that grows.\n\n" + "\n\n".join(parts)
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,10 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import markdown
 from benchmarks.environment import describe_environment
+from benchmarks.processes import last_words
+from benchmarks.tpu_compiler import libtpu_version
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
@@ -52,7 +55,7 @@ def main() -> None:
     if _ONLY.value and not chosen:
         raise UserError(f"no command holds {_ONLY.value!r}: the last words of {COMMANDS[0]!r} would do.")
     for words in chosen:
-        report = _compile(words) | {"environment": describe_environment()}
+        report = _compile(words) | {"environment": describe_environment() | {"libtpu": libtpu_version()}}
         record["programs"] = {
             known: report if known == words else record["programs"][known]
             for known in COMMANDS
@@ -78,19 +81,19 @@ def _compile(words: str) -> dict[str, Any]:
         check=False,
     )
     if process.returncode:
-        raise UserError(f"{words} does not compile: {process.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"{words} does not compile: {last_words(process.stderr, process.returncode)}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
 def _table(programs: Mapping[str, Any]) -> str:
-    header = (
-        "| config | topology | mesh | rows x tokens | parameters | at rest, GiB | peak, GiB | available, GiB | "
-        "FLOPs / 6ND | sent, GB | estimated step | MFU |\n" + "|---" * 12 + "|\n"
-    )
-    return header + "".join(_row(words, report) for words, report in programs.items())
+    header = [
+        *("config", "topology", "mesh", "rows x tokens", "parameters", "at rest, GiB", "peak, GiB", "available, GiB"),
+        *("FLOPs / 6ND", "sent, GB", "estimated step", "MFU"),
+    ]
+    return markdown.table(header, [_row(words, report) for words, report in programs.items()]) + "\n"
 
 
-def _row(words: str, report: Mapping[str, Any]) -> str:
+def _row(words: str, report: Mapping[str, Any]) -> list[str]:
     arguments = dict(word.lstrip("-").split("=", 1) for word in words.split())
     config, topology = Path(arguments["config"]).stem, arguments["topology"]
     mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
@@ -99,12 +102,11 @@ def _row(words: str, report: Mapping[str, Any]) -> str:
     sent = sum(collective["bytes"] for collective in report["collectives"]) / 1e9
     length = arguments.get("config.sequence_length", "8192")
     rows = report["tokens"] // int(length)
-    cells = [
+    return [
         *(config, topology, mesh, f"{rows:,} x {int(length):,}", f"{report['parameters'] / 1e9:.2f}e9", *gib),
         *(f"{report['recompute_factor']:.2f}", f"{sent:.1f}", f"{report['estimated_seconds']:.2f} s"),
         f"{report['implied_mfu']:.0%}",
     ]
-    return "| " + " | ".join(cells) + " |\n"
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.attention_subjects import load_subjects, text_config
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
-from benchmarks.subjects import load_subjects, text_config
+from benchmarks.record import check_positive, main, prepare, write
 
 _MASS = 0.9
 
@@ -45,7 +45,7 @@ class Settings:
     length: int = 512
 
     def __post_init__(self):
-        check_positive(dataclasses.replace(self, workdirs=("none",)) if not self.workdirs else self)
+        check_positive(self)
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:

@@ -20,8 +20,7 @@ import jax.numpy as jnp
 from benchmarks.environment import hardware
 from benchmarks.measure import Measurement, measure
 from benchmarks.plot import Panel, save_panels
-from benchmarks.report import check_positive, main, prepare, write
-from transnormer_jax.errors import UserError, did_you_mean
+from benchmarks.record import check_known, check_positive, main, prepare, write
 from transnormer_jax.models import SequenceClassifier, TransNormerConfig
 from transnormer_jax.tasks import Classification
 from transnormer_jax.training.config import OptimizerConfig
@@ -63,12 +62,11 @@ class Settings:
 
     def __post_init__(self):
         check_positive(self)
-        if self.preset not in PRESETS:
-            raise UserError(f"unknown preset {self.preset!r}: {did_you_mean(self.preset, PRESETS)}")
+        check_known("preset", [self.preset], PRESETS)
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints the table as it goes, writes `output` and the plot beside it, and returns the summary."""
+    """Measures, prints the table and writes `output` as it goes, then the plot beside it, and returns the summary."""
     prepare(output)
     found = Found()
     columns = f"{'steps/s':>9}{'over softmax':>14}{'published':>11}{'temp MB*':>10}"
@@ -78,30 +76,10 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
             for computation, result in zip(COMPUTATIONS, _measure(settings, attention, num_tokens), strict=True):
                 found[attention, computation, num_tokens] = result
                 print(_line(found, attention, computation, num_tokens), flush=True)
+            content = {"rows": _rows(found), "published": PUBLISHED, "summary": _summary(found)}
+            environment = write(output, command_line, settings, content)
     print("* as the compiler plans it, not a measured peak")
 
-    rows = []
-    for (attention, computation, num_tokens), result in found.items():
-        row = {"attention": attention, "computation": computation, "num_tokens": num_tokens}
-        row |= {name: x for name, x in dataclasses.asdict(result).items() if x is not None}
-        ratios = {
-            "steps_per_second": _speed(found, attention, computation, num_tokens),
-            "over_softmax": _over_softmax(found, attention, computation, num_tokens),
-            "published_steps_per_second": PUBLISHED.get(attention, {}).get(computation, {}).get(num_tokens),
-            "published_over_softmax": _published_over_softmax(attention, computation, num_tokens),
-        }
-        rows.append(row | {name: x for name, x in ratios.items() if x is not None})
-    summary = {
-        computation: {
-            f"{attention} over softmax at {num_tokens}": round(ratio, 2)
-            for attention in settings.attentions
-            for num_tokens in settings.num_tokens
-            if attention != "softmax"
-            and (ratio := _over_softmax(found, attention, computation, num_tokens)) is not None
-        }
-        for computation in COMPUTATIONS
-    }
-    environment = write(output, command_line, settings, {"rows": rows, "published": PUBLISHED, "summary": summary})
     panels = []
     for computation in COMPUTATIONS:
         lines = {}
@@ -116,7 +94,31 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
         xlabel="tokens N",
         path=output.with_suffix(".png"),
     )
-    return {"output": str(output), **summary}
+    return {"output": str(output), **_summary(found)}
+
+
+def _rows(found: Found) -> list[dict[str, Any]]:
+    rows = []
+    for (attention, computation, num_tokens), result in found.items():
+        row = {"attention": attention, "computation": computation, "num_tokens": num_tokens}
+        row |= {name: x for name, x in dataclasses.asdict(result).items() if x is not None}
+        ratios = {
+            "steps_per_second": _speed(found, attention, computation, num_tokens),
+            "over_softmax": _over_softmax(found, attention, computation, num_tokens),
+            "published_steps_per_second": PUBLISHED.get(attention, {}).get(computation, {}).get(num_tokens),
+            "published_over_softmax": _published_over_softmax(attention, computation, num_tokens),
+        }
+        rows.append(row | {name: x for name, x in ratios.items() if x is not None})
+    return rows
+
+
+def _summary(found: Found) -> dict[str, dict[str, float]]:
+    summary: dict[str, dict[str, float]] = {computation: {} for computation in COMPUTATIONS}
+    for attention, computation, num_tokens in found:
+        ratio = _over_softmax(found, attention, computation, num_tokens)
+        if attention != "softmax" and ratio is not None:
+            summary[computation][f"{attention} over softmax at {num_tokens}"] = round(ratio, 2)
+    return summary
 
 
 def _measure(settings: Settings, attention: str, num_tokens: int) -> list[Measurement]:

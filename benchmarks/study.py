@@ -26,7 +26,8 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.environment import describe_environment, hardware
+from benchmarks.environment import describe_environment, hardware, results_directory
+from benchmarks.record import prepare
 from benchmarks.studies import STUDIES, Study
 from benchmarks.study_report import Row, save_curves, table
 from benchmarks.study_runs import make_job, run_jobs
@@ -43,14 +44,14 @@ class Settings:
       data: the directory of all data, for studies with files.
       jobs: variants side by side; each takes its share of the cores.
       runs: where the workdirs lie.
-      output: directory of the JSON file and the plot.
+      output: directory of the JSON file and the plot; None is benchmarks/results/<device>.
       overrides: of the config, for all variants, over what the study says.
     """
 
     data: Path | None = None
     jobs: int = 1
     runs: Path = Path("runs/studies")
-    output: Path = Path("benchmarks/results/cpu")
+    output: Path | None = None
     overrides: tuple[tuple[str, str], ...] = ()
 
 
@@ -68,11 +69,9 @@ def run(study: Study, settings: Settings, command_line: str) -> dict[str, Any]:
     Raises:
       UserError: the data are not there, a directory cannot be made, or there are fewer cores than jobs.
     """
-    output = settings.output / f"study_{study.name}.json"
-    try:  # Now, rather than after minutes of training.
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the directory {str(settings.output)!r} ({error}): choose another.") from error
+    name = f"study_{study.name}.json"
+    if settings.output is not None:
+        prepare(settings.output / name)
     more = _data_overrides(study, settings.data) | dict(settings.overrides)
     jobs = [
         make_job(label, variant.config or study.config, study.overrides(variant) | more, settings.runs / study.name)
@@ -81,6 +80,8 @@ def run(study: Study, settings: Settings, command_line: str) -> dict[str, Any]:
     results = run_jobs(jobs, settings.jobs)
     # JAX starts here only: before, it would hold memory of an accelerator that the runs need.
     environment = describe_environment()
+    output = (settings.output or results_directory(environment)) / name
+    prepare(output)
     rows = [
         Row(job, results[job.label], study.variants[job.label].published, study.metric, study.higher_is_better)
         for job in jobs
@@ -131,7 +132,9 @@ def _define_flags() -> None:
     flags.DEFINE_integer("jobs", default.jobs, "Variants side by side, each on its share of the cores.")
     flags.DEFINE_string("runs", str(default.runs), "Directory of the workdirs.")
     flags.DEFINE_list("overrides", [], "KEY=VALUE,...: keys of the config, for all variants.")
-    flags.DEFINE_string("output", str(default.output), "Directory of the JSON file and the plot.")
+    flags.DEFINE_string(
+        "output", None, "Directory of the JSON file and the plot. Default: benchmarks/results/<device>."
+    )
 
 
 def _main() -> None:
@@ -146,7 +149,7 @@ def _main() -> None:
         data=None if values.data is None else Path(values.data),
         jobs=values.jobs,
         runs=Path(values.runs),
-        output=Path(values.output),
+        output=None if values.output is None else Path(values.output),
         overrides=tuple((key, value) for key, _, value in pairs),
     )
     summary = run(STUDIES[values.name], settings, shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]))

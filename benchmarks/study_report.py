@@ -1,6 +1,7 @@
 """What is made of the runs of a study: rows for JSON, a table, a plot."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.studies import Study
 from benchmarks.study_runs import Job, Result
+from benchmarks.trees import tree_size
 from transnormer_jax.training.problem import make_task
 from transnormer_jax.training.workdir import read_config
 
@@ -51,6 +53,7 @@ class Row:
                 "steps": config.num_steps,
                 "batch_size": config.batch_size,
                 "training_seconds": round(self.result.seconds, 1),
+                "made": dict(self.result.made),
                 "final": self.final,
                 "best": self.best,
             }
@@ -83,10 +86,10 @@ def table(study: Study, rows: Sequence[Row], references: Mapping[str, float]) ->
     )
 
 
+@functools.cache
 def num_parameters(workdir: Path) -> int:
     """Numbers in the model of a run, those included that are not trained."""
-    abstract = jax.eval_shape(make_task(read_config(workdir)).init, jax.random.key(0))
-    return sum(x.size for x in jax.tree.leaves(abstract))
+    return tree_size(jax.eval_shape(make_task(read_config(workdir)).init, jax.random.key(0)))
 
 
 def save_curves(study: Study, rows: Sequence[Row], references: Mapping[str, float], *, title: str, path: Path) -> None:

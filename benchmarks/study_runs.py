@@ -15,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.environment import describe_versions
+from benchmarks.processes import last_words
 from transnormer_jax.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
+_ENVIRONMENT = "environment.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +59,14 @@ class Result:
       evaluations: lines of evaluations, in order: `step`, and figures without "eval/".
       seconds: spent in training steps, resumed or not; compilation and evaluation are not counted.
       failed: why it did not end, or None.
+      made: versions and date of its end: a study that is resumed finds runs of long ago.
     """
 
     training: Sequence[Mapping[str, float]]
     evaluations: Sequence[Mapping[str, float]]
     seconds: float
     failed: str | None = None
+    made: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def make_job(label: str, config: str, overrides: Mapping[str, Any], runs: Path) -> Job:
@@ -132,7 +137,10 @@ def read_result(workdir: Path) -> Result:
         previous = line["step"]
     num_steps = json.loads(config.read_text())["num_steps"]
     ended = bool(evaluations) and evaluations[-1]["step"] == num_steps
-    return Result(training, evaluations, seconds, None if ended else f"it stopped before step {num_steps}")
+    failed = None if ended else f"it stopped before step {num_steps}"
+    environment = workdir / _ENVIRONMENT
+    made = json.loads(environment.read_text()) if environment.is_file() else {}
+    return Result(training, evaluations, seconds, failed, made)
 
 
 def _run(job: Job, cores: list[int]) -> Result:
@@ -149,9 +157,10 @@ def _run(job: Job, cores: list[int]) -> Result:
         if cores:
             os.sched_setaffinity(process.pid, cores)
         status = process.wait()
+    (job.workdir / _ENVIRONMENT).write_text(json.dumps(describe_versions()))
     result = read_result(job.workdir)
     if status:
-        return dataclasses.replace(result, failed=_message(log.read_text()) or f"exit status {status}")
+        return dataclasses.replace(result, failed=_message(log.read_text(), status))
     return result
 
 
@@ -163,8 +172,7 @@ def _environment(cores: list[int]) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
 
 
-def _message(log: str) -> str:
+def _message(log: str, status: int) -> str:
     """The sentence of a UserError, or the last line of a traceback."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (said or lines or [""])[-1]
+    said = [line for line in log.splitlines() if line.startswith("error: ")]
+    return last_words("\n".join(said) or log, status).removeprefix("error: ")

@@ -26,9 +26,11 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks.measure import one_line
+from benchmarks.processes import last_words
 from benchmarks.tpu_bundles import Replay, replay
 from benchmarks.tpu_hlo import copied_bytes
-from transnormer_jax.distributed.topology import ENVIRONMENT, find_libtpu
+from transnormer_jax.distributed.topology import _CHIPS as CHIPS
+from transnormer_jax.distributed.topology import ENVIRONMENT, Chip, find_libtpu
 
 _DUMPS = r"packed-bundles-post-ra|pre-delay.*|pre-finalize.*"
 _KERNEL = "tpu_custom_call"
@@ -46,7 +48,6 @@ class Generation:
         (`tests/benchmarks/test_tpu_schedule.py`).
       delay_slots: bundles after a branch that come in any case.
       granule_bytes: unit of copies.
-      options: further arguments of the topology.
     """
 
     topology: str
@@ -55,11 +56,10 @@ class Generation:
     rows_per_cycle: int = 1
     delay_slots: int = 4
     granule_bytes: int = 32
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def info(self) -> pltpu.TpuInfo:
-        """Sizes and rates of one core, as jax knows them."""
+        """Sizes and the peak of one core, as jax knows them."""
         return pltpu.get_tpu_info_for_chip(pltpu.ChipVersion(self.chip), self.cores)
 
     @property
@@ -72,11 +72,19 @@ class Generation:
         """Cycles per second, from the peak that is published."""
         return self.info.bf16_ops_per_second / self.flops_per_cycle
 
+    @property
+    def device(self) -> Chip:
+        """What the library knows of it: all `cores` together."""
+        return CHIPS[self.topology.partition(":")[0]]
+
+    @property
+    def hbm_bytes_per_second(self) -> float:
+        """One core's share of the bandwidth that is published."""
+        return self.device.hbm_bandwidth / self.cores
+
 
 GENERATIONS = {
-    "v4": Generation(
-        "v4:1x1x1", "v4", cores=2, delay_slots=1, granule_bytes=512, options={"chip_config_name": "megacore"}
-    ),
+    "v4": Generation("v4:1x1x1", "v4", cores=2, delay_slots=1, granule_bytes=512),
     "v5e": Generation("v5e:1x1", "v5e"),
     "v5p": Generation("v5p:1x1x1", "v5p", cores=2),
     "v6e": Generation("v6e:1x1", "v6e", rows_per_cycle=2),
@@ -173,8 +181,8 @@ def compile_programs(jobs: Sequence[Job]) -> Iterator[Compiled]:
                 finally:  # Where nobody wants the rest, it need not go on.
                     process.kill()
             if done < len(jobs):  # The compiler ends the process where it finds itself in the wrong.
-                last = Path(directory, "stderr").read_text().strip().splitlines()[-1:]
-                yield Compiled(failed=f"the compiler died: {' '.join(last)}")
+                errors = Path(directory, "stderr").read_text()
+                yield Compiled(failed=f"the compiler died: {last_words(errors, process.returncode)}")
                 done += 1
         jobs = jobs[done:]
 
@@ -191,7 +199,7 @@ def _compile(job: Job, directory: Path) -> Compiled:
     """Compiles one program in this process, whose libtpu dumps into `directory`."""
     generation = GENERATIONS[job.generation]
     module, name = job.function.split(":")
-    topology = topologies.get_topology_desc(generation.topology, platform="tpu", **generation.options)
+    topology = topologies.get_topology_desc(generation.topology, platform="tpu", **generation.device.options)
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), "x", axis_types=(jax.sharding.AxisType.Auto,))
     everything = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     try:

@@ -9,20 +9,19 @@ TPU is needed, but libtpu (see `tpu_schedule.py`).
 Writes a JSON file. The last line on stdout is a summary in JSON.
 """
 
-import json
-import math
-from collections.abc import Callable, Iterable
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax import Array
 
 from benchmarks.environment import describe_environment
+from benchmarks.record import check_known, check_positive, main, prepare, write
 from benchmarks.tpu_compiler import GENERATIONS, Job, compile_programs, libtpu_version
-from transnormer_jax import command
+from benchmarks.trees import tree_bytes
 from transnormer_jax.ops import linear_attention, simple_rms_norm
 
 _OUTPUT = "benchmarks/results/tpu/neighbours.json"
@@ -80,16 +79,36 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
 }
 
 
-def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
-    """Compiles each program for each generation and writes `output`.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to compile.
+
+    Attributes:
+      generations: among v4, v5e, v5p, v6e and tpu7x.
+      programs: names in `PROGRAMS`.
+    """
+
+    generations: tuple[str, ...] = tuple(GENERATIONS)
+    programs: tuple[str, ...] = tuple(PROGRAMS)
+
+    def __post_init__(self):
+        check_positive(self)
+        check_known("generations", self.generations, GENERATIONS)
+        check_known("programs", self.programs, PROGRAMS)
+
+
+def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
+    """Compiles each program for each generation, prints the table and writes `output` as it goes.
 
     Returns:
       Bytes over the least, by program and generation.
 
     Raises:
-      UserError: libtpu is missing.
+      UserError: libtpu is missing, or `output` cannot be written.
     """
-    plan = [(name, chip) for name in PROGRAMS for chip in generations]
+    prepare(output)
+    environment = describe_environment() | {"libtpu": libtpu_version()}
+    plan = [(name, chip) for name in settings.programs for chip in settings.generations]
     jobs = []
     for name, chip in plan:
         build, arguments = PROGRAMS[name]
@@ -100,7 +119,7 @@ def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
     for (name, chip), compiled in zip(plan, compile_programs(jobs), strict=True):
         build, arguments = PROGRAMS[name]
         function, operands = build(**arguments)
-        least = _bytes(operands) + _bytes(jax.eval_shape(function, *operands))
+        least = tree_bytes(operands) + tree_bytes(jax.eval_shape(function, *operands))
         ratio = None if compiled.failed else compiled.accessed_bytes / least
         rows.append(
             {
@@ -113,25 +132,10 @@ def run(generations: Iterable[str], output: Path) -> dict[str, Any]:
             }
         )
         summary.setdefault(name, {})[chip] = ratio and round(ratio, 2)
-        print(f"{name:<22} {chip:<6} {least / 1e9:9.3f} {compiled.failed or format(ratio, '12.2f')}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "command": "python -m benchmarks.tpu_neighbours",
-        "environment": describe_environment() | {"libtpu": libtpu_version()},
-        "rows": rows,
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"{name:<22} {chip:<6} {least / 1e9:9.3f} {compiled.failed or format(ratio, '12.2f')}", flush=True)
+        write(output, command_line, settings, {"rows": rows, "summary": summary}, environment)
     return {"output": str(output), **summary}
 
 
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _main() -> None:
-    print(json.dumps(run(GENERATIONS, Path(flags.FLAGS.output))))
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("output", _OUTPUT, "JSON file to write.")
-    command.run(_main)
+    main("tpu_neighbours", Settings(), run, output=_OUTPUT)

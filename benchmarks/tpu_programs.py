@@ -8,13 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from benchmarks.least_bytes import least_bytes
 from benchmarks.tpu_compiler import Job
 from transnormer_jax.layers.gated_linear_attention import GatedLinearAttention
 from transnormer_jax.ops.linear_attention import linear_attention
 
-# Least reads and writes per token and head, as (K's, V's): forward reads q, k, v and writes out; backward reads q, k,
-# v, d_out and writes dq, dk, dv.
-_LEAST = {"forward": (2, 2), "backward": (4, 3)}
 _MODEL_DIM = 2048
 _BACKEND = "pallas_tpu"
 
@@ -55,9 +53,8 @@ class Program:
         return self.batch * self.num_tokens * self.heads
 
     def least_bytes(self, role: str) -> int:
-        """The bytes that "forward" or "backward" cannot avoid to move; states, places and decays are left out."""
-        keys, values = _LEAST[role]
-        return self.token_heads * (keys * self.key_dim + values * self.value_dim) * jnp.dtype(self.dtype).itemsize
+        """The bytes that "forward" or "backward" cannot avoid to move."""
+        return least_bytes(role, self.token_heads, self.key_dim, self.value_dim, jnp.dtype(self.dtype).itemsize)
 
 
 _TRAINING = Program(training=True)

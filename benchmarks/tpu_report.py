@@ -61,7 +61,7 @@ class Row:
     def hbm_ms(self) -> float:
         """Time of these bytes, each core at its share of the bandwidth, milliseconds."""
         per_core = sum(_hbm_bytes(kernel.cores[0]) for kernel in self.kernels)
-        return 1e3 * per_core / self.generation.info.mem_bw_bytes_per_second
+        return 1e3 * per_core / self.generation.hbm_bytes_per_second
 
     @property
     def ratio(self) -> float | None:

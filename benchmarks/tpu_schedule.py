@@ -7,10 +7,11 @@ memory on the chip, bytes to and from HBM and their ratio to the least that must
 time of those bytes, and the ratio of the two times. Below 1, the schedule hides behind the copies. The last column is
 what the program copies in HBM beside its kernels.
 
-It is a model: neither the start of a pipeline nor what a copy costs beyond its bytes is in it. Clocks, bandwidths and
-memories are those of jax's `tpu_info`. No TPU is needed, libtpu is:
+It is a model: neither the start of a pipeline nor what a copy costs beyond its bytes is in it. Clocks and
+memories are those of jax's `tpu_info`, bandwidths the published ones. No TPU is needed, libtpu is, of the version whose
+schedules `tpu_bundles.py` reads:
 
-    pip install --no-deps --target=.venv/libtpu libtpu
+    make .venv/libtpu
     python -m benchmarks.tpu_schedule
     python -m benchmarks.tpu_schedule --generations=v5e --programs=forward,training
     python -m benchmarks.tpu_schedule --generations=v5e --build=my_module:build
@@ -20,21 +21,16 @@ With --build, `build(generation)` of that module returns any function with Palla
 """
 
 import dataclasses
-import json
-import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
 from benchmarks.environment import describe_environment
+from benchmarks.record import check_known, check_positive, main, prepare, write
 from benchmarks.tpu_compiler import GENERATIONS, Job, compile_programs, libtpu_version
 from benchmarks.tpu_programs import PROGRAMS, Program, program_job
 from benchmarks.tpu_report import HEADER, Row, rows_of, summarize
-from transnormer_jax import command
-from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.errors import UserError
 
 _OUTPUT = "benchmarks/results/tpu/schedule.json"
 
@@ -44,71 +40,45 @@ class Settings:
     """What to compile.
 
     Attributes:
-      generations: names in `GENERATIONS`.
+      generations: among v4, v5e, v5p, v6e and tpu7x.
       programs: names in `PROGRAMS`.
-      build: "module:function" in place of `programs`, or None.
+      build: module:function that returns a function and its operands, in place of the programs.
     """
 
     generations: tuple[str, ...] = tuple(GENERATIONS)
     programs: tuple[str, ...] = tuple(PROGRAMS)
-    build: str | None = None
+    build: str = ""
 
     def __post_init__(self):
-        for kind, names, known in (
-            ("generation", self.generations, GENERATIONS),
-            ("program", self.programs, PROGRAMS),
-        ):
-            if not names:
-                raise UserError(f"there is nothing to compile: give at least one {kind}.")
-            for name in names:
-                if name not in known:
-                    raise UserError(f"unknown {kind} {name!r}: {did_you_mean(name, known)}")
-        if self.build is not None and len(self.build.split(":")) != 2:
+        check_positive(self)
+        check_known("generations", self.generations, GENERATIONS)
+        check_known("programs", self.programs, PROGRAMS)
+        if self.build and len(self.build.split(":")) != 2:
             raise UserError(f"build is {self.build!r}: give module:function.")
 
 
 def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Compiles, prints the table as it goes, and writes `output`.
-
-    Args:
-      settings: what to compile.
-      output: the JSON file to write.
-      command_line: for the record.
-
-    Returns:
-      The summary.
+    """Compiles, prints the table and writes `output` as it goes, and returns the summary.
 
     Raises:
-      UserError: libtpu is missing, or the directory of `output` cannot be made.
+      UserError: libtpu is missing, or `output` cannot be written.
     """
-    try:  # Now, rather than after minutes of compiling.
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the directory of {str(output)!r} ({error}): choose another output.") from error
-
+    prepare(output)
     environment = describe_environment() | {"libtpu": libtpu_version()}
+    generations = {name: _describe(name) for name in settings.generations}
     print(HEADER)
     rows = list[Row]()
     for row in _compile_all(settings):
         rows.append(row)
         print(row, flush=True)
-
-    summary = summarize(rows)
-    record = {
-        "command": command_line,
-        "environment": environment,
-        "settings": dataclasses.asdict(settings),
-        "generations": {name: _describe(name) for name in settings.generations},
-        "rows": [row.as_json() for row in rows],
-        "summary": summary,
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n")
-    return {"output": str(output), **summary}
+        found = {"generations": generations, "rows": [row.as_json() for row in rows], "summary": summarize(rows)}
+        write(output, command_line, settings, found, environment)
+    return {"output": str(output), **summarize(rows)}
 
 
 def _compile_all(settings: Settings) -> Iterator[Row]:
     programs: dict[str, Program | None] = {name: PROGRAMS[name] for name in settings.programs}
-    if settings.build is not None:
+    if settings.build:
         programs = {settings.build: None}
     plan = [(chip, name, program) for name, program in programs.items() for chip in settings.generations]
     jobs = [
@@ -125,27 +95,10 @@ def _describe(chip: str) -> dict[str, Any]:
         "cores": generation.cores,
         "clock_hertz": generation.clock_hertz,
         "flops_per_cycle": generation.flops_per_cycle,
-        "hbm_bytes_per_second": generation.info.mem_bw_bytes_per_second,
+        "hbm_bytes_per_second": generation.hbm_bytes_per_second,
         "vmem_bytes": generation.info.vmem_capacity_bytes,
     }
 
 
-def _define_flags() -> None:
-    # Not on import: flag names are global, and a test may import several commands.
-    default = Settings()
-    flags.DEFINE_list("generations", list(default.generations), f"Among: {', '.join(GENERATIONS)}.")
-    flags.DEFINE_list("programs", list(default.programs), f"What to compile, among: {', '.join(PROGRAMS)}.")
-    flags.DEFINE_string("build", None, "module:function that returns a function and its operands, in their place.")
-    flags.DEFINE_string("output", _OUTPUT, "JSON file to write.")
-
-
-def _main() -> None:
-    values = flags.FLAGS
-    settings = Settings(tuple(values.generations), tuple(values.programs), values.build)
-    command_line = shlex.join(["python", "-m", "benchmarks.tpu_schedule", *sys.argv[1:]])
-    print(json.dumps(run(settings, Path(values.output), command_line)))
-
-
 if __name__ == "__main__":
-    _define_flags()
-    command.run(_main)
+    main("tpu_schedule", Settings(), run, output=_OUTPUT)

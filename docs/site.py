@@ -20,6 +20,8 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 ROOMS = ("ops", "layers", "models", "tasks", "training", "inference", "data", "distributed", "convert")
+# Of the source files that become pages, by their suffix.
+_LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "bash", "": "text"}
 _LINK = re.compile(r"(\]\()(?!https?:|#|data:|mailto:)([^)#\s]*)((?:#[^)\s]*)?\))")
 
 
@@ -36,9 +38,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     documents = pages | {file.src_uri: file.content_string for file in files.documentation_pages()}
     for page, text in documents.items():
         for target in named_files(page, text):
-            if target.startswith("docs/") or (ROOT / target).is_dir() or target in MOVED:
+            if target.startswith("docs/") or target in MOVED:
                 continue
-            if Path(target).suffix in (".py", ".toml", ".yml", ".sh", ""):
+            if Path(target).suffix in _LANGUAGES:
                 pages[source_uri(target)] = source_page(target)
             elif files.get_file_from_path(target) is None:
                 files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
@@ -76,7 +78,7 @@ def site_path(path: str) -> str:
         return MOVED[path]
     if path.startswith("docs/"):
         return re.sub(r"\.ipynb$", ".md", path.removeprefix("docs/"))
-    return source_uri(path) if Path(path).suffix in (".py", ".toml", ".yml", ".sh", "") else path
+    return source_uri(path) if Path(path).suffix in _LANGUAGES else path
 
 
 def source_uri(path: str) -> str:
@@ -91,7 +93,7 @@ def named_files(page: str, text: str) -> set[str]:
 
 def source_page(path: str) -> str:
     """A source file as a page."""
-    language = {".py": "python", ".toml": "toml", ".yml": "yaml"}.get(Path(path).suffix, "text")
+    language = _LANGUAGES[Path(path).suffix]
     front = "---\nsearch:\n  exclude: true\nhide: [toc]\n---\n"
     return f"{front}# {path}\n\n````{language}\n{(ROOT / path).read_text()}````\n"
 

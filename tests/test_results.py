@@ -1,6 +1,6 @@
 """The pages of results are what their commands make of the committed records."""
 
-from benchmarks import published, results_page
+from benchmarks import published_page, results_page
 
 
 def test_the_figures_are_those_of_the_records():
@@ -16,4 +16,4 @@ def test_every_record_is_on_the_page():
 
 
 def test_the_published_numbers_stand_beside_those_of_the_records():
-    assert published.PAGE.read_text() == published.page()
+    assert published_page.PAGE.read_text() == published_page.page()

@@ -1,20 +1,26 @@
-"""How every command starts and fails: a mistake is one sentence and exit status 2, never a traceback."""
+"""How every command starts and fails: a mistake is one sentence and exit status 2, never a traceback.
+
+Models, data and configurations are imported by the functions that need them, so that a command that needs none of them
+starts at once, and where their packages are missing.
+"""
+
+from __future__ import annotations
 
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
 
 from transnormer_jax.command_help import command_help
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
-from transnormer_jax.inference import Generator, quantize
-from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
-from transnormer_jax.training import load_workdir
-from transnormer_jax.training.config import Config, default_config
+
+if TYPE_CHECKING:
+    from transnormer_jax.inference import Generator
+    from transnormer_jax.training.config import Config
 
 # Flags defined here belong to the command that asks for them, and its --help shows them.
 flags.disclaim_key_flags()
@@ -54,6 +60,10 @@ def load_generator(workdir: str, *, int8: bool = False) -> Generator:
     Raises:
       UserError: there is none, or it is no TransNormerLLM.
     """
+    from transnormer_jax.inference import Generator, quantize
+    from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
+    from transnormer_jax.training import load_workdir
+
     run = load_workdir(workdir)
     if not isinstance(run.model_config, TransNormerLLMConfig):
         raise UserError(f"{workdir!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
@@ -63,6 +73,8 @@ def load_generator(workdir: str, *, int8: bool = False) -> Generator:
 
 def define_config_flag(*, required: bool = True) -> flags.FlagHolder:
     """Defines --config=FILE with its overrides --config.KEY=VALUE."""
+    from ml_collections import config_flags
+
     words = f"Python file with get_config(), or the name of one that comes with the package: {', '.join(_shipped())}."
     holder = config_flags.DEFINE_config_file("config", None, words, lock_config=True)
     if required:
@@ -72,6 +84,8 @@ def define_config_flag(*, required: bool = True) -> flags.FlagHolder:
 
 def read_config_flag(holder: flags.FlagHolder) -> Config:
     """The configuration with its overrides, checked and frozen."""
+    from transnormer_jax.training.config import Config
+
     return Config.from_dict(holder.value.to_dict())
 
 
@@ -100,26 +114,31 @@ def _check_config_arguments(arguments: Sequence[str]) -> None:
     path = values.get("--config")
     if path is not None and not Path(path).is_file():
         raise UserError(f"there is no config file {path!r}: {did_you_mean(Path(path).stem, _shipped())}")
-    config = default_config() if path is None else _config_of(path)
-    known = [f"--config.{key}" for key in _keys(config)]
-    for argument in arguments:
-        name = argument.partition("=")[0]
-        if name.startswith("--config.") and name not in known:
+    overridden = [name for argument in arguments if (name := argument.partition("=")[0]).startswith("--config.")]
+    if path is None and not overridden:
+        return
+    known = [f"--config.{key}" for key in _keys(_config_of(path))]
+    for name in overridden:
+        if name not in known:
             section = name.rpartition(".")[0] + "."
             beside = [key for key in known if key.startswith(section)]
             raise UserError(f"unknown config key {name}: {did_you_mean(name, beside or known)}")
 
 
-def _config_of(path: str) -> ConfigDict:
+def _config_of(path: str | None) -> Mapping[str, Any]:
+    if path is None:
+        from transnormer_jax.training.config import default_config
+
+        return default_config()
     names = runpy.run_path(path)
     if "get_config" not in names:
         raise UserError(f"{path!r} has no function get_config(): see the files in configs/ for what it returns.")
     return names["get_config"]()
 
 
-def _keys(config: ConfigDict) -> Iterator[str]:
+def _keys(config: Mapping[str, Any]) -> Iterator[str]:
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
+        if hasattr(value, "items"):  # a section
             yield from (f"{name}.{key}" for key in _keys(value))
         else:
             yield name

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.images_per_second import CONTENDERS, IMAGES, Settings, make_model, ratios, run
 from transnormer_jax.errors import UserError
 
-_SMALL = {"quick": True, "images": ("mnist",), "batch_sizes": (2, 1), "seconds": 1e-3, "bytes_per_call": 2}
+_SMALL = {"preset": "tiny", "images": ("mnist",), "batch_sizes": (2, 1), "seconds": 1e-3, "bytes_per_call": 2}
 
 
 def _run(tmp_path, **settings):
@@ -19,7 +19,7 @@ def _run(tmp_path, **settings):
 
 def test_attentions_are_measured_and_compared(tmp_path):
     contenders = ("linear", "softmax_recomputing_half", "lsh_1")
-    summary, record = _run(tmp_path, contenders=contenders, whole_seconds=0.0)
+    summary, record = _run(tmp_path, contenders=contenders, whole_seconds=1e-9)
     assert record["command"] == "the command"
     assert {"platform", "cpu_cores", "jax", "date_utc"} <= record["environment"].keys()
     assert [(row["contender"], row["batch"]) for row in record["rows"]] == [(c, b) for c in contenders for b in (1, 2)]
@@ -40,12 +40,13 @@ def test_whole_images_are_drawn_where_time_allows(tmp_path):
     _, record = _run(tmp_path, contenders=("linear",), batch_sizes=(2,), whole_seconds=100.0)
     row = record["summary"]["mnist"]["table"]["linear"]
     assert row["extrapolated"] is False
+    assert row["calls"] == 1
     assert row["images_per_second"] > 0
     assert row["extrapolated_images_per_second"] == record["rows"][0]["images_per_second"]
 
 
 def test_what_takes_too_long_or_too_much_is_left_out(tmp_path):
-    slow = {"contenders": ("linear",), "whole_seconds": 0.0}
+    slow = {"contenders": ("linear",), "whole_seconds": 1e-9}
     _, record = _run(tmp_path, **slow, max_call_seconds=1e-9)
     assert "images_per_second" in record["rows"][0]
     assert record["rows"][1]["skipped"].startswith("a call would take up to")
@@ -60,8 +61,7 @@ def test_ratios_of_the_published_tables_are_the_published_ratios():
     for name, images in IMAGES.items():
         table = {contender: {"images_per_second": value} for contender, value in images.published.items()}
         found = ratios(name, table)
-        assert all(ratio["measured"] == ratio["published"] for ratio in found.values())
-        rounded[name] = {contender: round(ratio["published"], 1) for contender, ratio in found.items()}
+        rounded[name] = {contender: round(ratio["measured"], 1) for contender, ratio in found.items()}
     assert rounded["mnist"]["linear_over_softmax_recomputing"] == 317.3
     assert rounded["mnist"]["linear_over_softmax_cached"] == 18.9
     assert rounded["cifar10"]["linear_over_softmax_recomputing"] == 4462.5
@@ -82,19 +82,11 @@ def test_models_have_the_size_of_the_papers():
     [
         ({"images": ("cifar",)}, "unknown name 'cifar' in images: did you mean 'cifar10'"),
         ({"contenders": ("softmax",)}, "unknown name 'softmax' in contenders"),
-        ({"batch_sizes": ()}, "there is nothing to measure"),
-        ({"batch_sizes": (0,)}, "must be positive"),
-        ({"dtype": "float16"}, "choose float32 or bfloat16"),
+        ({"batch_sizes": ()}, "batch_sizes is empty"),
+        ({"batch_sizes": (0,)}, "give positive numbers"),
+        ({"dtype": "float16"}, "unknown name 'float16' in dtype"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         Settings(**settings)
-
-
-def test_an_output_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="choose another output"):
-        run(Settings(), tmp_path / "file" / "images.json", "")
-    with pytest.raises(UserError, match=r"ends in \.json"):
-        run(Settings(), tmp_path / "images.png", "")

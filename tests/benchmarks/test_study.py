@@ -78,6 +78,7 @@ def test_variants_are_trained_and_reported_and_only_once(tmp_path, one_device, c
     assert (linear["steps"], linear["seed"], linear["published"]) == (4, 0, 0.5)
     # 11 x 8 embeddings, 4 projections, feed-forward, three norms, head.
     assert linear["parameters"] == 11 * 8 + 4 * (16 * 16 + 16) + 2 * (16 * 16 + 16) + 3 * 32 + (16 * 11 + 11)
+    assert {"jax", "commit", "date_utc"} <= linear["made"].keys()
     assert record["references"] == {"one in ten": 0.1}
     assert record["environment"]["platform"] == "cpu"
 

@@ -4,21 +4,19 @@ import json
 
 import pytest
 
-from benchmarks import tpu_neighbours
 from benchmarks.tpu_compiler import find_libtpu
-from benchmarks.tpu_neighbours import run
+from benchmarks.tpu_neighbours import Settings, run
 from transnormer_jax.errors import UserError
 
 
-def test_the_operator_needs_a_kernel_and_its_neighbours_do_not(tmp_path, monkeypatch):
+def test_the_operator_needs_a_kernel_and_its_neighbours_do_not(tmp_path):
     try:
         find_libtpu()
     except UserError as error:
         pytest.skip(str(error))
-    for size in (32, 64, 96, 192):  # one size of heads is enough here
-        monkeypatch.delitem(tpu_neighbours.PROGRAMS, f"chunked_training_{size}")
     output = tmp_path / "neighbours.json"
-    summary = run(["v5e"], output)
+    programs = ("decode_step", "norm_gate_projection", "chunked_training_128")
+    summary = run(Settings(("v5e",), programs), output, "the command")
     assert 1 <= summary["decode_step"]["v5e"] < 1.2  # the states are read and written once
     assert 1 <= summary["norm_gate_projection"]["v5e"] < 1.5  # one array twice
     # The operator itself is another matter: kernels move 1.1 times the least.

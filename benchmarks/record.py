@@ -1,4 +1,4 @@
-"""What the measurements of the papers' claims share: flags from settings, and a JSON file that says how it was made."""
+"""What benchmarks share: flags from settings, and a JSON file that says how it was made."""
 
 import dataclasses
 import inspect
@@ -6,28 +6,29 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 
-from benchmarks.environment import describe_environment
+from benchmarks.environment import Environment, describe_environment, results_directory
 from transnormer_jax import command
-from transnormer_jax.errors import UserError
+from transnormer_jax.errors import UserError, did_you_mean
 
 
-def main(name: str, settings: Any, run: Callable[[Any, Path, str], dict[str, Any]]) -> None:
+def main(name: str, settings: Any, run: Callable[..., dict[str, Any]], *, output: str | None = "") -> None:
     """The command `python -m benchmarks.NAME`: a flag for each field of the settings, and --output.
 
     Args:
       name: of the module.
       settings: a dataclass whose docstring explains its fields; texts, numbers and tuples of them with their defaults.
       run: (settings, output, command line) -> summary, which becomes the last line on stdout.
+      output: the JSON file where no flag names one; "" is benchmarks/results/<device>/NAME.json, and None too, but for
+        `run` to find, where this process must not start JAX.
     """
-    _define_flags(name, settings)
-    command.run(lambda: _run(name, settings, run))
+    _define_flags(name, settings, output)
+    command.run(lambda: _run(name, settings, run, output))
 
 
 def prepare(output: Path) -> None:
@@ -44,23 +45,40 @@ def prepare(output: Path) -> None:
         raise UserError(f"cannot make the directory of {str(output)!r} ({error}): choose another output.") from error
 
 
-def write(output: Path, command_line: str, settings: Any, content: dict[str, Any]) -> dict[str, str | int]:
-    """Writes the record, and returns the environment that it names."""
-    environment = describe_environment()
+def write(
+    output: Path, command_line: str, settings: Any, content: dict[str, Any], environment: Environment | None = None
+) -> Environment:
+    """Writes the record, and returns the environment that it names: this process's, where none is given.
+
+    A benchmark calls it after everything that it has measured: what ends it in between does not take that away.
+    """
+    environment = environment or describe_environment()
     record = {"command": command_line, "environment": environment, "settings": dataclasses.asdict(settings), **content}
-    output.write_text(json.dumps(record, indent=1) + "\n")
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    unfinished.write_text(json.dumps(record, indent=1) + "\n")
+    unfinished.replace(output)
     return environment
 
 
 def check_positive(settings: Any) -> None:
-    """Raises a `UserError` if a number among the settings is not positive, or a tuple of numbers is empty."""
-    for name, value in dataclasses.asdict(settings).items():
+    """Raises a `UserError` if a number among the settings is not positive, or a tuple is empty that need not be."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if not numbers or any(isinstance(x, int | float) and not x > 0 for x in numbers):
-            raise UserError(f"{name} is {value}: give positive numbers only, one at least.")
+        if not numbers and field.default != ():
+            raise UserError(f"{field.name} is empty: give one at least.")
+        if any(isinstance(x, int | float) and not x > 0 for x in numbers):
+            raise UserError(f"{field.name} is {value}: give positive numbers only.")
 
 
-def _define_flags(name: str, settings: Any) -> None:
+def check_known(field: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a `UserError` if a name is not known."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown name {name!r} in {field}: {did_you_mean(name, known)}")
+
+
+def _define_flags(name: str, settings: Any, output: str | None) -> None:
     text = inspect.cleandoc(type(settings).__doc__ or "")
     # An attribute begins two columns in, and what is left of its sentence stands further in.
     matches = re.finditer(r"(?m)^  (\w+): (.*(?:\n    .*)*)", text)
@@ -75,10 +93,11 @@ def _define_flags(name: str, settings: Any) -> None:
             flags.DEFINE_integer(field.name, default, words)
         else:
             flags.DEFINE_float(field.name, default, words)
-    flags.DEFINE_string("output", None, f"JSON file to write. Default: benchmarks/results/<platform>/{name}.json.")
+    place = output or f"benchmarks/results/<device>/{name}.json"
+    flags.DEFINE_string("output", None, f"JSON file to write. Default: {place}.")
 
 
-def _run(name: str, settings: Any, run: Callable[[Any, Path, str], dict[str, Any]]) -> None:
+def _run(name: str, settings: Any, run: Callable[..., dict[str, Any]], output: str | None) -> None:
     values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(settings)}
     for field, value in values.items():
         default = getattr(settings, field)
@@ -88,6 +107,9 @@ def _run(name: str, settings: Any, run: Callable[[Any, Path, str], dict[str, Any
                 values[field] = tuple(kind(x) for x in value)
             except ValueError as error:
                 raise UserError(f"{field} is {value}: give numbers, parted by commas.") from error
-    output = Path(flags.FLAGS.output or f"benchmarks/results/{jax.default_backend()}/{name}.json")
+    chosen = type(settings)(**values)
     command_line = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    print(json.dumps(run(type(settings)(**values), output, command_line)))
+    named = flags.FLAGS.output or output
+    if named == "":
+        named = results_directory(describe_environment()) / f"{name}.json"
+    print(json.dumps(run(chosen, named and Path(named), command_line)))
