@@ -1,7 +1,7 @@
 """Checkpoints: Orbax, asynchronous and atomic, with parameters, optimizer state and metadata as separate items.
 
-A checkpoint's metadata holds the architecture and the tokenizer's fingerprint, to refuse another model's, and the
-position in the data.
+A checkpoint's metadata holds the architecture, the tokenizer's fingerprint and the optimizer's name, to refuse those of
+another run, and the position in the data.
 """
 
 import dataclasses
@@ -59,7 +59,12 @@ class Checkpoints:
         Raises:
           UnwritableError: the disk refuses this checkpoint, or refused the one before in the background.
         """
-        metadata = {"model": _identity(self._config), "tokenizer": self._tokenizer, "rows": rows}
+        metadata = {
+            "model": _identity(self._config),
+            "tokenizer": self._tokenizer,
+            "optimizer": self._config.optimizer.name,
+            "rows": rows,
+        }
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(_as_tree(state.opt_state)),
@@ -97,7 +102,7 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings.
 
         Raises:
-          UserError: the checkpoints are another model's, or none of them can be read.
+          UserError: the checkpoints are another model's or another optimizer's, or none of them can be read.
         """
         found = newest_readable(
             self._directory, self._manager.all_steps(), lambda step: self._restore_step(step, abstract)
@@ -133,6 +138,14 @@ class Checkpoints:
         if metadata["tokenizer"] != self._tokenizer:
             raise UserError(
                 "the workdir's model was trained with another tokenizer: use another --workdir, or that tokenizer."
+            )
+        ours = self._config.optimizer.name
+        theirs = metadata.get("optimizer", ours)  # older checkpoints do not name it
+        if theirs != ours:
+            raise UserError(
+                f"the workdir holds the state of optimizer {theirs!r}, config.optimizer.name is {ours!r}: set it to "
+                f"{theirs!r}, or begin a new run with these parameters, by --config.init_from={self._directory.parent} "
+                "and another --workdir."
             )
         with ocp.StandardCheckpointer(multiprocessing_options=own) as checkpointer:
             params = checkpointer.restore(directory / "params", abstract.params)

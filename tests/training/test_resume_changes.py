@@ -1,0 +1,63 @@
+"""What may change when a run is resumed, and what is refused: docs/commands/train.md has the table."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.small_config import small_config
+from transnormer_jax.distributed import make_mesh
+from transnormer_jax.errors import UserError
+from transnormer_jax.training import Config
+from transnormer_jax.training.assembly import assemble
+from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.problem import make_task
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Config:
+    return Config.from_dict(small_config(tmp_path_factory.mktemp("data")).to_dict())
+
+
+def save(workdir, config: Config):
+    """Writes a checkpoint of a run that has not learnt anything; returns its state."""
+    assembly = assemble(config, make_task(config), make_mesh(config.mesh))
+    state = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, 2, x.dtype), x.sharding), assembly.state)
+    with Checkpoints(workdir, config=config, tokenizer="t") as checkpoints:
+        checkpoints.save(state, rows=32)
+    return state
+
+
+def restore(workdir, config: Config):
+    assembly = assemble(config, make_task(config), make_mesh(config.mesh))
+    return Checkpoints(workdir, config=config, tokenizer="t").restore(assembly.state)
+
+
+@pytest.fixture(scope="module")
+def saved(config, tmp_path_factory):
+    """A workdir and the state in it."""
+    workdir = tmp_path_factory.mktemp("saved")
+    return workdir, save(workdir, config)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "radam"])  # of another structure, and of the same with another meaning
+def test_another_optimizer_is_refused_by_name(config, saved, name):
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, name=name))
+    with pytest.raises(
+        UserError, match=f"state of optimizer 'adamw', config.optimizer.name is {name!r}: set it to 'adamw', or begin"
+    ):
+        restore(saved[0], other)
+
+
+def test_a_checkpoint_that_does_not_name_its_optimizer_is_read(config, saved, tmp_path):
+    shutil.copytree(saved[0], tmp_path, dirs_exist_ok=True)
+    [file] = (tmp_path / "checkpoints" / "2" / "metadata").glob("metadata")
+    metadata = json.loads(file.read_text())
+    assert metadata.pop("optimizer") == "adamw"
+    file.write_text(json.dumps(metadata))
+    restored, rows = restore(tmp_path, config)
+    assert rows == 32
+    jax.tree.map(np.testing.assert_array_equal, restored, saved[1])
