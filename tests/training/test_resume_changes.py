@@ -14,6 +14,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.training import Config
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.parameters import save_params
 from transnormer_jax.training.problem import make_task
 
 
@@ -61,3 +62,9 @@ def test_a_checkpoint_that_does_not_name_its_optimizer_is_read(config, saved, tm
     restored, rows = restore(tmp_path, config)
     assert rows == 32
     jax.tree.map(np.testing.assert_array_equal, restored, saved[1])
+
+
+def test_a_converted_model_is_no_run(config, tmp_path):
+    save_params(tmp_path, {"embedding": np.zeros((2, 2), np.float32)})
+    with pytest.raises(UserError, match=f"holds a converted model, .* --config.init_from={tmp_path} "):
+        restore(tmp_path, config)

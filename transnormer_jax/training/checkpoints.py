@@ -102,7 +102,8 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings.
 
         Raises:
-          UserError: the checkpoints are another model's or another optimizer's, or none of them can be read.
+          UserError: the checkpoints are another model's or another optimizer's, none of them can be read, or the
+            workdir is that of a converted model.
         """
         found = newest_readable(
             self._directory, self._manager.all_steps(), lambda step: self._restore_step(step, abstract)
@@ -129,7 +130,12 @@ class Checkpoints:
         # Else it would wait for processes that may be gone; what is half written has a name of its own.
 
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
-        directory = self._directory / str(step)
+        directory, workdir = self._directory / str(step), self._directory.parent
+        if step == 0 and not (directory / "metadata").exists():  # `save_params`; a run saves after its first step
+            raise UserError(
+                f"{str(workdir)!r} holds a converted model, not a run: begin one with --config.init_from={workdir} and "
+                "another --workdir."
+            )
         own = each_for_itself()
         json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=own)
         with ocp.Checkpointer(json_handler, multiprocessing_options=own) as checkpointer:
@@ -144,8 +150,8 @@ class Checkpoints:
         if theirs != ours:
             raise UserError(
                 f"the workdir holds the state of optimizer {theirs!r}, config.optimizer.name is {ours!r}: set it to "
-                f"{theirs!r}, or begin a new run with these parameters, by --config.init_from={self._directory.parent} "
-                "and another --workdir."
+                f"{theirs!r}, or begin a new run with these parameters, by --config.init_from={workdir} and another "
+                "--workdir."
             )
         with ocp.StandardCheckpointer(multiprocessing_options=own) as checkpointer:
             params = checkpointer.restore(directory / "params", abstract.params)
