@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,8 +15,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.training import Config
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.config import TaskConfig
 from transnormer_jax.training.parameters import save_params
 from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.step import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +71,29 @@ def test_a_converted_model_is_no_run(config, tmp_path):
     save_params(tmp_path, {"embedding": np.zeros((2, 2), np.float32)})
     with pytest.raises(UserError, match=f"holds a converted model, .* --config.init_from={tmp_path} "):
         restore(tmp_path, config)
+
+
+def test_what_the_parameters_do_not_depend_on_may_change(config, saved):
+    model = dataclasses.replace(config.model, init_std=0.2, pad_token_id=1, remat="full", backend="chunked")
+    task = dataclasses.replace(config.task, num_classes=3, num_features=4, frames_per_token=2, num_mixtures=5)
+    assert restore(saved[0], dataclasses.replace(config, model=model, task=task)) is not None
+
+
+def test_what_they_depend_on_may_not(config, saved):
+    model = dataclasses.replace(config.model, decay="none")
+    with pytest.raises(UserError, match="holds a model with decay='released', the config says 'none'"):
+        restore(saved[0], dataclasses.replace(config, model=model))
+    with pytest.raises(UserError, match="holds a model with task='causal_lm', the config says 'supervised_lm'"):
+        restore(saved[0], dataclasses.replace(config, task=TaskConfig("supervised_lm", num_classes=3)))
+
+
+def test_the_fields_of_a_task_count_where_it_uses_them(tmp_path):
+    values = small_config(tmp_path).to_dict() | {"architecture": "transnormer", "model": {"model_dim": 16}}
+
+    def of(**task) -> Config:
+        return Config.from_dict(values | {"task": {"name": "classification", **task}})
+
+    with Checkpoints(tmp_path, config=of(), tokenizer="t") as checkpoints:
+        checkpoints.save(TrainState(jnp.array(1), {"embedding": jnp.ones(2)}, jnp.zeros(2)), rows=32)
+    with pytest.raises(UserError, match="holds a model with num_classes=2, the config says 3"):
+        Checkpoints(tmp_path, config=of(num_classes=3), tokenizer="t").restore(None)

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from transnormer_jax.distributed import agreement
 from transnormer_jax.errors import UserError, first_line
-from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config
+from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
 from transnormer_jax.training.reading import each_for_itself, newest_readable
 from transnormer_jax.training.step import TrainState
 
@@ -211,18 +211,21 @@ def _is_no_repetition(record: logging.LogRecord) -> bool:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What decides which parameters there are and what they mean, as plain values."""
+    """The architecture and the task, as plain values."""
     fields = dataclasses.asdict(config.model) | dataclasses.asdict(config.task)
-    fields["task"] = fields.pop("name")
-    return json.loads(json.dumps({"architecture": config.architecture, **fields}))
+    return json.loads(json.dumps({"architecture": config.architecture, "task": fields.pop("name"), **fields}))
 
 
 def _check_identity(saved: dict[str, Any], config: Config) -> None:
+    """Compares what decides which parameters there are and what they mean."""
     # A field that a checkpoint does not know yet meant what is now its default.
     default = _identity(Config(architecture=config.architecture, model=type(config.model)()))
+    unused = {field for field, tasks in TASKS_OF_FIELD.items() if config.task.name not in tasks}
     for field, value in _identity(config).items():
+        if field in unused.union(FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS):
+            continue
         found = saved.get(field, default[field])
-        if field not in FREE_MODEL_FIELDS and found != value:
+        if found != value:
             raise UserError(
                 f"the workdir holds a model with {field}={found!r}, the config says {value!r}: "
                 "use another --workdir or the config of that run."
