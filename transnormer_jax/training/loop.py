@@ -44,7 +44,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         not finite.
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
-    config = model_to_begin_with(config, load_tokenizer(config.data.tokenizer).fingerprint)
+    config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     with agreement.first_process_first("the data are prepared"):
