@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.small_config import small_config
+from transnormer_jax.data import DataConfig
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
 from transnormer_jax.training import Config
@@ -19,6 +20,7 @@ from transnormer_jax.training.config import TaskConfig
 from transnormer_jax.training.parameters import save_params
 from transnormer_jax.training.problem import make_task
 from transnormer_jax.training.step import TrainState
+from transnormer_jax.training.workdir import changed_rows, write_config
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,16 @@ def test_the_fields_of_a_task_count_where_it_uses_them(tmp_path):
         checkpoints.save(TrainState(jnp.array(1), {"embedding": jnp.ones(2)}, jnp.zeros(2)), rows=32)
     with pytest.raises(UserError, match="holds a model with num_classes=2, the config says 3"):
         Checkpoints(tmp_path, config=of(num_classes=3), tokenizer="t").restore(None)
+
+
+def test_the_keys_that_give_row_numbers_another_meaning_are_named(config, tmp_path):
+    assert changed_rows(tmp_path, config) == []  # there is no former configuration
+    mixture = {"a": 1.0, "b": {"dataset": "lm1b", "weight": 2.0}}
+    config = dataclasses.replace(config, data=DataConfig(mixture=mixture), curriculum=((2, 32),))
+    write_config(tmp_path, config)
+    assert changed_rows(tmp_path, config) == []
+    harmless = dataclasses.replace(config.data, data_dir="elsewhere", eval_split="test", tokenizer="elsewhere")
+    assert changed_rows(tmp_path, dataclasses.replace(config, data=harmless, batch_size=8, num_steps=99)) == []
+    data = dataclasses.replace(config.data, files="*.txt", mixture={})
+    changed = changed_rows(tmp_path, dataclasses.replace(config, data=data, seed=1, sequence_length=32))
+    assert changed == ["config.seed", "config.sequence_length", "config.data.files", "config.data.mixture"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConf
 from transnormer_jax.training.parameters import restore_params, save_params, saved_steps
 from transnormer_jax.training.placement import abstract_params, place_params
 from transnormer_jax.training.problem import make_task
+
+# Keys of the data that say nothing about the rows of training; another tokenizer is refused.
+_NO_ROWS = ("tokenizer", "data_dir", "eval_split")
 
 
 class Run(NamedTuple):
@@ -89,6 +93,21 @@ def model_to_begin_with(config: Config, workdir: Path, tokenizer: str) -> Config
     fields = {field.name for field in dataclasses.fields(other.model)} & {*FREE_MODEL_FIELDS, "param_dtype"}
     kept = {name: getattr(config.model, name) for name in fields if hasattr(config.model, name)}
     return dataclasses.replace(config, architecture=other.architecture, model=dataclasses.replace(other.model, **kept))
+
+
+def changed_rows(workdir: Path, config: Config) -> list[str]:
+    """The keys by which a row number may stand for other data than when the run in `workdir` was last started."""
+    try:
+        former = _row_keys(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError):
+        return []  # nothing that could be compared
+    ours = _row_keys(json.loads(json.dumps(dataclasses.asdict(config))))
+    return [f"config.{key}" for key, value in ours.items() if key in former and former[key] != value]
+
+
+def _row_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = {f"data.{key}": value for key, value in config["data"].items() if key not in _NO_ROWS}
+    return {"seed": config["seed"], "sequence_length": config["sequence_length"], **data}
 
 
 def write_model(workdir: Path, model: ModelConfig, params: Any) -> None:
