@@ -1,6 +1,6 @@
 """What the recipes in configs/ need, by the TPU compiler: benchmarks/results/tpu/scaling.json, docs/scaling.md.
 
-    python -m benchmarks.scaling                    # compiles what the record lacks; about three minutes each
+    python -m benchmarks.scaling                    # compiles what the record lacks; 28 to 90 s each
     python -m benchmarks.scaling --only=tnl_7b      # compiles those again
 
 Every line of the table is one `python -m transnormer_jax.compile`, in a process of its own.

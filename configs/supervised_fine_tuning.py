@@ -6,8 +6,9 @@
 
 Optimizer, schedule and lengths are those of the authors' fine-tuning script (their repository, `fine-tune/`): AdamW at
 1e-4 with 0.1 weight decay, a tenth of the steps of warm-up, a cosine down, 2,048 tokens. Made for any machine that
-holds the model in training, and some 20,000 conversations, three times. It has not been run at this size;
-`tests/training/test_fine_tuning.py` runs it small.
+holds the model in training. Conversations are packed into rows, and 1,000 steps of 64 rows are 131 million tokens: set
+`num_steps` to as many epochs as you want; the line that begins with `task` says how many steps one has.
+It has not been run at this size; `tests/training/test_fine_tuning.py` runs it small.
 """
 
 from transnormer_jax.training.config import default_config

@@ -10,6 +10,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,26 @@ def load_generator(workdir: str, *, int8: bool = False) -> Generator:
         raise UserError(f"{workdir!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
     params = quantize(run.params) if int8 else run.params
     return Generator(*unstack_layers(run.model_config, params, donate=True), run.tokenizer)
+
+
+@contextmanager
+def extra(name: str, *modules: str) -> Iterator[None]:
+    """Imports of what an extra of the package installs.
+
+    Args:
+      name: of the extra.
+      modules: that it installs.
+
+    Raises:
+      UserError: one of these modules is missing; whatever else cannot be imported is no mistake of the user.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing not in modules:
+            raise
+        raise UserError(f"{missing} is missing: in a clone, pip install -e '.[{name}]'.") from error
 
 
 def define_config_flag(*, required: bool = True) -> flags.FlagHolder:

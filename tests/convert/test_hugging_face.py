@@ -109,6 +109,9 @@ def test_the_golden_model_comes_and_goes(released, tmp_path):
         np.testing.assert_array_equal(ours[name], array)
     written, fields = (json.loads((d / "config.json").read_text()) for d in (tmp_path / "back", released))
     assert fields.items() <= written.items()
+    [architecture] = written["architectures"]
+    code = f"OpenNLPLab/TransNormerLLM-385M--modeling_{written['model_type']}.{architecture}"
+    assert written["auto_map"]["AutoModelForCausalLM"] == code
 
 
 @pytest.mark.slow

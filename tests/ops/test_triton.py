@@ -211,7 +211,7 @@ def test_launch_speaks_to_either_version_of_jax_triton(monkeypatch, old: bool, k
 
 @pytest.mark.skipif(
     importlib.util.find_spec("jax_triton") is None or importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs the packages jax-triton and jax-cuda13-plugin: pip install 'transnormer_jax[cuda]'",
+    reason="needs the packages jax-triton and jax-cuda13-plugin: in a clone, pip install -e '.[cuda]'",
 )
 @pytest.mark.parametrize(("batch", "kernels"), [(8, 1), (1, 2)])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -251,7 +251,8 @@ def test_refuses_heads_that_are_too_wide():
 def test_says_which_package_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with interpret_kernels():
-        assert "it needs the package triton: pip install" in refusal(Problem(1, 1, 1, 8, 8), Hardware("cpu", "cpu"))
+        words = refusal(Problem(1, 1, 1, 8, 8), Hardware("cpu", "cpu"))
+        assert "it needs the package triton: in a clone, pip install -e '.[cuda]'" in words
 
 
 def test_says_which_version_works(monkeypatch):

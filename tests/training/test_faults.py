@@ -92,6 +92,12 @@ def test_a_disk_too_full_for_a_line_of_metrics_is_told(tmp_path, monkeypatch):
     writer.close()
 
 
+def test_a_missing_wandb_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"wandb is missing: in a clone, pip install -e '\.\[wandb\]', or leave"):
+        MetricWriter(tmp_path, first_step=1, wandb_project="p")
+
+
 @pytest.mark.parametrize("gone", ["step", "params"])
 def test_a_state_that_was_donated_is_not_saved(tmp_path, gone):
     config = tiny(tmp_path)

@@ -1,5 +1,6 @@
 """Training on from other parameters: of a run, or of a converted checkpoint."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,7 +13,7 @@ from tests.training.small_config import small_config, write_counting
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
-from transnormer_jax.training.workdir import write_model
+from transnormer_jax.training.workdir import model_to_begin_with, write_model
 
 MODEL = TransNormerLLMConfig(
     vocab_size=259, num_layers=2, model_dim=32, num_heads=2, glu_dim=48, param_dtype="bfloat16", init_std=0.1
@@ -52,6 +53,15 @@ def test_a_run_begins_with_the_parameters_and_the_model_of_another(config, tmp_p
     config.optimizer.learning_rate, config.num_steps = 1e-2, 30
     result = train(Config.from_dict(config.to_dict()), tmp_path / "tuned")
     assert result["loss"] < evaluate_run(tmp_path / "still")["loss"] - 1
+
+
+def test_a_run_goes_on_without_what_it_began_with(config, tmp_path):
+    make_converted(tmp_path / "run")  # whatever has checkpoints
+    frozen = Config.from_dict(config.to_dict())
+    resumed = model_to_begin_with(frozen, tmp_path / "run", "any")
+    assert resumed.model == dataclasses.replace(MODEL, dtype="float32", param_dtype="float32")
+    with pytest.raises(UserError, match="holds no run"):
+        model_to_begin_with(frozen, tmp_path / "another", "any")
 
 
 def test_what_cannot_be_begun_with_is_refused(config, tmp_path):

@@ -78,6 +78,7 @@ def test_a_stopped_run_ends_with_the_same_parameters(config, finished, kind, tmp
     status, out, err = run("train.py", f"--config={config}", f"--workdir={workdir}")
     assert status == 0, err
     assert ("resumed from checkpoint" in out) == bool(saved)
+    assert "warning" not in out
     for a, b in zip(params_of(workdir), params_of(finished), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=f"stopped by {kind.name} at step {stop_at}")
     # The log is that of one run: each step once, with the same losses.
@@ -136,9 +137,11 @@ def test_a_checkpoint_of_another_model_is_refused(config, finished):
 def test_more_steps_continue_a_finished_run(config, finished, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
-    status, out, _ = run("train.py", f"--config={config}", f"--workdir={workdir}", "--config.num_steps=45")
+    changes = ("--config.num_steps=45", "--config.seed=5")
+    status, out, _ = run("train.py", f"--config={config}", f"--workdir={workdir}", *changes)
     assert status == 0
     assert "resumed from checkpoint 40" in out
+    assert out.count("warning: config.seed changed since the last start: the run goes on at row") == 1
     assert max(losses_of(workdir)) == 45
 
 

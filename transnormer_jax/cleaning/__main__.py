@@ -16,7 +16,6 @@ from pathlib import Path
 from absl import flags
 
 from transnormer_jax import command
-from transnormer_jax.errors import UserError
 
 _FILES = flags.DEFINE_string("files", None, "Text files, separated by commas, as in config.data.files.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
@@ -37,10 +36,8 @@ _MAX_TOKENS = flags.DEFINE_integer(
 
 def main() -> None:
     """Cleans."""
-    try:
+    with command.extra("cleaning", "datatrove", "fsspec", "multiprocess", "orjson", "py3langid", "regex", "xxhash"):
         from transnormer_jax.cleaning.pipeline import Settings, clean
-    except ImportError as error:
-        raise UserError(f"{error}: in a clone, pip install -e '.[cleaning]'.") from error
     out, config = Path(_OUT.value), command.read_config_flag(_CONFIG) if _CONFIG.value else None
     settings = Settings(_FILES.value, _DOCUMENTS.value, _FIELD.value, tuple(_LANGUAGES.value), _MIN_WORDS.value)
     report = clean(settings, out, _WORKERS.value or os.cpu_count() or 1)

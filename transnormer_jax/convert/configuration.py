@@ -31,6 +31,12 @@ _DEFAULTS: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+# Where transformers finds their code, if it is allowed to run it (trust_remote_code=True): repository--module.class.
+_AUTO_MAP = {
+    "AutoConfig": "OpenNLPLab/TransNormerLLM-385M--configuration_transnormer.TransnormerConfig",
+    "AutoModelForCausalLM": "OpenNLPLab/TransNormerLLM-385M--modeling_transnormer.TransnormerForCausalLM",
+}
+
 # What theirs always does: fields of ours that have one value only.
 _FIXED = {
     "decay": "released",
@@ -109,6 +115,7 @@ def write_configuration(config: TransNormerLLMConfig, *, bos_id: int = 1, eos_id
         raise UserError(f"activation {act!r} cannot be written: {did_you_mean(act, activations)}")
     return {
         "architectures": ["TransnormerForCausalLM"],
+        "auto_map": _AUTO_MAP,
         "model_type": "transnormer",
         "torch_dtype": config.param_dtype,
         "vocab_size": config.vocab_size,

@@ -23,10 +23,8 @@ _TEMPERATURE = flags.DEFINE_float(
 
 def main() -> None:
     """Writes the page."""
-    try:
+    with command.extra("report", "matplotlib"):
         from transnormer_jax.report.page import render
-    except ImportError as error:
-        raise UserError(f"{error}: in a clone, pip install -e '.[report]'.") from error
     workdir = Path(_WORKDIR.value)
     page = render(workdir, _PROMPT.value, _MAX_NEW_TOKENS.value, _TEMPERATURE.value)
     out = Path(_OUT.value) if _OUT.value else workdir / "report.html"

@@ -1,7 +1,7 @@
 """Checkpoints: Orbax, asynchronous and atomic, with parameters, optimizer state and metadata as separate items.
 
-A checkpoint's metadata holds the architecture and the tokenizer's fingerprint, to refuse another model's, and the
-position in the data.
+A checkpoint's metadata holds the architecture, the tokenizer's fingerprint and the optimizer's name, to refuse those of
+another run, and the position in the data.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from transnormer_jax.distributed import agreement
 from transnormer_jax.errors import UserError, first_line
-from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config
+from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
 from transnormer_jax.training.reading import each_for_itself, newest_readable
 from transnormer_jax.training.step import TrainState
 
@@ -59,7 +59,12 @@ class Checkpoints:
         Raises:
           UnwritableError: the disk refuses this checkpoint, or refused the one before in the background.
         """
-        metadata = {"model": _identity(self._config), "tokenizer": self._tokenizer, "rows": rows}
+        metadata = {
+            "model": _identity(self._config),
+            "tokenizer": self._tokenizer,
+            "optimizer": self._config.optimizer.name,
+            "rows": rows,
+        }
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             opt_state=ocp.args.StandardSave(_as_tree(state.opt_state)),
@@ -97,7 +102,8 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings.
 
         Raises:
-          UserError: the checkpoints are another model's, or none of them can be read.
+          UserError: the checkpoints are another model's or another optimizer's, none of them can be read, or the
+            workdir is that of a converted model.
         """
         found = newest_readable(
             self._directory, self._manager.all_steps(), lambda step: self._restore_step(step, abstract)
@@ -124,7 +130,12 @@ class Checkpoints:
         # Else it would wait for processes that may be gone; what is half written has a name of its own.
 
     def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
-        directory = self._directory / str(step)
+        directory, workdir = self._directory / str(step), self._directory.parent
+        if step == 0 and not (directory / "metadata").exists():  # `save_params`; a run saves after its first step
+            raise UserError(
+                f"{str(workdir)!r} holds a converted model, not a run: begin one with --config.init_from={workdir} and "
+                "another --workdir."
+            )
         own = each_for_itself()
         json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=own)
         with ocp.Checkpointer(json_handler, multiprocessing_options=own) as checkpointer:
@@ -133,6 +144,14 @@ class Checkpoints:
         if metadata["tokenizer"] != self._tokenizer:
             raise UserError(
                 "the workdir's model was trained with another tokenizer: use another --workdir, or that tokenizer."
+            )
+        ours = self._config.optimizer.name
+        theirs = metadata.get("optimizer", ours)  # older checkpoints do not name it
+        if theirs != ours:
+            raise UserError(
+                f"the workdir holds the state of optimizer {theirs!r}, config.optimizer.name is {ours!r}: set it to "
+                f"{theirs!r}, or begin a new run with these parameters, by --config.init_from={workdir} and another "
+                "--workdir."
             )
         with ocp.StandardCheckpointer(multiprocessing_options=own) as checkpointer:
             params = checkpointer.restore(directory / "params", abstract.params)
@@ -192,18 +211,21 @@ def _is_no_repetition(record: logging.LogRecord) -> bool:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What decides which parameters there are and what they mean, as plain values."""
+    """The architecture and the task, as plain values."""
     fields = dataclasses.asdict(config.model) | dataclasses.asdict(config.task)
-    fields["task"] = fields.pop("name")
-    return json.loads(json.dumps({"architecture": config.architecture, **fields}))
+    return json.loads(json.dumps({"architecture": config.architecture, "task": fields.pop("name"), **fields}))
 
 
 def _check_identity(saved: dict[str, Any], config: Config) -> None:
+    """Compares what decides which parameters there are and what they mean."""
     # A field that a checkpoint does not know yet meant what is now its default.
     default = _identity(Config(architecture=config.architecture, model=type(config.model)()))
+    unused = {field for field, tasks in TASKS_OF_FIELD.items() if config.task.name not in tasks}
     for field, value in _identity(config).items():
+        if field in unused.union(FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS):
+            continue
         found = saved.get(field, default[field])
-        if field not in FREE_MODEL_FIELDS and found != value:
+        if found != value:
             raise UserError(
                 f"the workdir holds a model with {field}={found!r}, the config says {value!r}: "
                 "use another --workdir or the config of that run."

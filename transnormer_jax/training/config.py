@@ -23,6 +23,15 @@ ARCHITECTURES: dict[str, type[ModelConfig]] = {
 
 # Fields of the architecture that may differ between a checkpoint and a run: they alter speed or memory alone.
 FREE_MODEL_FIELDS = ("remat", "backend", "dtype", "dropout")
+# So may those that count only until there are parameters.
+INITIAL_MODEL_FIELDS = ("init_std", "pad_token_id")
+# Fields of the task, and the tasks that use them; the other tasks have parameters and meaning without them.
+TASKS_OF_FIELD = {
+    "num_classes": ("classification", "retrieval", "speech"),
+    "num_features": ("speech",),
+    "frames_per_token": ("speech",),
+    "num_mixtures": ("images",),
+}
 
 _POSITIVE = (
     "num_steps",

@@ -26,7 +26,7 @@ from transnormer_jax.training.progress import Progress, duration
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.watchdog import Watchdog
-from transnormer_jax.training.workdir import model_to_begin_with, write_config
+from transnormer_jax.training.workdir import changed_rows, model_to_begin_with, write_config
 
 
 def train(config: Config, workdir: Path) -> dict[str, float] | None:
@@ -44,7 +44,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         not finite.
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
-    config = model_to_begin_with(config, load_tokenizer(config.data.tokenizer).fingerprint)
+    config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     with agreement.first_process_first("the data are prepared"):
@@ -60,6 +60,11 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     first_step, first_row = int(state.step), rows_read
 
     # ---- Tell what will run. ----
+    if restored and jax.process_index() == 0 and (changed := changed_rows(workdir, config)):
+        print(
+            f"warning: {' and '.join(changed)} changed since the last start: the run goes on at row {rows_read:,} of "
+            "the new rows, so parts of an epoch may come twice or not at all."
+        )
     write_config(workdir, config)
     writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
     _introduce(config, workdir, mesh, state, problem)

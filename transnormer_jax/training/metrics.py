@@ -22,14 +22,14 @@ class MetricWriter:
         self._wandb = None
         if not self._first_process:
             return
+        if wandb_project:
+            self._wandb = _start_wandb(wandb_project, workdir)
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in read_metrics(workdir) if line["step"] < first_step]
             path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._lines = path.open("a")
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
-        if wandb_project:
-            self._wandb = _start_wandb(wandb_project, workdir)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line: `step` and the scalars."""
@@ -84,8 +84,8 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 def _start_wandb(project: str, workdir: Path):
     try:
         import wandb
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise UserError(
-            "config.wandb_project is set: pip install 'transnormer_jax[wandb]', or leave it empty."
+            "config.wandb_project is set, wandb is missing: in a clone, pip install -e '.[wandb]', or leave it empty."
         ) from error
     return wandb.init(project=project, dir=str(workdir), id=workdir.name, resume="allow")

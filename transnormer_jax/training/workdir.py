@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,12 @@ from jax.sharding import Mesh
 from transnormer_jax.data import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConfig, default_config
-from transnormer_jax.training.parameters import restore_params, save_params
+from transnormer_jax.training.parameters import restore_params, save_params, saved_steps
 from transnormer_jax.training.placement import abstract_params, place_params
 from transnormer_jax.training.problem import make_task
+
+# Keys of the data that say nothing about the rows of training; another tokenizer is refused.
+_NO_ROWS = ("tokenizer", "data_dir", "eval_split")
 
 
 class Run(NamedTuple):
@@ -63,28 +67,47 @@ def load_params(workdir: Path, config: Config, mesh: Mesh | None = None, step: i
     return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh), step)
 
 
-def model_to_begin_with(config: Config, tokenizer: str) -> Config:
+def model_to_begin_with(config: Config, workdir: Path, tokenizer: str) -> Config:
     """The configuration with the model of `config.init_from`, if there is one.
 
     Args:
       config: of a run.
-      tokenizer: fingerprint of its tokenizer.
+      workdir: of the run. Once it has checkpoints, it can do without `config.init_from`: the model is in it too.
+      tokenizer: fingerprint of the run's tokenizer.
 
     Raises:
       UserError: there is no such run, or it has another tokenizer.
     """
     if not config.init_from:
         return config
-    workdir = Path(config.init_from)
-    other = read_config(workdir)
-    if load_tokenizer(tokenizer_name(workdir, other)).fingerprint != tokenizer:
-        raise UserError(
-            f"config.init_from={config.init_from!r} was trained with another tokenizer than "
-            f"{config.data.tokenizer!r}: set config.data.tokenizer to its own."
-        )
+    origin = Path(config.init_from)
+    if saved_steps(workdir) and not (origin / "config.json").is_file():
+        other = read_config(workdir)
+    else:
+        other = read_config(origin)
+        if load_tokenizer(tokenizer_name(origin, other)).fingerprint != tokenizer:
+            raise UserError(
+                f"config.init_from={config.init_from!r} was trained with another tokenizer than "
+                f"{config.data.tokenizer!r}: set config.data.tokenizer to its own."
+            )
     fields = {field.name for field in dataclasses.fields(other.model)} & {*FREE_MODEL_FIELDS, "param_dtype"}
     kept = {name: getattr(config.model, name) for name in fields if hasattr(config.model, name)}
     return dataclasses.replace(config, architecture=other.architecture, model=dataclasses.replace(other.model, **kept))
+
+
+def changed_rows(workdir: Path, config: Config) -> list[str]:
+    """The keys by which a row number may stand for other data than when the run in `workdir` was last started."""
+    try:
+        former = _row_keys(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError):
+        return []  # nothing that could be compared
+    ours = _row_keys(json.loads(json.dumps(dataclasses.asdict(config))))
+    return [f"config.{key}" for key, value in ours.items() if key in former and former[key] != value]
+
+
+def _row_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    data = {f"data.{key}": value for key, value in config["data"].items() if key not in _NO_ROWS}
+    return {"seed": config["seed"], "sequence_length": config["sequence_length"], **data}
 
 
 def write_model(workdir: Path, model: ModelConfig, params: Any) -> None:

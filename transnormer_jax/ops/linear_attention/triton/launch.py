@@ -31,7 +31,7 @@ def what_is_missing(hardware: Hardware) -> str | None:
     """The package that is not installed, or not in a version that works, as half a sentence."""
     for package in ("triton",) if interpreted(hardware) else ("triton", "jax_triton"):
         if importlib.util.find_spec(package) is None:
-            return f"it needs the package {package}: pip install 'transnormer_jax[cuda]'"
+            return f"it needs the package {package}: in a clone, pip install -e '.[cuda]'"
     if interpreted(hardware) or jax.__version_info__ < (0, 12):
         return None
     version = importlib.metadata.version("jax-triton")
