@@ -26,6 +26,7 @@ def get_config():
     config.optimizer.final_fraction = 0.02
     config.log_every = 100
     config.checkpoint_every = 500
-    config.evaluation.every = 1500
+    config.evaluation.every = 0
+    config.evaluation.max_tokens = 50_000
     config.evaluation.batch_size = 4
     return config

@@ -71,8 +71,8 @@ def init(name: str) -> TrainState:
 
 
 @functools.cache
-def on_one_device(name: str = "adamw", backend: str = "auto"):
-    task = make_task(backend)
+def on_one_device(name: str = "adamw"):
+    task = make_task()
     _, step = make_step(task, name, accumulation_steps=1)
     return train(jax.jit(step), init(name), dict)
 
@@ -113,7 +113,7 @@ def test_micro_batches_of_a_mesh():
 @pytest.mark.slow
 def test_the_tpu_kernels_train_on_parts_of_rows():
     with interpret_kernels():
-        assert_same(on_mesh((1, 2, 2, 2), backend="pallas_tpu"), on_one_device(backend="pallas_tpu"))
+        assert_same(on_mesh((1, 2, 2, 2), backend="pallas_tpu"), on_one_device())
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_float32_equals_definition(case: Case):
     assert_equals_definition("pallas_tpu", case, jnp.float32, 5e-6, pltpu.InterpretParams())
 
 
-@pytest.mark.parametrize("case", [CASES[2], CASES[-1], *HEAD_CASES[:3]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CASES[-1], *HEAD_CASES[:2]], ids=lambda case: case.name)
 def test_bfloat16_equals_definition(case: Case):
     assert_equals_definition("pallas_tpu", case, jnp.bfloat16, 5e-3)
 
