@@ -39,18 +39,21 @@ $(VENV)/bin/python:
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 12))' || \
 	  { echo "error: python3 is older than 3.12: install Python 3.12 or newer, or activate it first."; exit 2; }
 	python3 -m venv $(VENV)
+
+# What installs; it reads UV_DEFAULT_INDEX, not pip's configuration.
+$(VENV)/bin/uv: | $(VENV)/bin/python
 	$(VENV)/bin/pip install --quiet uv
 
 # The TPU compiler, for the tests that hold the schedules of the TPU kernels. It stays out of Python's path: where jax
 # finds it, jax looks for a TPU. The version is the one whose schedules benchmarks/tpu_bundles.py reads.
-$(VENV)/libtpu: | $(VENV)/bin/python
+$(VENV)/libtpu: | $(VENV)/bin/uv
 	$(INSTALL) --no-deps --target=$@ 'libtpu==0.0.52' || \
 	  echo "libtpu cannot be installed here: the tests of TPU schedules will be skipped"
 
-$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/uv
 	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/uv
 	$(INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/installed

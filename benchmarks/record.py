@@ -106,7 +106,7 @@ def _run(name: str, settings: Any, run: Callable[..., dict[str, Any]], output: s
             try:
                 values[field] = tuple(kind(x) for x in value)
             except ValueError as error:
-                raise UserError(f"{field} is {value}: give numbers, parted by commas.") from error
+                raise UserError(f"{field} is {value}: give numbers, separated by commas.") from error
     chosen = type(settings)(**values)
     command_line = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     named = flags.FLAGS.output or output

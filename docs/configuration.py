@@ -77,7 +77,7 @@ def _section(prefix: str, kind: Any, *, title: str = "", leave_out: tuple[str, .
 
 def _attributes(kind: type) -> dict[str, str]:
     """Field -> what `Attributes:` in the docstring says about it, in one line."""
-    _, _, text = inspect.getdoc(kind).partition("Attributes:\n")  # type: ignore[union-attr]
+    _, _, text = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", text, flags=re.MULTILINE)
     return {name: " ".join(words.split()).replace("|", "\\|") for name, words in entries}
 

@@ -39,6 +39,7 @@ class Program:
           environment: variables beside those of this process.
         """
         self._name = " ".join(arguments)
+        # `communicate` closes them.
         self._out, self._err = (tempfile.NamedTemporaryFile("r+") for _ in range(2))  # noqa: SIM115
         become = (list(arguments), str(directory), {**os.environ, **environment}, self._out.name, self._err.name)
         self._process = _PROCESSES.Process(target=_become, args=become)

@@ -1,6 +1,5 @@
 """The commands for the papers' claims about attention, at tiny sizes: their measures, what they write."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 
 from benchmarks import dilution, gradient_bounds, gradient_spread, spectrum
 from benchmarks.attention_subjects import load_subjects, text_config
+from tests.benchmarks.records import record_of
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.problem import make_task
@@ -34,14 +34,6 @@ def workdir(corpus, tmp_path_factory) -> Path:
     with Checkpoints(directory, config=config, tokenizer="bytes-1") as checkpoints:
         checkpoints.save(TrainState(jnp.array(2), params, {"count": jnp.zeros(())}), rows=0)
     return directory
-
-
-def record_of(output: Path) -> dict:
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads(output.read_text())
-    assert record["command"] == "the command"
-    assert {"device_kind", "jax", "date_utc"} <= record["environment"].keys()
-    return record
 
 
 def test_accumulated_attention_grows_from_a_token_to_all():

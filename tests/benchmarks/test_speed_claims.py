@@ -1,20 +1,10 @@
 """The commands for the papers' claims of speed, at tiny sizes: what they measure and write."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from benchmarks import linformer_speed, steps_per_second
 from benchmarks.measure import Measurement
-
-
-def record_of(output: Path) -> dict:
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    record = json.loads(output.read_text())
-    assert record["command"] == "the command"
-    assert {"device_kind", "jax", "date_utc"} <= record["environment"].keys()
-    return record
+from tests.benchmarks.records import record_of
 
 
 def test_steps_per_second_are_set_beside_softmax(tmp_path, capsys):
