@@ -17,7 +17,7 @@ from transnormer_jax.training.workdir import write_config
 
 
 def test_every_pair_of_dtypes_is_compared_and_timed(tmp_path, monkeypatch):
-    values = small_config(tmp_path, num_layers=1)
+    values = small_config(tmp_path)
     values.data.files = write_counting(tmp_path)
     config = Config.from_dict(values.to_dict())
     write_config(tmp_path / "run", config)

@@ -23,6 +23,7 @@ def write_shard(path, texts):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("on_one_device")
 def test_what_surprises_the_model_is_cut(tmp_path):
     chance = random.Random(0)
     usual = [f"{i} and {i + 1} are {2 * i + 1}, which is more than {2 * i}." for i in range(300)]

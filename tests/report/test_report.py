@@ -40,7 +40,7 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, on_one_device):
     directory = tmp_path_factory.mktemp("report")
     config = small_config(directory, num_layers=2)
     config.data.files = write_counting(directory)

@@ -7,7 +7,7 @@ from transnormer_jax.training import default_config
 
 def small_config(directory, **model) -> ConfigDict:
     """A TransNormerLLM on lines of text by bytes; datasets are prepared below `directory`."""
-    fields = {"vocab_size": 259, "num_layers": 2, "model_dim": 32, "num_heads": 2, "glu_dim": 48, "init_std": 0.1}
+    fields = {"vocab_size": 259, "num_layers": 1, "model_dim": 32, "num_heads": 2, "glu_dim": 48, "init_std": 0.1}
     config = default_config(dtype="float32", **fields | model)
     config.data.dataset, config.data.documents, config.data.held_out = "plain_text", "line", 0.1
     config.data.data_dir = str(directory / "datasets")

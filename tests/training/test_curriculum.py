@@ -12,10 +12,12 @@ from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training import Config, load_workdir, train
 from transnormer_jax.training.curriculum import cut_rows, row_length
 
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
 
 @pytest.fixture
 def config(tmp_path):
-    config = small_config(tmp_path, num_layers=1)
+    config = small_config(tmp_path)
     config.data.files = write_counting(tmp_path)
     config.curriculum = ((4, 16),)
     config.num_steps, config.checkpoint_every, config.log_every = 6, 2, 1

@@ -1,18 +1,15 @@
 """Supervised fine-tuning: answers are learnt, questions are not, and the chat of the server opens the learnt turn."""
 
-import functools
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from tests.training.small_config import small_config
 from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate
-from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
-from transnormer_jax.training import Config, load_workdir, loop, train
+from transnormer_jax.training import Config, load_workdir, train
 
 
 @pytest.fixture
@@ -32,9 +29,8 @@ def config(tmp_path):
 
 
 @pytest.mark.slow
-def test_answers_are_learnt_and_given_in_a_chat(config, tmp_path, monkeypatch, optimized):
-    # Steps so small are quicker on one device than on eight.
-    monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+@pytest.mark.usefixtures("optimized", "on_one_device")
+def test_answers_are_learnt_and_given_in_a_chat(config, tmp_path):
     result = train(Config.from_dict(config.to_dict()), tmp_path / "run")
     # Over whole texts it could not be below 12 letters of log 26 nats each, out of 33 tokens.
     assert result["loss"] < 0.3

@@ -8,6 +8,8 @@ from tests.commands import assert_fails, run
 from tests.training.small_config import small_config
 from transnormer_jax.training import Config, evaluate_run, train
 
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
 TEXTS = {
     "counting": "".join(f"{i} and {i + 1} are {2 * i + 1}\n" for i in range(400)),
     "words": "".join(f"the word {chr(97 + i % 26) * 5} has five letters\n" for i in range(400)),

@@ -1,6 +1,5 @@
 """Every task through the whole training program: it trains, resumes as if nothing had been, and is evaluated."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.data.local_files import write_mnist, write_reviews, write_speech
-from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerConfig
-from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, loop, train
+from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
 
 
 def make_config(architecture: str = "transnormer", **model) -> ConfigDict:
@@ -100,9 +100,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("make", METRICS, ids=lambda make: make.__name__)
-def test_a_run_in_two_parts_equals_one(make, tmp_path, monkeypatch):
-    if make is not masked_lm:  # one task on eight devices; one device compiles in half the time
-        monkeypatch.setattr(loop, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+def test_a_run_in_two_parts_equals_one(make, tmp_path):
     config = make(tmp_path)
     config.data.data_dir = str(tmp_path / "datasets")
     whole = train(Config.from_dict(config.to_dict()), tmp_path / "whole")
