@@ -14,7 +14,6 @@ WORKDIR := runs/quickstart
 quickstart: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 quickstart: $(VENV)/installed
 	$(PYTHON) train.py --config=configs/quickstart.py --workdir=$(WORKDIR)
-	$(PYTHON) eval.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 	$(PYTHON) -m transnormer_jax.generate --workdir=$(WORKDIR) --prompt="    def __init__(self, " \
 	  --temperature=0.5 --max_new_tokens=400
 

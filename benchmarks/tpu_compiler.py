@@ -29,8 +29,7 @@ from benchmarks.measure import one_line
 from benchmarks.processes import last_words
 from benchmarks.tpu_bundles import Replay, replay
 from benchmarks.tpu_hlo import copied_bytes
-from transnormer_jax.distributed.topology import _CHIPS as CHIPS
-from transnormer_jax.distributed.topology import ENVIRONMENT, Chip, find_libtpu
+from transnormer_jax.distributed.topology import CHIPS, ENVIRONMENT, Chip, find_libtpu
 
 _DUMPS = r"packed-bundles-post-ra|pre-delay.*|pre-finalize.*"
 _KERNEL = "tpu_custom_call"

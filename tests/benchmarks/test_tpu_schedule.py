@@ -18,13 +18,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from benchmarks import tpu_schedule
-from benchmarks.tpu_bundles import Replay, replay
 from benchmarks.tpu_compiler import GENERATIONS, Compiled, Job, Kernel, compile_programs, find_libtpu, libtpu_version
-from benchmarks.tpu_hlo import copied_bytes
 from benchmarks.tpu_programs import PROGRAMS, Program, program_job
 from benchmarks.tpu_report import Row, rows_of, summarize
 from benchmarks.tpu_schedule import Settings, run
 from tests import commands
+from tests.benchmarks.schedules import SCHEDULE, replayed
 from tests.commands import assert_fails
 from transnormer_jax.errors import UserError
 
@@ -269,87 +268,8 @@ def test_other_sizes_compile_for_other_generations(compiled, program, generation
     assert [row.role for row in rows] == ["forward", "backward"]
 
 
-_SCHEDULE = """
-   0   :  { %s9_s0 = smov.u32 0 /* copy */  ;;  %s1_s1 = inlined_call_operand.hbm [shape: f32[8], index: 0] }
- 0x1 LB: > { %s2_s0 = sphi %s9_s0, %s3_s0 /* iteration */  ;;  %v1_v0 = vld [vmem:[%s1_s1] sm:$0xff] }
- 0x2   : > { %s3_s0 = sadd.s32 1, %s2_s0  ;;  %p4_p0 = scmp.eq.s32.totalorder %s2_s0, 0 }
- 0x3   : > { %p5_p1 = scmp.ge.s32.totalorder %s3_s0, 6  ;;  %7 = sst [smem:[#allocation3_spill]] %s3_s0 }
- 0x4   : > { %8 = dma.hbm_to_vmem [thread:$0]  (%p4_p0), /*hbm=*/%s1_s1, /*size_in_granules=*/5, /*vmem=*/%s1_s1 /*
-iteration_bounds: (2, 3) */ }
- 0x5   : > { %10 = sbr.rel (!%p4_p0) target bundleno = 9 (0x9) }
- 0x6   : > {}
- 0x7   : > { %11 = dma.vmem_to_hbm [thread:$0]  /*vmem=*/%s1_s1, /*size_in_granules=*/%s6_s2, /*hbm=*/%s1_s1 }
- 0x8   : > { %v2_v0 = vmov 0.0 }
- 0x9 PF: > { %s12_s3 = sld [smem:[#allocation3_spill]]  ;;  %13 = sbr.rel (!%p5_p1) target bundleno = 1 (0x1) }
- 0xa   : > {}
- 0xb   :  { %s6_s2 = smov.u32 7 }
-"""
-
-
-def _replay(schedule: str = _SCHEDULE) -> Replay:
-    rows = "\n".join("1 0 1 0" if i == 1 else "0 0 0 0" for i in range(12))
-    utilization = f"== CAPACITY:\nMATMUL, XLU, VLOAD:FILL, VSTORE:SPILL\n4 3 1 1\n== UTILIZATION:\n{rows}\n"
-    return replay(schedule, utilization, core=0, delay_slots=1, granule_bytes=32)
-
-
-def test_a_schedule_is_replayed_bundle_by_bundle():
-    """Six turns; bundles 7 and 8 in the first only; a delay slot behind each branch."""
-    known_size = _SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")
-    result = _replay(known_size)
-    assert result.bundles == 12
-    assert result.grid == (2, 3)
-    assert result.cycles == 1 + 6 * 8 + 2 + 1
-    assert result.issued == result.cycles - 12
-    assert result.loop_cycles == 8
-    assert result.utilization["MATMUL"] == 6 / (4 * result.cycles)
-    assert result.spills == 1
-    assert (result.read_bytes, result.written_bytes) == (5 * 32, 7 * 32)
-    assert result.unknown_branches == 0
-
-
-def test_what_depends_on_data_is_not_guessed():
-    with pytest.raises(ValueError, match="size of a copy"):
-        _replay()
-    known_size = _SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")
-    with pytest.raises(ValueError, match="how often an inner loop turns"):
-        _replay(known_size.replace("%s3_s0, 6", "%s3_s0, %s1_s1"))
-    # A branch forward on data: what it skips is taken to run.
-    result = _replay(known_size.replace("%s2_s0, 0 }", "%s2_s0, %s1_s1 }"))
-    assert result.unknown_branches == 6
-    assert result.loop_cycles == 10
-
-
-_HLO = """
-%only_moves (p.1: bf16[8,128]) -> bf16[128,8] {
-  %p.1 = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %transpose.1 = bf16[128,8]{1,0} transpose(%p.1), dimensions={1,0}
-}
-
-%computes (p.2: bf16[8,128]) -> bf16[8,128] {
-  %p.2 = bf16[8,128]{1,0} parameter(0)
-  %copy.9 = bf16[8,128]{0,1} copy(%p.2)
-  ROOT %add.1 = bf16[8,128]{0,1} add(%copy.9, %copy.9)
-}
-
-ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
-  %x = bf16[8,128]{1,0} parameter(0)
-  %moved = bf16[128,8]{1,0} fusion(%x), kind=kLoop, calls=%only_moves
-  %parts = (bf16[8,64]{1,0:T(8,128)S(1)}, bf16[8,64]{1,0}) fusion(%x), kind=kLoop, calls=%only_moves
-  %computed = bf16[8,128]{0,1} fusion(%x), kind=kLoop, calls=%computes
-  %prefetch = (bf16[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%x)
-  %elsewhere = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%y)
-  %free = bf16[1024]{0} bitcast(%x)
-  ROOT %copy.1 = bf16[8,128]{1,0} copy(%computed)
-}
-"""
-
-
-def test_only_moves_within_hbm_are_copies():
-    assert copied_bytes(_HLO) == {"moved": 2048, "parts": 1024, "elsewhere": 4096, "copy.1": 2048}
-
-
 def test_transposed_calls_of_the_forward_kernel_belong_to_the_backward_pass():
-    core = dataclasses.replace(_replay(_SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")), written_bytes=0)
+    core = dataclasses.replace(replayed(SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")), written_bytes=0)
     names = ("linear_attention.1", "transpose_jvp_linear_attention__.1", "linear_attention_backward.1")
     compiled = Compiled(tuple(Kernel(name, 1 << 20, (core,)) for name in names))
     forward, backward = rows_of("v5e", GENERATIONS["v5e"], "training", PROGRAMS["training"], compiled)

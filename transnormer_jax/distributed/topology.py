@@ -47,7 +47,7 @@ class Chip:
 
 
 # By the name in a topology. https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
-_CHIPS = {
+CHIPS = {
     # Both cores of a v4 work as one device, as they do on a Cloud TPU; libtpu's own default is one device each.
     "v4": Chip(int(30.75 * _GIB), 1.23e12, 0.9e11, 1.05e9, {"chip_config_name": "megacore"}),
     "v5e": Chip(int(15.75 * _GIB), 0.82e12, 0.9e11, 1.5e9),
@@ -95,14 +95,14 @@ def load_topology(name: str) -> Topology:
       UserError: there is no libtpu, or it knows no such slice.
     """
     generation, _, sizes = name.partition(":")
-    if generation not in _CHIPS:
-        raise UserError(f"unknown TPU {generation!r} in topology {name!r}: {did_you_mean(generation, _CHIPS)}")
+    if generation not in CHIPS:
+        raise UserError(f"unknown TPU {generation!r} in topology {name!r}: {did_you_mean(generation, CHIPS)}")
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", sizes):
         raise UserError(f"topology {name!r} has no sizes such as 4x4 or 4x4x4: use, for example, {_EXAMPLES}.")
     os.environ.update(ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())})
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    chip = _CHIPS[generation]
+    chip = CHIPS[generation]
     try:
         devices: Any = topologies.get_topology_desc(name, platform="tpu", **chip.options).devices
     except jax.errors.JaxRuntimeError as error:
