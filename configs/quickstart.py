@@ -18,14 +18,14 @@ def get_config():
         vocab_size=259, num_layers=3, model_dim=224, num_heads=7, glu_dim=608, init_std=0.05, dtype="float32"
     )
     config.data.dataset = "python_source"
-    config.num_steps = 1200
+    config.num_steps = 1300
     config.batch_size = 4
     config.sequence_length = 256
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 50
     config.optimizer.final_fraction = 0.02
     config.log_every = 100
-    config.checkpoint_every = 400
+    config.checkpoint_every = 500
     config.evaluation.every = 0
     config.evaluation.batch_size = 4
     return config
