@@ -51,6 +51,18 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="session")
+def libtpu() -> Path:
+    """The TPU compiler; where there is none, the test is skipped and says how to get it."""
+    from transnormer_jax.distributed.topology import find_libtpu
+    from transnormer_jax.errors import UserError
+
+    try:
+        return find_libtpu()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="module")
 def on_one_device():
     """Runs train and are evaluated on the first of the eight devices, for which they compile in half the time."""

@@ -2,18 +2,10 @@
 
 import json
 
-import pytest
-
-from benchmarks.tpu_compiler import find_libtpu
 from benchmarks.tpu_neighbours import Settings, run
-from transnormer_jax.errors import UserError
 
 
-def test_the_operator_needs_a_kernel_and_its_neighbours_do_not(tmp_path):
-    try:
-        find_libtpu()
-    except UserError as error:
-        pytest.skip(str(error))
+def test_the_operator_needs_a_kernel_and_its_neighbours_do_not(libtpu, tmp_path):
     output = tmp_path / "neighbours.json"
     programs = ("decode_step", "norm_gate_projection", "chunked_training_128")
     summary = run(Settings(("v5e",), programs), output, "the command")

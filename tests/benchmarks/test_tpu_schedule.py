@@ -146,12 +146,8 @@ _JOBS = {
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[tuple[str, Any], Compiled]:
+def compiled(libtpu) -> dict[tuple[str, Any], Compiled]:
     """Every program of these tests, each compiled once."""
-    try:
-        find_libtpu()
-    except UserError as error:
-        pytest.skip(str(error))
     return dict(zip(_JOBS, compile_programs([*_JOBS.values()]), strict=True))
 
 

@@ -8,7 +8,6 @@ from tests.commands import assert_fails, run
 from transnormer_jax.distributed.hlo import Array
 from transnormer_jax.distributed.program import Kernel
 from transnormer_jax.distributed.topology import find_libtpu
-from transnormer_jax.errors import UserError
 from transnormer_jax.training.compilation import kernel_flops
 from transnormer_jax.training.sweep import rank
 
@@ -27,14 +26,6 @@ def get_config():
 # V D + L (5 D^2 + 3 D F) of matrices, and theta [H, K] of LRPE's one layer.
 _PARAMETERS = 512 * 256 + 3 * (5 * 256**2 + 3 * 256 * 512) + 2 * 128
 _TOKENS = 8 * 1024
-
-
-@pytest.fixture
-def libtpu():
-    try:
-        find_libtpu()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -33,8 +33,8 @@ _COLLECTIVE = re.compile(
 
 
 @pytest.mark.slow
-def test_a_block_has_two_sums_of_tokens_each_way_and_two_of_one_number_per_token():
-    text = compiled_text(_COMPILE)
+def test_a_block_has_two_sums_of_tokens_each_way_and_two_of_one_number_per_token(libtpu):
+    text = compiled_text(_COMPILE, libtpu)
     found = [match.groups() for match in map(_COLLECTIVE.search, text.splitlines()) if match]
     block = sorted(
         (shape.split("{")[0], kind, "transpose" in name) for shape, kind, name in found if "layers_0" in name

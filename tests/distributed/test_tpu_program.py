@@ -32,8 +32,8 @@ with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
 
 
 @pytest.mark.slow
-def test_the_training_step_takes_the_kernels_on_each_chips_rows():
-    text = compiled_text(_COMPILE)
+def test_the_training_step_takes_the_kernels_on_each_chips_rows(libtpu):
+    text = compiled_text(_COMPILE, libtpu)
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     # Layers with and without LRPE, each forward, again forward where the backward pass recomputes it, and backward.
     assert sum("linear_attention_backward" in call.split("=")[0] for call in calls) == 2

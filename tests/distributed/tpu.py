@@ -1,22 +1,17 @@
-"""Compiles a script's program with the TPU compiler, where there is one, in a process that has it from the start."""
+"""Compiles a script's program with the TPU compiler, in a process that has it from the start."""
 
 import os
 import subprocess
 import sys
-
-import pytest
+from pathlib import Path
 
 from tests.commands import ROOT
-from transnormer_jax.distributed.topology import ENVIRONMENT, find_libtpu
-from transnormer_jax.errors import UserError
+from transnormer_jax.distributed.topology import ENVIRONMENT
 
 
-def compiled_text(script: str) -> str:
-    """What the script prints; skips the test where there is no TPU compiler."""
-    try:
-        environment = os.environ | ENVIRONMENT | {"TPU_LIBRARY_PATH": str(find_libtpu())}
-    except UserError as error:
-        pytest.skip(str(error))
+def compiled_text(script: str, libtpu: Path) -> str:
+    """What the script prints."""
+    environment = os.environ | ENVIRONMENT | {"TPU_LIBRARY_PATH": str(libtpu)}
     environment.pop("XLA_FLAGS", None)
     program = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
