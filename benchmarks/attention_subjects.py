@@ -15,7 +15,7 @@ from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.tasks import Task
 from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.config import TaskConfig
-from transnormer_jax.training.problem import Problem, load_problem
+from transnormer_jax.training.setup import Problem, load_setup
 
 _TRIED_ROWS = 50  # for each row that is wanted
 
@@ -101,7 +101,7 @@ def whole_rows(problem: Problem, count: int, length: int) -> dict[str, np.ndarra
 def _subject(name: str, step: int, config: Config, params: Any, rows: int, length: int) -> Subject:
     model = check_mapped(config.model)
     held_out = dataclasses.replace(config.data, train_split=config.data.eval_split)
-    problem = load_problem(dataclasses.replace(config, data=held_out), make_mesh(config.mesh))
+    problem = load_setup(dataclasses.replace(config, data=held_out), make_mesh(config.mesh))
     if params is None:
         params = jax.jit(problem.task.init)(jax.random.key(0))
     batch = whole_rows(problem, rows, min(length, config.sequence_length))

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from benchmarks.record import main, prepare, write
-from transnormer_jax.distributed.last_words import LOST
+from transnormer_jax.distributed.abort_handling import LOST
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM
 from transnormer_jax.tasks import CausalLM

@@ -33,7 +33,7 @@ from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.tasks import Task
 from transnormer_jax.training.config import OptimizerConfig
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.problem import load_problem
+from transnormer_jax.training.setup import load_setup
 
 PUBLISHED = {"linear": 0.58, "performer": 0.47, "softmax": 0.25, "norm_t2": 0.20}
 KINDS = ("scores", "parameters")
@@ -119,18 +119,18 @@ def gradient_norms(settings: Settings, attention: str) -> tuple[np.ndarray, dict
         feed_forward_dim=2 * settings.model_dim,
     )
     model = check_mapped(config.model)
-    problem = load_problem(config, make_mesh(config.mesh))
+    setup = load_setup(config, make_mesh(config.mesh))
     schedule = make_schedule(
         OptimizerConfig(learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps, final_fraction=1.0),
         settings.steps,
     )
     optimizer = make_optimizer(OptimizerConfig(b2=0.98, weight_decay=0.01, clip_norm=0.0), schedule)
-    params = jax.jit(problem.task.init)(jax.random.key(0))
+    params = jax.jit(setup.task.init)(jax.random.key(0))
     opt_state = jax.jit(optimizer.init)(params)
 
     @jax.jit
     def step(params: Any, opt_state: Any, batch: Any) -> Any:
-        loss, gradients, by_scores = loss_and_gradients(problem.task, model, params, batch)
+        loss, gradients, by_scores = loss_and_gradients(setup.task, model, params, batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         norms = (
             jnp.stack([jnp.linalg.norm(x.ravel()) for x in by_scores]),
@@ -139,7 +139,7 @@ def gradient_norms(settings: Settings, attention: str) -> tuple[np.ndarray, dict
         return optax.apply_updates(params, updates), opt_state, loss, norms
 
     losses, norms = [], []
-    for batch in batches_of(problem.training.rows, settings.steps * settings.batch_size, settings.batch_size):
+    for batch in batches_of(setup.training.rows, settings.steps * settings.batch_size, settings.batch_size):
         params, opt_state, loss, found = step(params, opt_state, batch)
         losses.append(loss)
         norms.append(found)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.studies import Study
 from benchmarks.study_runs import Job, Result
 from benchmarks.trees import tree_size
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.workdir import read_config
 
 _HEADER = f"{'variant':<30} {'parameters':>12} {'steps':>7} {'final':>9} {'best':>9} {'published':>9} {'minutes':>8}"

@@ -14,7 +14,7 @@ from transnormer_jax.training.batches import batches_on_mesh
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
 from transnormer_jax.training.placement import place_state
-from transnormer_jax.training.problem import load_problem
+from transnormer_jax.training.setup import load_setup
 from transnormer_jax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,15 +48,15 @@ def test_the_picture_shows_the_way_of_a_batch(tmp_path):
     values.data.files = write_counting(tmp_path)
     config = Config.from_dict(values.to_dict())
     mesh = make_mesh(config.mesh)
-    problem = load_problem(config, mesh)
-    batches = batches_on_mesh(problem.training.rows, config.batch_size, 0, mesh)
+    setup = load_setup(config, mesh)
+    batches = batches_on_mesh(setup.training.rows, config.batch_size, 0, mesh)
     reading = rooms_entered(lambda: next(batches))
     assert {"data", "distributed"} <= set(reading)
 
     schedule = make_schedule(config.optimizer, config.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)
-    step = make_train_step(problem.task, optimizer, schedule, accumulation_steps=1)
-    state = place_state(problem.task, optimizer, mesh)
+    step = make_train_step(setup.task, optimizer, schedule, accumulation_steps=1)
+    state = place_state(setup.task, optimizer, mesh)
     with jax.set_mesh(mesh):
         entered = rooms_entered(lambda: jax.eval_shape(step, state, next(batches)))
     way = [room for room, _ in picture.WAY]

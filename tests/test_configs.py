@@ -12,7 +12,7 @@ import pytest
 from tests.commands import ROOT
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 
 _FILES = sorted((ROOT / "configs").glob("*.py"))
 

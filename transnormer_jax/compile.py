@@ -30,7 +30,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.training.compilation import STEPS, compile_step
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.placement import abstract_params, place_params
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.sweep import rank, sweep, table
 
 _CONFIG = command.define_config_flag()

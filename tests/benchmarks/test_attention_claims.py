@@ -12,7 +12,7 @@ from benchmarks.attention_subjects import load_subjects, text_config
 from tests.benchmarks.records import record_of
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.checkpoints import Checkpoints
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.step import TrainState
 from transnormer_jax.training.workdir import write_config
 

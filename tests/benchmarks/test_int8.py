@@ -11,7 +11,7 @@ from benchmarks.inference_subjects import MODELS, Linear
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.step import TrainState
 from transnormer_jax.training.workdir import write_config
 

@@ -14,7 +14,7 @@ import pytest
 from docs import forked
 from tests.commands import assert_fails, start, write_tiny_config
 from transnormer_jax.distributed import processes
-from transnormer_jax.distributed.last_words import LOST
+from transnormer_jax.distributed.abort_handling import LOST
 from transnormer_jax.distributed.processes import Membership
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM

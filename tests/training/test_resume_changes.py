@@ -18,7 +18,7 @@ from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.config import TaskConfig
 from transnormer_jax.training.parameters import save_params
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.step import TrainState
 from transnormer_jax.training.workdir import changed_rows, write_config
 

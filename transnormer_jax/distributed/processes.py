@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TextIO, cast
 import jax
 from absl import flags
 
-from transnormer_jax.distributed.last_words import LOST, LastWords, is_loss, leave
+from transnormer_jax.distributed.abort_handling import LOST, AbortHandler, is_loss, leave
 from transnormer_jax.errors import UserError, first_line
 
 # A dead machine is noticed after this time; a dead process, whose connections close, at once.
@@ -29,7 +29,7 @@ _HEARTBEAT_SECONDS = 30
 
 flags.disclaim_key_flags()
 
-_last_words = LastWords()
+_abort_handler = AbortHandler()
 
 
 class Membership(NamedTuple):
@@ -72,7 +72,7 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
     if not (_join_cluster(timeout_seconds) if told == Membership() else _join_at(told, timeout_seconds)):
         yield
         return
-    _last_words.expect_abort(
+    _abort_handler.expect_abort(
         "another process of this run has died or cannot be reached: "
         "start all of them again with the same command, and the run resumes from its newest checkpoint",
         LOST,
@@ -89,13 +89,13 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
     except UserError as error:
         # Mostly all processes have made the same mistake, and part in peace; one that has not is told by the runtime.
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _last_words.expect_abort("", 2)
+        _abort_handler.expect_abort("", 2)
         with suppress(jax.errors.JaxRuntimeError):
             jax.distributed.shutdown()
         leave("", 2)
     except Exception as error:
         if is_loss(error):
-            leave(f"{_last_words.sentence} ({first_line(error)})", LOST)
+            leave(f"{_abort_handler.sentence} ({first_line(error)})", LOST)
         traceback.print_exc()
         leave("", 1)
     jax.distributed.shutdown()
@@ -121,7 +121,9 @@ def _join_cluster(timeout_seconds: int) -> bool:
     """By JAX's own detection of TPU pods, Slurm and Open MPI; False where there is none of them."""
     if os.environ.get("SLURM_NTASKS") == "1":
         return False  # JAX would leave such a task the first of its GPUs alone
-    _last_words.expect_abort(f"the processes of this run did not meet within {timeout_seconds} s: start all of them", 2)
+    _abort_handler.expect_abort(
+        f"the processes of this run did not meet within {timeout_seconds} s: start all of them", 2
+    )
     try:
         _initialize(initialization_timeout=timeout_seconds)
     except ValueError as error:
@@ -129,7 +131,7 @@ def _join_cluster(timeout_seconds: int) -> bool:
             raise
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         return True
-    _last_words.stop_expecting()
+    _abort_handler.stop_expecting()
     return False
 
 
@@ -150,7 +152,7 @@ def _join_at(told: Membership, timeout_seconds: int) -> bool:
         _check_free(address, int(port))
     else:
         _await_answer(address, (host.strip("[]"), int(port)), timeout_seconds)
-    _last_words.expect_abort(
+    _abort_handler.expect_abort(
         f"the {count} processes of this run did not meet at {address} within {timeout_seconds} s: start all of them, "
         "each with a --process_id of its own",
         2,

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from transnormer_jax.distributed import agreement
+from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
 from transnormer_jax.training.reading import each_for_itself, newest_readable
@@ -172,7 +172,7 @@ class Checkpoints:
                 aside = aside.with_name(aside.name + "_")
             (self._directory / str(step)).rename(aside)
             print(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}.")
-        agreement.meet("broken checkpoints are set aside")
+        multihost.barrier("setting broken checkpoints aside")
         self._manager.reload()
 
     @contextmanager

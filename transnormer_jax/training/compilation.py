@@ -19,7 +19,7 @@ from transnormer_jax.training.assembly import assemble, jit_train_step
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.flops import peak_flops, training_flops_per_token
 from transnormer_jax.training.placement import abstract_params, check_mesh, place_batch, place_cache, place_params
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 
 STEPS = ("train", "decode")
 _ROW = ("inputs", "targets", "segment_ids")

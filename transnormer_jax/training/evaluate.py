@@ -7,12 +7,12 @@ from typing import Any
 import jax
 
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import agreement, make_mesh
+from transnormer_jax.distributed import make_mesh, multihost
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.metrics import finite
 from transnormer_jax.training.placement import check_mesh
-from transnormer_jax.training.problem import load_evaluation
+from transnormer_jax.training.setup import load_evaluation
 from transnormer_jax.training.workdir import load_workdir, read_config, tokenizer_name, write_json
 
 
@@ -43,7 +43,7 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     split = split or config.data.eval_split
     check_mesh(config, mesh)
     run = load_workdir(workdir, mesh)
-    with agreement.first_process_first("the data are prepared"):
+    with multihost.process0_first("preparing the data"):
         evaluate = load_evaluation(config, tokenizer, mesh, split)
     with jax.set_mesh(mesh):
         result = evaluate(run.params)

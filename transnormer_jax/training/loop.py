@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import agreement, make_mesh, placement_table
+from transnormer_jax.distributed import make_mesh, multihost, placement_table
 from transnormer_jax.errors import UserError
 from transnormer_jax.tasks import Params
 from transnormer_jax.training.assembly import Assembly, assemble, jit_train_step
@@ -20,9 +20,9 @@ from transnormer_jax.training.flops import training_flops_per_token
 from transnormer_jax.training.metrics import MetricWriter
 from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.placement import check_mesh, place_batch
-from transnormer_jax.training.problem import Problem, load_problem
 from transnormer_jax.training.profiler import Profiler
 from transnormer_jax.training.progress import Progress, duration
+from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.watchdog import Watchdog
@@ -47,13 +47,13 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
-    with agreement.first_process_first("the data are prepared"):
-        problem = load_problem(config, mesh)
-    rows = problem.training.rows
+    with multihost.process0_first("preparing the data"):
+        setup = load_setup(config, mesh)
+    rows = setup.training.rows
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
-    assembly = assemble(config, problem.task, mesh)
-    checkpoints = Checkpoints(workdir, config=config, tokenizer=problem.tokenizer)
+    assembly = assemble(config, setup.task, mesh)
+    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer)
     restored = checkpoints.restore(assembly.state)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (_begin(config, assembly), 0)
@@ -67,7 +67,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         )
     write_config(workdir, config)
     writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
-    _introduce(config, workdir, mesh, state, problem)
+    _introduce(config, workdir, mesh, state, setup)
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
     abstract_batch = place_batch(rows[0], config.batch_size, mesh)
@@ -102,7 +102,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
                 "lower config.optimizer.learning_rate or look at the data; checkpoints are kept."
             )
         if step % config.log_every == 0 or step == config.num_steps:
-            scalars |= progress.rates(step) | problem.training.consumption(
+            scalars |= progress.rates(step) | setup.training.consumption(
                 first_row + (step - first_step) * config.batch_size
             )
             writer.write(step, scalars)
@@ -111,7 +111,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     def evaluate(step: int) -> dict[str, float]:
         watchdog.pause()
         with progress.pause():
-            result = problem.evaluate(state.params)
+            result = setup.evaluate(state.params)
             writer.write(step, {f"eval/{name}": value for name, value in result.items()})
             print(f"step {step} | held out: {_in_words(result)}", flush=True)
         watchdog.step()
@@ -121,11 +121,11 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         with progress.pause():
             checkpoints.save(state, rows=rows_read)
 
-    any_process = agreement.AnyProcess(mesh)
+    requests = multihost.Requests()
     watchdog = Watchdog(config.watchdog_seconds)
     profiler = Profiler(workdir / "tensorboard", config.profile_at, config.profile_steps)
     try:
-        with StopSignal() as stop, checkpoints, watchdog, profiler, jax.set_mesh(mesh):
+        with StopSignal() as stop, requests, checkpoints, watchdog, profiler, jax.set_mesh(mesh):
             try:
                 for step in range(first_step + 1, config.num_steps + 1):
                     if step > first_step + 1 and row_length(config, step) != row_length(config, step - 1):
@@ -137,7 +137,9 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
                     with jax.profiler.StepTraceAnnotation("train", step_num=step):
                         state, metrics = compiled_step(state, next(batches))
                     rows_read += config.batch_size
-                    stopping = any_process(bool(stop))
+                    if stop:
+                        requests.make("stop", stop.name)
+                    stopping = "stop" in requests.poll()
                     read_pending(step - 1)
                     pending = metrics
                     watchdog.step()
@@ -187,7 +189,7 @@ def _in_words(result: dict[str, float]) -> str:
     return " | ".join([*words[:-1], duration(result["seconds"])])
 
 
-def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, problem: Problem) -> None:
+def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
     print(
         f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
@@ -195,5 +197,5 @@ def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, pro
     print(placement_table(state.params))
     total = sum(x.size for x in jax.tree.leaves(state.params))
     print(f"{total:,} parameters; {config.model}")
-    steps = problem.training.per_epoch / config.batch_size
-    print(f"task {config.task.name}: {problem.training.description}; {steps:,.1f} steps an epoch", flush=True)
+    steps = setup.training.per_epoch / config.batch_size
+    print(f"task {config.task.name}: {setup.training.description}; {steps:,.1f} steps an epoch", flush=True)

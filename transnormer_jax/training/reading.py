@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from transnormer_jax.distributed import agreement
+from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
 
 # Another model's checkpoint, or one that is too large for this machine, is whole; so is the one before.
@@ -45,7 +45,7 @@ def newest_readable[T](directory: Path, steps: Iterable[int], read: Callable[[in
     # File systems differ in when they show a new directory: process 0 says which steps there are.
     left = sorted(steps)
     broken: dict[int, str] = {}
-    while (step := agreement.first_process_says(left.pop() if left else -1)) >= 0:
+    while (step := multihost.broadcast_from_process0(left.pop() if left else -1)) >= 0:
         content, reason = None, "another process cannot read it"
         try:
             content = read(step)
@@ -54,7 +54,7 @@ def newest_readable[T](directory: Path, steps: Iterable[int], read: Callable[[in
         except Exception as error:
             # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
             reason = first_line(error)
-        if agreement.all_agree(content is not None) and content is not None:
+        if multihost.all_agree(content is not None) and content is not None:
             return Found(step, content, broken)
         broken[step] = reason
     if not broken:

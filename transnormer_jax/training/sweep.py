@@ -12,7 +12,7 @@ from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.compilation import compile_step, local_bytes
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.placement import check_mesh
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 
 # From the least recomputation and the largest micro-batch: on one mesh, the first that fits is the fastest of them.
 _SETTINGS = (("none", 1), ("dots", 1), ("full", 1), ("full", 2), ("full", 4), ("full", 8))

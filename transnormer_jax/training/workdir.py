@@ -14,7 +14,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConfig, default_config
 from transnormer_jax.training.parameters import restore_params, save_params, saved_steps
 from transnormer_jax.training.placement import abstract_params, place_params
-from transnormer_jax.training.problem import make_task
+from transnormer_jax.training.setup import make_task
 
 # Keys of the data that say nothing about the rows of training; another tokenizer is refused.
 _NO_ROWS = ("tokenizer", "data_dir", "eval_split")

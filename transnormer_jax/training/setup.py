@@ -85,7 +85,7 @@ class TrainingRows(NamedTuple):
     consumption: Consumption = _untold
 
 
-class Problem(NamedTuple):
+class TrainingSetup(NamedTuple):
     """All that differs between a language model and a classifier.
 
     Attributes:
@@ -101,7 +101,7 @@ class Problem(NamedTuple):
     tokenizer: str
 
 
-def load_problem(config: Config, mesh: Mesh) -> Problem:
+def load_setup(config: Config, mesh: Mesh) -> TrainingSetup:
     """Opens the data and assembles the task.
 
     Raises:
@@ -110,7 +110,7 @@ def load_problem(config: Config, mesh: Mesh) -> Problem:
     tokenizer = load_tokenizer(config.data.tokenizer)
     task = make_task(config)
     evaluate = load_evaluation(config, tokenizer, mesh, config.data.eval_split, config.evaluation.max_tokens)
-    return Problem(task, _training_rows(config, tokenizer), evaluate, tokenizer.fingerprint)
+    return TrainingSetup(task, _training_rows(config, tokenizer), evaluate, tokenizer.fingerprint)
 
 
 def make_task(config: Config) -> Task:
@@ -146,7 +146,7 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
     """The evaluation of parameters on a split, or on its first `max_tokens` tokens.
 
     Raises:
-      UserError: as `load_problem`.
+      UserError: as `load_setup`.
     """
     task, batch_size, length = make_task(config), config.evaluation.batch_size, config.sequence_length
     if config.data.mixture:

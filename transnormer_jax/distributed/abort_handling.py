@@ -14,7 +14,7 @@ LOST = 3
 _SIGNS_OF_LOSS = ("gloo", "nccl", "coordinationservice", "coordination service", "heartbeat")
 
 
-class LastWords:
+class AbortHandler:
     """The last words of a process that JAX's runtime ends.
 
     The runtime calls abort() from a thread of its own when it loses the coordinator, or hears no heartbeat. That would
