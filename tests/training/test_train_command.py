@@ -179,7 +179,7 @@ def test_eval_command(config, finished):
         (["--config.model.vocab_size=256"], ["259 different tokens", "vocab_size"]),
         (["--config.data.dataset=python_sauce", "--config.data.files="], ["python_sauce", "python_source"]),
         (["--config.optimizer.schedule=linear"], ["cosine, inverse_sqrt, step, wsd"]),
-        (["--config.checkpoint_every=0"], ["config.checkpoint_every=0", "at least 1"]),
+        (["--config.keep_checkpoints=0"], ["config.keep_checkpoints=0", "at least 1"]),
         (["--config.evaluation.window=0"], ["config.evaluation.window=0", "at least 1"]),
         (["--config.mesh.fsdp=3"], ["does not fit 1 devices"]),
         (["--confg=x"], ["confg", "--help"]),

@@ -9,6 +9,8 @@ from transnormer_jax.data.catalog import find_entry
 from transnormer_jax.errors import UserError, did_you_mean
 
 _AMOUNTS = ("weight", "epochs")
+# Fields of a whole run, which a source of a mixture shares with the others.
+_SHARED = ("mixture", "tokenizer", "data_dir", "read_threads", "read_ahead")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,14 @@ class DataConfig:
       label_feature: for labelled examples, the feature that is the label. Empty: the dataset's usual one, otherwise
         `"label"`.
       grey: convert colour images to grey.
-      mixture: for text: source -> weight, or source -> a dictionary of any of the fields above except `tokenizer` and
-        `data_dir`, with `weight` or `epochs`. Without `dataset`, the source's name is the dataset: {"lm1b": 0.7,
-        "own": {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a share of the tokens; `epochs`
-        is the number of times that a source is read while each of the others is read as often as its own `epochs` says.
+      read_threads: threads per process that read batches ahead of the step; 0 reads each batch when it is due. More
+        than one rarely helps where rows are cheap: threads contend for Python's lock.
+      read_ahead: batches that the threads may read ahead of the step.
+      mixture: for text: source -> weight, or source -> a dictionary of any of the fields above except `tokenizer`,
+        `data_dir`, `read_threads` and `read_ahead`, with `weight` or `epochs`. Without `dataset`, the source's name is
+        the dataset: {"lm1b": 0.7, "own": {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a
+        share of the tokens; `epochs` is the number of times that a source is read while each of the others is read as
+        often as its own `epochs` says.
     """
 
     dataset: str = "python_source"
@@ -51,10 +57,19 @@ class DataConfig:
     text_feature: str = ""
     label_feature: str = ""
     grey: bool = False
+    read_threads: int = 1
+    read_ahead: int = 8
     mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Raises UserError where the mixture has no meaning."""
+        if self.read_threads < 0:
+            raise UserError(f"config.data.read_threads={self.read_threads} must be at least 0.")
+        if self.read_ahead < max(1, self.read_threads):
+            raise UserError(
+                f"config.data.read_ahead={self.read_ahead} must be at least 1, and at least config.data.read_threads="
+                f"{self.read_threads}."
+            )
         self.sources()
         self.amounts()
 
@@ -70,7 +85,7 @@ class DataConfig:
 
     def _source(self, name: str) -> "DataConfig":
         fields = _source_fields(self.mixture[name])
-        known = {field.name for field in dataclasses.fields(self)} - {"mixture", "tokenizer", "data_dir"}
+        known = {field.name for field in dataclasses.fields(self)} - set(_SHARED)
         for field in fields.keys() - known - set(_AMOUNTS):
             raise UserError(
                 f"unknown config key config.data.mixture.{name}.{field}: {did_you_mean(field, known | set(_AMOUNTS))}"

@@ -12,11 +12,15 @@ from transnormer_jax.data.rows import Rows
 if TYPE_CHECKING:
     import grain
 
-_BATCHES_AHEAD = 8
-
 
 def train_batches(
-    rows: Rows, *, batch_size: int, first_row: int = 0, offsets: Sequence[int] | None = None, num_threads: int = 1
+    rows: Rows,
+    *,
+    batch_size: int,
+    first_row: int = 0,
+    offsets: Sequence[int] | None = None,
+    num_threads: int = 1,
+    batches_ahead: int = 8,
 ) -> "grain.DatasetIterator":
     """Returns an endless iterator over one process's share of the global batches.
 
@@ -28,7 +32,9 @@ def train_batches(
       batch_size: rows per global batch.
       first_row: the row at which batch 0 begins: the number of rows consumed before, by batches of whatever size.
       offsets: rows of each batch that the process needs, each in 0 ... batch_size - 1; None for all.
-      num_threads: threads that read ahead. Rows are cheap; a second thread contends with the first for Python's lock.
+      num_threads: threads that read ahead; 0 reads each batch when it is due. Rows are cheap; a second thread contends
+        with the first for Python's lock.
+      batches_ahead: batches that they may read ahead.
 
     Returns:
       An iterator of dicts of the arrays of a row, stacked: [len(offsets), ...].
@@ -37,7 +43,7 @@ def train_batches(
     import grain
 
     share = _Share(rows, batch_size, first_row, range(batch_size) if offsets is None else offsets)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=_BATCHES_AHEAD)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=batches_ahead)
     return iter(grain.MapDataset.source(share).to_iter_dataset(options))
 
 

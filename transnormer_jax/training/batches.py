@@ -7,15 +7,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from transnormer_jax.data import Rows, train_batches
+from transnormer_jax.data import DataConfig, Rows, train_batches
 from transnormer_jax.distributed import batch_sharding
 from transnormer_jax.tasks import Batch
 
 
-def batches_on_mesh(rows: Rows, batch_size: int, first_row: int, mesh: Mesh) -> Iterator[Batch]:
+def batches_on_mesh(
+    rows: Rows, batch_size: int, first_row: int, mesh: Mesh, data: DataConfig | None = None
+) -> Iterator[Batch]:
     """Yields global batches from `first_row` on, laid out by `batch_sharding`.
 
-    Where an axis other than `data` and `fsdp` spans processes, several of them read the same rows.
+    Where an axis other than `data` and `fsdp` spans processes, several of them read the same rows. `data` says how far
+    they read ahead.
     """
     offsets = own_rows(batch_size, mesh)
     place = {offset: i for i, offset in enumerate(offsets)}
@@ -29,7 +32,16 @@ def batches_on_mesh(rows: Rows, batch_size: int, first_row: int, mesh: Mesh) -> 
 
         return jax.make_array_from_callback(shape, batch_sharding(mesh, shape), shard)
 
-    for share in train_batches(rows, batch_size=batch_size, first_row=first_row, offsets=offsets):
+    data = data or DataConfig()
+    shares = train_batches(
+        rows,
+        batch_size=batch_size,
+        first_row=first_row,
+        offsets=offsets,
+        num_threads=data.read_threads,
+        batches_ahead=data.read_ahead,
+    )
+    for share in shares:
         yield {name: put(array) for name, array in share.items()}
 
 

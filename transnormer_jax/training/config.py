@@ -1,6 +1,7 @@
 """The configuration of a run: frozen dataclasses, filled from a file in `configs/` and from the command line."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -40,10 +41,10 @@ _POSITIVE = (
     "accumulation_steps",
     "max_skipped_steps",
     "log_every",
-    "checkpoint_every",
     "keep_checkpoints",
     "profile_steps",
 )
+_NOT_NEGATIVE = ("checkpoint_every", "checkpoint_minutes", "keep_every", "keep_best", "profiler_port")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +147,18 @@ class Config:
       accumulation_steps: micro-batches per step; more of them need less memory and do not change the result.
       max_skipped_steps: the run stops after this many consecutive steps whose loss or gradient is not finite.
       log_every: steps between lines of metrics.
-      checkpoint_every: steps between checkpoints.
-      keep_checkpoints: number of checkpoints to keep; older ones are deleted.
+      checkpoint_every: steps between checkpoints; 0 saves by time alone.
+      checkpoint_minutes: a checkpoint is also saved when the last one is this many minutes old, so that a failure costs
+        no more work than that; 0 saves by steps alone.
+      keep_checkpoints: number of newest checkpoints to keep; older ones are deleted, except as the next two keys say.
+      keep_every: checkpoints of steps that are a multiple of this are never deleted; 0 means none.
+      keep_best: number of checkpoints with the lowest held-out loss to keep; 0 means none.
+      compilation_cache: directory in which compiled programs are kept, so that the next start does not compile them
+        again. Empty: `WORKDIR/compilation_cache`, unless the environment variable `JAX_COMPILATION_CACHE_DIR` names
+        another; "off": none.
       profile_at: step at which a TensorBoard profile of `profile_steps` steps starts; 0 means no profile.
       profile_steps: number of steps to profile.
+      profiler_port: TCP port at which a running process answers TensorBoard's request for a profile; 0 means none.
       wandb_project: Weights & Biases project to log to in addition; empty for none.
       watchdog_seconds: if a step takes longer than this, the stacks of all threads are printed; 0 turns this off.
     """
@@ -171,9 +180,14 @@ class Config:
     max_skipped_steps: int = 10
     log_every: int = 20
     checkpoint_every: int = 500
+    checkpoint_minutes: float = 15.0
     keep_checkpoints: int = 3
+    keep_every: int = 0
+    keep_best: int = 1
+    compilation_cache: str = ""
     profile_at: int = 0
     profile_steps: int = 5
+    profiler_port: int = 0
     wandb_project: str = ""
     watchdog_seconds: int = 600
 
@@ -187,6 +201,11 @@ class Config:
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"config.{name}={value} must be at least 1.")
+        for name in _NOT_NEGATIVE:
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"config.{name}={value} must be at least 0.")
+        if not self.checkpoint_every and not self.checkpoint_minutes:
+            raise UserError("config.checkpoint_every and config.checkpoint_minutes are both 0: set one of them.")
         if self.batch_size % self.accumulation_steps:
             raise UserError(
                 f"config.batch_size={self.batch_size} must be a multiple of "

@@ -86,7 +86,7 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
     compiled_step = compile_step(first_step + 1)
 
     # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
-    batches = batches_on_mesh(rows, config.batch_size, rows_read, mesh)
+    batches = batches_on_mesh(rows, config.batch_size, rows_read, mesh, config.data)
     progress = Progress(training_flops_per_token(config.model, assembly.state.params), config.num_steps, first_step)
     pending: StepMetrics | None = None
     result = None

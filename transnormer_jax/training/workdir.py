@@ -17,7 +17,7 @@ from transnormer_jax.training.placement import abstract_params, place_params
 from transnormer_jax.training.setup import make_task
 
 # Keys of the data that say nothing about the rows of training; another tokenizer is refused.
-_NO_ROWS = ("tokenizer", "data_dir", "eval_split")
+_NO_ROWS = ("tokenizer", "data_dir", "eval_split", "read_threads", "read_ahead")
 
 
 class Run(NamedTuple):
