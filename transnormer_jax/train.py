@@ -2,7 +2,8 @@
 
     python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Run again, it resumes. Any key of the configuration can be given on the command line:
+Run again, it resumes. A signal (SIGTERM, Ctrl-C) ends it with a checkpoint and exit status 75. Any key of the
+configuration can be given on the command line:
 
     python train.py --config=configs/quickstart.py --workdir=runs/short --config.num_steps=200
 
@@ -11,13 +12,15 @@ On a TPU pod and with `srun`, run this same command on every host. Elsewhere, te
     python train.py --config=... --workdir=... --coordinator=host0:8476 --num_processes=2 --process_id=0
 """
 
-from pathlib import Path
+import sys
 
 from absl import flags
 
 from transnormer_jax import command
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
+from transnormer_jax.training.goodput import process_start_time
+from transnormer_jax.training.stop_signal import STOPPED
 
 _CONFIG = command.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
@@ -27,7 +30,9 @@ _MEMBERSHIP = processes.define_flags()
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        train(command.read_config_flag(_CONFIG), Path(_WORKDIR.value))
+        result = train(command.read_config_flag(_CONFIG), _WORKDIR.value, began=process_start_time())
+    if result is None:
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

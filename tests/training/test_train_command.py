@@ -14,6 +14,7 @@ from tests.commands import assert_fails, run, start, write_tiny_config
 from transnormer_jax.models import TransNormerLLM
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.parameters import restore_params
+from transnormer_jax.training.stop_signal import STOPPED
 from transnormer_jax.training.workdir import read_config
 
 pytestmark = pytest.mark.slow
@@ -63,14 +64,14 @@ def test_a_stopped_run_ends_with_the_same_parameters(config, finished, kind, tmp
     process = start("train.py", f"--config={config}", f"--workdir={workdir}")
     stop_at = random.randrange(2, 30)
     for line in process.lines():
-        if line.startswith(f"step {stop_at:>2}/40"):
+        if f"| step {stop_at:>2}/40 |" in line:
             process.send_signal(kind)
             break
     out, err = process.communicate(timeout=300)
     if kind == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
-        assert process.returncode == 0, err
+        assert process.returncode == STOPPED, err
         assert "stopped by SIGTERM" in out
     # Saving goes on in the background: a run killed early may have no checkpoint yet, and then begins again.
     saved = [path for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]

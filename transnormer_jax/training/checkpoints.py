@@ -1,7 +1,8 @@
 """Checkpoints: Orbax, asynchronous and atomic, with parameters, optimizer state and metadata as separate items.
 
 A checkpoint's metadata holds the architecture, the tokenizer's fingerprint and the optimizer's name, to refuse those of
-another run, and the position in the data.
+another run, the position in the data, and checksums of all arrays. The loop decides when to save, since all processes
+must decide alike and Orbax would ask them by a device collective in every step; Orbax's policies decide what is kept.
 """
 
 import dataclasses
@@ -11,18 +12,23 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import flags
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as policies
 
 from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
+from transnormer_jax.log import log
+from transnormer_jax.training.checksums import checksums, verify
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
 from transnormer_jax.training.reading import each_for_itself, newest_readable
 from transnormer_jax.training.step import TrainState
@@ -41,17 +47,29 @@ class Checkpoints:
     Every method is called by all processes alike.
     """
 
-    def __init__(self, workdir: Path, *, config: Config, tokenizer: str):
-        """Opens the directory, and makes it if need be; `tokenizer` is a fingerprint."""
-        self._directory = workdir.absolute() / "checkpoints"
+    def __init__(self, workdir: epath.Path, *, config: Config, tokenizer: str, losses: Mapping[int, float] = {}):
+        """Opens the directory, and makes it if need be.
+
+        Args:
+          workdir: of the run, absolute.
+          config: of the run.
+          tokenizer: a fingerprint.
+          losses: held-out losses of former starts of the run, by step.
+        """
+        self._directory = workdir / "checkpoints"
         self._config, self._tokenizer = config, tokenizer
+        self._losses = dict(losses)
         _silence_repetitions()
+        _wait_without_devices()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep_checkpoints, create=True, enable_async_checkpointing=True
+            preservation_policy=_preservation(config, self._losses),
+            create=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._written),
         )
         with self._told_if_refused("made"):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._newest = -1
+        self._save_began = time.perf_counter()
 
     def save(self, state: TrainState, *, rows: int) -> None:
         """Begins to save `state`, which may be donated at once, and the number of rows of data consumed.
@@ -64,6 +82,7 @@ class Checkpoints:
             "tokenizer": self._tokenizer,
             "optimizer": self._config.optimizer.name,
             "rows": rows,
+            "checksums": {"params": checksums(state.params), "opt_state": checksums(state.opt_state)},
         }
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
@@ -71,9 +90,33 @@ class Checkpoints:
             metadata=ocp.args.JsonSave(metadata),
         )
         step = int(state.step)
+        self._save_began = time.perf_counter()
         with self._told_if_refused("written"):
+            self._manager.wait_until_finished()  # of the one before, which `_written` names
+            self._newest = step
             self._manager.save(step, args=items, force=True)
-        self._newest = step
+
+    @property
+    def newest(self) -> int:
+        """The step that was saved or restored last, -1 if there is none."""
+        return self._newest
+
+    def wait(self) -> None:
+        """Returns once everything is written.
+
+        Raises:
+          UnwritableError: as `save`.
+        """
+        with self._told_if_refused("written"):
+            self._manager.wait_until_finished()
+
+    def _written(self) -> None:
+        # In Orbax's thread: nothing is lost any more if the run dies now.
+        log(f"checkpoint {self._newest} is complete after {time.perf_counter() - self._save_began:.1f} s")
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """Notes the held-out loss of a step, by which the best checkpoints are kept."""
+        self._losses[step] = loss
 
     def save_in_emergency(self, state: TrainState, *, rows: int) -> None:
         """Saves `state` while an exception is under way, if that can still be done; never raises.
@@ -88,8 +131,8 @@ class Checkpoints:
                 return
             self.save(state, rows=rows)
             self._manager.wait_until_finished()
-            print(f"saved step {step} before the exception that follows", file=sys.stderr)
-        except Exception as error:  # the exception under way says more
+            print(f"saved step {step} before leaving", file=sys.stderr)
+        except (Exception, KeyboardInterrupt) as error:  # the exception under way says more
             print(f"warning: nothing could be saved in emergency ({first_line(error)}).", file=sys.stderr)
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, int] | None:
@@ -106,14 +149,15 @@ class Checkpoints:
             workdir is that of a converted model.
         """
         found = newest_readable(
-            self._directory, self._manager.all_steps(), lambda step: self._restore_step(step, abstract)
+            self._directory, self._manager.all_steps(), lambda step: self._restore_step(step, abstract), _check
         )
         if found is None:
             return None
         self._set_aside(found.broken)
-        print(f"resumed from checkpoint {found.step}", flush=True)
+        log(f"resumed from checkpoint {found.step}")
         self._newest = found.step
-        return found.content
+        state, metadata = found.content
+        return state, metadata["rows"]
 
     def __enter__(self) -> Self:
         return self
@@ -122,14 +166,14 @@ class Checkpoints:
         if error is None:
             with self._told_if_refused("written"):
                 self._manager.close()
-        elif jax.process_count() == 1 and not isinstance(error, UnwritableError):
+        elif jax.process_count() == 1 and not isinstance(error, UnwritableError | KeyboardInterrupt):
             try:
                 self._manager.close()
             except Exception as other:
                 print(f"warning: the last checkpoint was not finished ({first_line(other)}).", file=sys.stderr)
         # Else it would wait for processes that may be gone; what is half written has a name of its own.
 
-    def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, int]:
+    def _restore_step(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         directory, workdir = self._directory / str(step), self._directory.parent
         if step == 0 and not (directory / "metadata").exists():  # `save_params`; a run saves after its first step
             raise UserError(
@@ -160,18 +204,18 @@ class Checkpoints:
         count = jax.make_array_from_callback(
             (), abstract.step.sharding, lambda _: np.asarray(step, abstract.step.dtype)
         )
-        return TrainState(count, params, opt_state), metadata["rows"]
+        return TrainState(count, params, opt_state), metadata
 
     def _set_aside(self, broken: Mapping[int, str]) -> None:
         if not broken:
             return
         for step, reason in broken.items() if jax.process_index() == 0 else ():
             aside = self._directory.parent / "broken_checkpoints" / str(step)
-            aside.parent.mkdir(exist_ok=True)
+            aside.parent.mkdir(parents=True, exist_ok=True)
             while aside.exists():
                 aside = aside.with_name(aside.name + "_")
             (self._directory / str(step)).rename(aside)
-            print(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}.")
+            log(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}")
         multihost.barrier("setting broken checkpoints aside")
         self._manager.reload()
 
@@ -187,6 +231,33 @@ class Checkpoints:
                 f"a checkpoint could not be {done} in {str(self._directory)!r} ({reason}): correct that, or make room, "
                 "and run the same command to resume from the newest one there, which is unharmed."
             ) from error
+
+
+class _Best(policies.PreservationPolicy):
+    """Keeps the checkpoints of the lowest held-out losses; Orbax's own wants to know them when it saves."""
+
+    def __init__(self, losses: Mapping[int, float], count: int):
+        self._losses, self._count = losses, count
+
+    def should_preserve(
+        self, checkpoints: Sequence[policies.PolicyCheckpointInfo], *, context: policies.PreservationContext
+    ) -> Sequence[bool]:
+        known = [one.step for one in checkpoints if one.step in self._losses]
+        best = set(sorted(known, key=self._losses.__getitem__)[: self._count])
+        return [one.step in best for one in checkpoints]
+
+
+def _preservation(config: Config, losses: Mapping[int, float]) -> policies.PreservationPolicy:
+    kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep_checkpoints)]
+    kept.append(_Best(losses, config.keep_best))
+    if config.keep_every:
+        kept.append(policies.EveryNSteps(config.keep_every))
+    return policies.AnyPreservationPolicy(kept)
+
+
+def _wait_without_devices() -> None:
+    # By default Orbax's barriers are device collectives, which give up after 30 s on a CPU: a slow store needs more.
+    flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 
 
 @functools.cache  # once in a process
@@ -230,6 +301,13 @@ def _check_identity(saved: dict[str, Any], config: Config) -> None:
                 f"the workdir holds a model with {field}={found!r}, the config says {value!r}: "
                 "use another --workdir or the config of that run."
             )
+
+
+def _check(content: tuple[TrainState, Mapping[str, Any]]) -> None:
+    state, metadata = content
+    if saved := metadata.get("checksums"):  # older checkpoints have none
+        verify(state.params, saved["params"])
+        verify(state.opt_state, saved["opt_state"])
 
 
 def _as_tree(opt_state: Any) -> list[Any]:

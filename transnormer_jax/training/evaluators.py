@@ -17,6 +17,11 @@ from transnormer_jax.training.config import EvaluationConfig
 from transnormer_jax.training.placement import place_cache
 
 HostBatch = dict[str, np.ndarray]
+OnBatch = Callable[[], None]
+
+
+def _go_on() -> None:
+    """Is called between two batches; what it raises ends the evaluation."""
 
 
 class RowEvaluator:
@@ -35,10 +40,10 @@ class RowEvaluator:
         self._mesh = mesh
         self._sums = jax.jit(task.sums)
 
-    def __call__(self, params: Params) -> dict[str, float]:
+    def __call__(self, params: Params, on_batch: OnBatch = _go_on) -> dict[str, float]:
         """Returns the task's report and `seconds`."""
         begin = time.perf_counter()
-        totals = _total(self._sums(params, _on_devices(batch, self._mesh)) for batch in self._batches())
+        totals = _total((self._sums(params, _on_devices(batch, self._mesh)) for batch in self._batches()), on_batch)
         report = self._task.report(totals)
         if self._num_bytes:
             report |= _by_bytes(totals, self._num_bytes)
@@ -65,10 +70,10 @@ class DocumentEvaluator:
         )
         self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_layout, None))
 
-    def __call__(self, params: Params) -> dict[str, float]:
+    def __call__(self, params: Params, on_batch: OnBatch = _go_on) -> dict[str, float]:
         """Returns the task's report, `bits_per_byte` (comparable between tokenizers), and what was read in how long."""
         begin = time.perf_counter()
-        totals = _total(self._window_by_window(params))
+        totals = _total(self._window_by_window(params), on_batch)
         return (
             self._task.report(totals)
             | _by_bytes(totals, int(self._documents.num_bytes.sum()))
@@ -115,11 +120,12 @@ def _on_devices(batch: HostBatch, mesh: Mesh) -> Batch:
     }
 
 
-def _total(sums: Iterable[Sums]) -> Sums:
+def _total(sums: Iterable[Sums], on_batch: OnBatch) -> Sums:
     """Adds up, one batch late so that the device never waits; in float64, since float32 stops counting at 2^24."""
     total, previous = np.zeros(len(Sums._fields)), None
     for one in sums:
         total += 0.0 if previous is None else np.array(jax.device_get(previous), np.float64)
         previous = one
+        on_batch()
     total += np.array(jax.device_get(previous), np.float64)
     return Sums._make(total)

@@ -1,27 +1,34 @@
 """The training program, from a configuration to a finished run. Run again, it resumes."""
 
+import math
+import socket
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import Mesh
 
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, multihost, placement_table
 from transnormer_jax.errors import UserError
+from transnormer_jax.log import log
 from transnormer_jax.tasks import Params
 from transnormer_jax.training.assembly import Assembly, assemble, jit_train_step
 from transnormer_jax.training.batches import batches_on_mesh
 from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.compilation_cache import use_compilation_cache
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.curriculum import row_length
 from transnormer_jax.training.flops import training_flops_per_token
-from transnormer_jax.training.metrics import MetricWriter
+from transnormer_jax.training.goodput import Stopwatch
+from transnormer_jax.training.metrics import MetricWriter, read_metrics
 from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.placement import check_mesh, place_batch
 from transnormer_jax.training.profiler import Profiler
-from transnormer_jax.training.progress import Progress, duration
+from transnormer_jax.training.progress import Progress, duration, window_means
 from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
@@ -29,12 +36,13 @@ from transnormer_jax.training.watchdog import Watchdog
 from transnormer_jax.training.workdir import changed_rows, model_to_begin_with, write_config
 
 
-def train(config: Config, workdir: Path) -> dict[str, float] | None:
+def train(config: Config, workdir: epath.PathLike, *, began: float | None = None) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: of the run.
       workdir: of its configuration, checkpoints and metrics; made if it does not exist.
+      began: unix time in seconds at which this start of the run began, for its goodput; None is now.
 
     Returns:
       The last evaluation, or None if a signal stopped the run.
@@ -43,130 +51,210 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
       UserError: something in the configuration, the data or the workdir does not fit, or too many steps in a row were
         not finite.
     """
+    began = time.time() if began is None else began
+    workdir = epath.Path(workdir).absolute()
+
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
     with multihost.process0_first("preparing the data"):
         setup = load_setup(config, mesh)
-    rows = setup.training.rows
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
+    use_compilation_cache(config.compilation_cache, workdir)
     assembly = assemble(config, setup.task, mesh)
-    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer)
+    former = multihost.broadcast_from_process0(_former_metrics(workdir))
+    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer, losses=_held_out_losses(former))
     restored = checkpoints.restore(assembly.state)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (_begin(config, assembly), 0)
-    first_step, first_row = int(state.step), rows_read
+    first_step = int(state.step)
 
     # ---- Tell what will run. ----
-    if restored and jax.process_index() == 0 and (changed := changed_rows(workdir, config)):
-        print(
+    if restored and (changed := changed_rows(workdir, config)):
+        log(
             f"warning: {' and '.join(changed)} changed since the last start: the run goes on at row {rows_read:,} of "
-            "the new rows, so parts of an epoch may come twice or not at all."
+            "the new rows, so some examples of this epoch may be repeated or skipped."
         )
     write_config(workdir, config)
-    writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
     _introduce(config, workdir, mesh, state, setup)
 
-    # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
-    abstract_batch = place_batch(rows[0], config.batch_size, mesh)
-
-    def compile_step(step: int) -> jax.stages.Compiled:
-        length = row_length(config, step)
-        begin = time.perf_counter()
-        with jax.set_mesh(mesh):
-            compiled = jit_train_step(config, assembly, length).lower(assembly.state, abstract_batch).compile()
-        seconds = time.perf_counter() - begin
-        rows_in_words = f" for rows of {length:,} tokens" if config.curriculum else ""
-        print(f"compiled the training step{rows_in_words} in {seconds:.1f} s", flush=True)
-        writer.write(step - 1, {"compile_seconds": seconds})
-        return compiled
-
-    compiled_step = compile_step(first_step + 1)
-
-    # ---- The loop. Step i + 1 is under way before the metrics of step i are read. ----
-    batches = batches_on_mesh(rows, config.batch_size, rows_read, mesh, config.data)
-    progress = Progress(training_flops_per_token(config.model, assembly.state.params), config.num_steps, first_step)
-    pending: StepMetrics | None = None
-    result = None
-
-    def read_pending(step: int) -> None:
-        if pending is None:
-            return
-        scalars = {name: float(value) for name, value in jax.device_get(pending)._asdict().items()}
-        progress.count(scalars["tokens"])
-        if scalars["skipped_in_a_row"] >= config.max_skipped_steps:
-            raise UserError(
-                f"the loss or gradient was not finite in {config.max_skipped_steps} steps in a row, up to step {step}: "
-                "lower config.optimizer.learning_rate or look at the data; checkpoints are kept."
-            )
-        if step % config.log_every == 0 or step == config.num_steps:
-            scalars |= progress.rates(step) | setup.training.consumption(
-                first_row + (step - first_step) * config.batch_size
-            )
-            writer.write(step, scalars)
-            print(progress.line(step, scalars), flush=True)
-
-    def evaluate(step: int) -> dict[str, float]:
-        watchdog.pause()
-        with progress.pause():
-            result = setup.evaluate(state.params)
-            writer.write(step, {f"eval/{name}": value for name, value in result.items()})
-            print(f"step {step} | held out: {_in_words(result)}", flush=True)
-        watchdog.step()
-        return result
-
-    def save() -> None:
-        with progress.pause():
-            checkpoints.save(state, rows=rows_read)
-
-    requests = multihost.Requests()
-    watchdog = Watchdog(config.watchdog_seconds)
-    profiler = Profiler(workdir / "tensorboard", config.profile_at, config.profile_steps)
+    stopwatch = Stopwatch(_last_until(former, first_step), began)
+    writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
     try:
-        with StopSignal() as stop, requests, checkpoints, watchdog, profiler, jax.set_mesh(mesh):
-            try:
-                for step in range(first_step + 1, config.num_steps + 1):
-                    if step > first_step + 1 and row_length(config, step) != row_length(config, step - 1):
-                        watchdog.pause()
-                        with progress.pause():
-                            compiled_step = compile_step(step)
-                        watchdog.step()
-                    profiler.begin_step(step)
-                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                        state, metrics = compiled_step(state, next(batches))
-                    rows_read += config.batch_size
-                    if stop:
-                        requests.make("stop", stop.name)
-                    stopping = "stop" in requests.poll()
-                    read_pending(step - 1)
-                    pending = metrics
-                    watchdog.step()
-                    profiler.end_step(step, state)
-                    due = config.evaluation.every and step % config.evaluation.every == 0 and step != config.num_steps
-                    if due and not stopping:  # after a signal, the time left is for the checkpoint
-                        read_pending(step)
-                        pending = None
-                        evaluate(step)
-                    if stopping or step % config.checkpoint_every == 0 or step == config.num_steps:
-                        save()
-                    if stopping:
-                        break
-                read_pending(int(state.step))
-                if int(state.step) < config.num_steps:
-                    name = stop.name or "a signal to another process"
-                    print(f"stopped by {name} after step {int(state.step)}; run the same command to resume", flush=True)
-                else:
-                    result = evaluate(int(state.step))
-            except UserError:  # said by the loop itself, which keeps the checkpoints that it has
-                raise
-            except Exception:
-                checkpoints.save_in_emergency(state, rows=rows_read)
-                raise
+        return _Loop(config, workdir, mesh, setup, assembly, checkpoints, writer, stopwatch, state, rows_read).run()
     finally:
         writer.close()
-    return result
+
+
+class _Loop:
+    """The steps of one start of a run: what is due after each of them, and in which order.
+
+    Step i + 1 is dispatched before the metrics of step i are awaited, and metrics are read when a line of them is due.
+    A checkpoint is begun before the evaluation of the same step, which then overlaps with its being written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: epath.Path,
+        mesh: Mesh,
+        setup: TrainingSetup,
+        assembly: Assembly,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        stopwatch: Stopwatch,
+        state: TrainState,
+        rows_read: int,
+    ):
+        self._config, self._mesh, self._setup, self._assembly = config, mesh, setup, assembly
+        self._checkpoints, self._writer, self._stopwatch = checkpoints, writer, stopwatch
+        self._state, self._rows_read = state, rows_read
+        self._first_step, self._first_row = int(state.step), rows_read
+        self._requests = multihost.Requests()
+        self._watchdog = Watchdog(config.watchdog_seconds)
+        self._profiler = Profiler(workdir / "tensorboard", config.profile_at, config.profile_steps)
+        self._progress = Progress(config, training_flops_per_token(config.model, state.params), stopwatch)
+        self._window: list[tuple[int, StepMetrics]] = []  # steps whose metrics have not been read
+        self._stopped_by = ""
+        self._save_requested, self._save_due, self._saved_at = False, False, time.monotonic()
+
+    def run(self) -> dict[str, float] | None:
+        """Trains; returns the last evaluation, or None if a signal stopped the run."""
+        stop = StopSignal(lambda name: self._requests.make("stop", f"{name} on {socket.gethostname()}"))
+        with stop, self._requests, self._checkpoints, self._watchdog, self._profiler, jax.set_mesh(self._mesh):
+            try:
+                return self._run()
+            except UserError:  # of the loop itself, which keeps the checkpoints that it has
+                raise
+            except (Exception, KeyboardInterrupt):
+                self._checkpoints.save_in_emergency(self._state, rows=self._rows_read)
+                raise
+
+    def _run(self) -> dict[str, float] | None:
+        config, first, last = self._config, self._first_step + 1, self._config.num_steps
+        batches = batches_on_mesh(
+            self._setup.training.rows, config.batch_size, self._first_row, self._mesh, config.data
+        )
+        compiled = self._compile(first)
+        self._stopwatch.begin("step")
+        for step in range(first, last + 1):
+            if step > first and row_length(config, step) != row_length(config, step - 1):
+                compiled = self._compile(step)
+            self._profiler.begin_step(step)
+            with self._stopwatch.during("data"):
+                batch = next(batches)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                self._state, metrics = compiled(self._state, batch)
+            self._rows_read += config.batch_size
+            self._window.append((step, metrics))
+            self._poll()
+            self._log(step - 1)
+            self._watchdog.step()
+            self._profiler.end_step(step, self._state)
+            periodic = config.checkpoint_every and step % config.checkpoint_every == 0
+            if self._stopped_by or self._save_due or periodic or step == last:
+                self._save()
+            if config.evaluation.every and step % config.evaluation.every == 0 and step != last:
+                self._log(step)
+                self._evaluate(step)
+            if self._stopped_by:
+                break
+        step = int(self._state.step)
+        self._log(step)
+        result = self._evaluate(step) if step >= last else None
+        with self._stopwatch.during("save"):
+            self._checkpoints.wait()
+        self._writer.write(step, self._stopwatch.metrics())
+        log(self._progress.summary())
+        if self._stopped_by:
+            log(f"stopped by {self._stopped_by} after step {step}; run the same command to resume")
+            return None
+        return result
+
+    def _compile(self, step: int) -> jax.stages.Compiled:
+        """Compiles ahead, so that the time it takes is known and not part of any rate."""
+        config = self._config
+        length = row_length(config, step)
+        batch = place_batch(self._setup.training.rows[0], config.batch_size, self._mesh)
+        begin = time.perf_counter()
+        self._watchdog.pause()
+        with self._stopwatch.during("compile"):
+            compiled = jit_train_step(config, self._assembly, length).lower(self._assembly.state, batch).compile()
+        self._watchdog.step()
+        seconds = time.perf_counter() - begin
+        rows_in_words = f" for rows of {length:,} tokens" if config.curriculum else ""
+        log(f"compiled the training step{rows_in_words} in {seconds:.1f} s")
+        self._writer.write(step - 1, {"compile_seconds": seconds})
+        return compiled
+
+    def _poll(self) -> None:
+        """Notes what falls due here, on all processes alike."""
+        minutes = self._config.checkpoint_minutes
+        old = minutes and time.monotonic() - self._saved_at >= 60 * minutes
+        if old and not self._save_requested and jax.process_index() == 0:
+            self._save_requested = True
+            self._requests.make("save", f"{minutes} minutes")
+        due = self._requests.poll()
+        self._save_due |= "save" in due
+        self._stopped_by = self._stopped_by or due.get("stop", "")
+
+    def _log(self, step: int) -> None:
+        """Reads the metrics of all steps up to this one, if a line of them is due."""
+        if len(self._window) > 1:
+            jax.block_until_ready(self._window[-2])  # no more than one step ahead of the devices
+        if not self._window or (step % self._config.log_every and step != self._config.num_steps):
+            return
+        window = [metrics for number, metrics in self._window if number <= step]
+        self._window = [(number, metrics) for number, metrics in self._window if number > step]
+        if not window:
+            return
+        scalars = window_means(jax.device_get(window))
+        if scalars["skipped_in_a_row"] >= self._config.max_skipped_steps:
+            raise UserError(
+                f"the loss or gradient was not finite in {scalars['skipped_in_a_row']:.0f} steps in a row, up to step "
+                f"{step}: lower config.optimizer.learning_rate or look at the data; checkpoints are kept."
+            )
+        rows = self._first_row + (step - self._first_step) * self._config.batch_size
+        scalars |= self._progress.rates(scalars["tokens"], len(window)) | self._setup.training.consumption(rows)
+        scalars |= self._stopwatch.metrics()
+        self._writer.write(step, scalars)
+        log(self._progress.line(step, scalars))
+
+    def _save(self) -> None:
+        with self._stopwatch.during("save"):
+            self._checkpoints.save(self._state, rows=self._rows_read)
+        self._save_requested, self._save_due, self._saved_at = False, False, time.monotonic()
+
+    def _evaluate(self, step: int) -> dict[str, float] | None:
+        """The evaluation of the present parameters; None if a signal stops it, with a checkpoint of the step."""
+        if self._stopped_by:
+            return None
+        self._watchdog.pause()
+        try:
+            with self._stopwatch.during("evaluate"):
+                result = self._setup.evaluate(self._state.params, self._stop_evaluation)
+        except _EvaluationStoppedError:
+            if self._checkpoints.newest != step:
+                self._save()
+            return None
+        self._watchdog.step()
+        self._progress.evaluated(result["seconds"])
+        self._checkpoints.evaluated(step, _mean_loss(result))
+        self._writer.write(step, {f"eval/{name}": value for name, value in result.items()})
+        log(f"step {step} | held out: {_in_words(result)}")
+        return result
+
+    def _stop_evaluation(self) -> None:
+        """Called between the batches of an evaluation."""
+        self._poll()
+        if self._stopped_by:
+            raise _EvaluationStoppedError
+
+
+class _EvaluationStoppedError(Exception):
+    """A signal asks the run to stop."""
 
 
 def _begin(config: Config, assembly: Assembly) -> TrainState:
@@ -176,11 +264,43 @@ def _begin(config: Config, assembly: Assembly) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, assembly.optimizer.init(params))
 
     if config.init_from:
-        step, params = restore_params(Path(config.init_from), assembly.state.params)
-        print(f"begins with the parameters of step {step} of {config.init_from}")
+        step, params = restore_params(epath.Path(config.init_from), assembly.state.params)
+        log(f"begins with the parameters of step {step} of {config.init_from}")
         return jax.jit(around, out_shardings=assembly.shardings, donate_argnums=0)(params)
     begin = jax.jit(lambda key: around(assembly.task.init(key)), out_shardings=assembly.shardings)
     return begin(jax.random.key(config.seed))
+
+
+def _former_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Of former starts of the run: the lines of an evaluation, and the last line of every step that tells the time."""
+    if jax.process_index() or not (workdir / "metrics.jsonl").exists():
+        return []
+    kept = ("step", "time")
+    return [
+        {name: value for name, value in line.items() if name in kept or name.startswith(("eval/", "seconds/"))}
+        for line in read_metrics(workdir)
+        if "time" in line or any(name.startswith("eval/") for name in line)
+    ]
+
+
+def _last_until(lines: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
+    timed = [line for line in lines if line["step"] <= step and "seconds/step" in line]
+    return timed[-1] if timed else None
+
+
+def _held_out_losses(lines: list[dict[str, Any]]) -> dict[int, float]:
+    results = {
+        line["step"]: {name.removeprefix("eval/"): value for name, value in line.items() if name.startswith("eval/")}
+        for line in lines
+    }
+    return {step: _mean_loss(result) for step, result in results.items() if result}
+
+
+def _mean_loss(result: Mapping[str, Any]) -> float:
+    """The loss of an evaluation, or the mean of those of the sources of a mixture; infinite if it is not finite."""
+    losses = [value for name, value in result.items() if name.rpartition("/")[2] == "loss"]
+    known = losses and all(loss is not None and math.isfinite(loss) for loss in losses)
+    return sum(losses) / len(losses) if known else math.inf
 
 
 def _in_words(result: dict[str, float]) -> str:
@@ -189,13 +309,13 @@ def _in_words(result: dict[str, float]) -> str:
     return " | ".join([*words[:-1], duration(result["seconds"])])
 
 
-def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
-    print(
+def _introduce(config: Config, workdir: epath.Path, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
+    log(
         f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
     )
-    print(placement_table(state.params))
+    log(placement_table(state.params))
     total = sum(x.size for x in jax.tree.leaves(state.params))
-    print(f"{total:,} parameters; {config.model}")
+    log(f"{total:,} parameters; {config.model}")
     steps = setup.training.per_epoch / config.batch_size
-    print(f"task {config.task.name}: {setup.training.description}; {steps:,.1f} steps an epoch", flush=True)
+    log(f"task {config.task.name}: {setup.training.description}; {steps:,.1f} steps an epoch")

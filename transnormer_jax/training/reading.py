@@ -1,17 +1,21 @@
 """Which checkpoint of several is read: the newest that every process can read."""
 
+import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
+from transnormer_jax.log import log
 
 # Another model's checkpoint, or one that is too large for this machine, is whole; so is the one before.
 _NOT_ITS_FAULT = (UserError, MemoryError, jax.errors.JaxRuntimeError)
+# A store or a network disk may fail once and work again: seconds before each further try.
+_RETRY_SECONDS = (1.0, 5.0)
 
 
 class Found[T](NamedTuple):
@@ -28,13 +32,22 @@ class Found[T](NamedTuple):
     broken: dict[int, str]
 
 
-def newest_readable[T](directory: Path, steps: Iterable[int], read: Callable[[int], T]) -> Found[T] | None:
+def newest_readable[T](
+    directory: epath.PathLike,
+    steps: Iterable[int],
+    read: Callable[[int], T],
+    check: Callable[[T], None] = lambda content: None,
+) -> Found[T] | None:
     """Reads checkpoints from the newest down to the first that can be read; called by all processes alike.
+
+    What cannot be read is read again twice, after some seconds.
 
     Args:
       directory: of the checkpoints.
       steps: of those in it.
       read: a step to its content; what it raises for a torn file means that the one before is tried.
+      check: raises likewise for content that is not as it was saved. It may use collectives: it is called once all
+        processes have read the step.
 
     Returns:
       What was found, or None if there are no checkpoints.
@@ -43,18 +56,13 @@ def newest_readable[T](directory: Path, steps: Iterable[int], read: Callable[[in
       UserError: none can be read, or `read` raises it.
     """
     # File systems differ in when they show a new directory: process 0 says which steps there are.
-    left = sorted(steps)
+    left = multihost.broadcast_from_process0(sorted(steps))
     broken: dict[int, str] = {}
-    while (step := multihost.broadcast_from_process0(left.pop() if left else -1)) >= 0:
-        content, reason = None, "another process cannot read it"
-        try:
-            content = read(step)
-        except _NOT_ITS_FAULT:
-            raise
-        except Exception as error:
-            # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
-            reason = first_line(error)
-        if multihost.all_agree(content is not None) and content is not None:
+    while left:
+        step = left.pop()
+        result, reason = _read_patiently(read, check, step)
+        if not reason:
+            [content] = result
             return Found(step, content, broken)
         broken[step] = reason
     if not broken:
@@ -62,8 +70,37 @@ def newest_readable[T](directory: Path, steps: Iterable[int], read: Callable[[in
     [newest, *_] = broken
     raise UserError(
         f"none of the {len(broken)} checkpoints in {str(directory)!r} can be read "
-        f"(checkpoint {newest}: {broken[newest]}): train in a new --workdir."
+        f"(checkpoint {newest}: {broken[newest]}): mend what keeps them from being read, or train in a new --workdir."
     )
+
+
+def _read_patiently[T](read: Callable[[int], T], check: Callable[[T], None], step: int) -> tuple[list[T], str]:
+    """The content in a list, or the reason why some process cannot read it in the end."""
+    waits = iter(_RETRY_SECONDS)
+    while True:
+        content, reason = _attempt(read, step)
+        reasons = list(filter(None, multihost.all_gather(reason, "reading a checkpoint")))
+        if not reasons:
+            _, reason = _attempt(check, *content)
+            reasons = list(filter(None, multihost.all_gather(reason, "checking a checkpoint")))
+        if not reasons:
+            return content, ""
+        seconds = next(waits, None)
+        if seconds is None:
+            return [], reason or f"another process: {reasons[0]}"
+        log(f"checkpoint {step} cannot be read ({reasons[0]}): trying again in {seconds:.0f} s")
+        time.sleep(seconds)
+
+
+def _attempt[**P, T](call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> tuple[list[T], str]:
+    """The result in a list, or the reason why there is none."""
+    try:
+        return [call(*arguments, **named)], ""
+    except _NOT_ITS_FAULT:
+        raise
+    except Exception as error:
+        # Whatever a torn file made Orbax raise: an older checkpoint is better than none.
+        return [], first_line(error)
 
 
 def each_for_itself() -> ocp.options.MultiprocessingOptions:

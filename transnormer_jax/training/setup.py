@@ -52,9 +52,10 @@ from transnormer_jax.tasks import (
     Task,
 )
 from transnormer_jax.training.config import Config
-from transnormer_jax.training.evaluators import DocumentEvaluator, RowEvaluator
+from transnormer_jax.training.evaluators import DocumentEvaluator, OnBatch, RowEvaluator
 
-Evaluation = Callable[[Params], dict[str, float]]
+# Parameters, and what is called between two batches -> metrics.
+Evaluation = Callable[..., dict[str, float]]
 Consumption = Callable[[int], dict[str, float]]
 
 # Tasks of `CausalLM`.
@@ -197,8 +198,8 @@ def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split:
         for name, source in config.data.sources().items()
     }
 
-    def evaluate(params: Params) -> dict[str, float]:
-        results = {name: evaluation(params) for name, evaluation in evaluations.items()}
+    def evaluate(params: Params, *on_batch: OnBatch) -> dict[str, float]:
+        results = {name: evaluation(params, *on_batch) for name, evaluation in evaluations.items()}
         report = {
             f"{name}/{key}": results[name][key]
             for name in results

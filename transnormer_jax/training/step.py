@@ -26,6 +26,8 @@ class StepMetrics(NamedTuple):
       loss: in nats per prediction.
       accuracy: share of the predictions that are right.
       tokens: read, padding not counted.
+      predictions: made.
+      empty_steps: 1 if the batch holds no prediction.
       grad_norm: before clipping.
       learning_rate: of this step.
       skipped_steps: since the beginning of the run.
@@ -35,6 +37,8 @@ class StepMetrics(NamedTuple):
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
     tokens: Float[Array, ""]
+    predictions: Float[Array, ""]
+    empty_steps: Int[Array, ""]
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     skipped_steps: Int[Array, ""]
@@ -61,6 +65,8 @@ def make_train_step(
             loss=loss,
             accuracy=sums.correct / sums.predictions,
             tokens=sums.tokens,
+            predictions=sums.predictions,
+            empty_steps=(sums.predictions == 0).astype(jnp.int32),
             grad_norm=optax.tree.norm(gradients),
             learning_rate=schedule(state.step - state.opt_state.total_notfinite),
             skipped_steps=opt_state.total_notfinite,

@@ -1,0 +1,173 @@
+"""A run that is told to stop: what it saves, when, and how it ends."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.small_config import small_config, write_counting
+from transnormer_jax.training import loop
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.goodput import Stopwatch
+from transnormer_jax.training.progress import window_means
+from transnormer_jax.training.step import StepMetrics
+from transnormer_jax.training.stop_signal import StopSignal
+
+pytestmark = pytest.mark.usefixtures("on_one_device")
+
+
+def config_for(directory: Path, **changes: object) -> Config:
+    values = small_config(directory)
+    values.data.files = write_counting(directory)
+    values.log_every = 1
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        setattr(getattr(values, section) if section else values, key, value)
+    return Config.from_dict(values.to_dict())
+
+
+def steps_in(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, monkeypatch, capfd):
+    config = config_for(tmp_path, num_steps=9, evaluation__every=5, checkpoint_every=5)
+    seen = []
+
+    def interrupted(directory, config, mesh):
+        setup = load_setup(config, mesh)
+
+        def evaluate(params, on_batch):
+            for _ in range(1000):  # an evaluation of an hour, if nobody stops it
+                seen.append(steps_in(tmp_path / "run"))
+                if len(seen) == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.02)
+                on_batch()
+            return {"loss": 1.0, "seconds": 1.0}
+
+        return setup._replace(evaluate=evaluate)
+
+    load_setup = loop.load_setup
+    monkeypatch.setattr(loop, "load_setup", lambda *arguments: interrupted(tmp_path, *arguments))
+    assert loop.train(config, tmp_path / "run") is None
+    assert len(seen) < 50
+    assert steps_in(tmp_path / "run") == [5]  # saved before the evaluation began, and not once more
+    assert "stopped by SIGTERM" in capfd.readouterr().out
+    monkeypatch.undo()
+    assert loop.train(config, tmp_path / "run") is not None
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "grad_norm" in line] == list(range(1, 10))
+
+
+def test_checkpoints_by_time(tmp_path):
+    config = config_for(tmp_path, num_steps=12, checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=99)
+    loop.train(config, tmp_path / "run")
+    assert steps_in(tmp_path / "run") == list(range(1, 13))
+
+
+def test_the_newest_multiples_and_the_best_are_kept(tmp_path, monkeypatch):
+    losses = {2: 5.0, 4: 1.0, 6: 4.0, 8: 3.0, 10: 2.0}
+    config = config_for(
+        tmp_path, num_steps=12, checkpoint_every=1, evaluation__every=2, keep_checkpoints=2, keep_every=6, keep_best=2
+    )
+
+    def with_losses(config, mesh):
+        steps = iter(losses)
+        return load_setup(config, mesh)._replace(
+            evaluate=lambda params, on_batch: {"loss": losses.get(next(steps, 0), 9.0), "seconds": 0.0}
+        )
+
+    load_setup = loop.load_setup
+    monkeypatch.setattr(loop, "load_setup", with_losses)
+    loop.train(config, tmp_path / "run")
+    assert steps_in(tmp_path / "run") == [4, 6, 10, 11, 12]  # best 4 and 10, multiple of six 6 and 12, newest 11 and 12
+
+
+def test_bytes_that_change_on_disk_are_noticed(tmp_path, capfd):
+    config = config_for(tmp_path, num_steps=6, checkpoint_every=3)
+    workdir = tmp_path / "run"
+    loop.train(config, workdir)
+    array = max((workdir / "checkpoints" / "6" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
+    torn = bytearray(array.read_bytes())
+    for i in range(2000, 2064):
+        torn[i] ^= 0x10
+    array.write_bytes(torn)
+    capfd.readouterr()
+    loop.train(config, workdir)
+    out = capfd.readouterr().out
+    assert "checkpoint 6 is broken" in out
+    assert "resumed from checkpoint 3" in out
+
+
+def test_goodput_is_the_share_of_wall_time_in_steps(tmp_path):
+    config = config_for(tmp_path, num_steps=200, checkpoint_every=20, evaluation__every=50)
+    began = time.time()
+    loop.train(config, tmp_path / "run")
+    wall = time.time() - began
+    first = lines_of(tmp_path / "run")[-1]
+    seconds = {name: value for name, value in first.items() if name.startswith("seconds/")}
+    assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)
+    assert first["goodput"] == pytest.approx(first["seconds/step"] / wall, rel=0.02)
+    for name in ("compile", "save", "evaluate", "step"):
+        assert seconds[f"seconds/{name}"] > 0
+
+
+def test_a_restart_counts_the_time_between_as_down():
+    former = {"step": 4, "time": 1000.0, "seconds/step": 30.0, "seconds/start": 10.0}
+    watch = Stopwatch(former, began=1100.0)
+    assert watch.seconds["down"] == 100.0
+    assert watch.seconds["step"] == 30.0
+
+
+def test_the_mean_over_a_window_weighs_predictions_and_leaves_out_what_is_not_finite():
+    def step(loss: float, predictions: float, skipped: int) -> StepMetrics:
+        values = dict.fromkeys(StepMetrics._fields, 0.0) | {"accuracy": 0.5, "tokens": 10.0, "grad_norm": loss}
+        values |= {"loss": loss, "predictions": predictions, "skipped_steps": skipped}
+        return StepMetrics(**{name: np.float32(value) for name, value in values.items()})
+
+    scalars = window_means([step(2.0, 30, 0), step(float("nan"), 50, 1), step(6.0, 10, 1)])
+    assert scalars["loss"] == 3.0
+    assert scalars["accuracy"] == 0.5
+    assert scalars["tokens"] == 30
+    assert (scalars["grad_norm"], scalars["skipped_steps"]) == (6.0, 1)  # of the last step
+
+
+def test_the_second_interrupt_aborts(capfd):
+    told = []
+
+    def work() -> None:
+        with StopSignal(told.append):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)
+            assert told == ["SIGINT"]
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    err = capfd.readouterr().err
+    assert "Ctrl-C aborts at once" in err
+    assert "aborting" in err
+
+
+def test_a_second_ctrl_c_saves_the_last_whole_step(tmp_path, monkeypatch):
+    config = config_for(tmp_path, num_steps=50, checkpoint_every=100)
+    evaluate_count = []
+
+    def impatient(step_watch):
+        evaluate_count.append(1)
+        if len(evaluate_count) == 7:
+            raise KeyboardInterrupt  # what the second Ctrl-C raises in the main thread
+
+    monkeypatch.setattr(loop.Watchdog, "step", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "run")
+    assert len(steps_in(tmp_path / "run")) == 1
