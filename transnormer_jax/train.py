@@ -11,11 +11,9 @@ On a TPU pod and with `srun`, run this same command on every host. Elsewhere, te
     python train.py --config=... --workdir=... --coordinator=host0:8476 --num_processes=2 --process_id=0
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 
@@ -27,7 +25,7 @@ _MEMBERSHIP = processes.define_flags()
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        train(command.read_config_flag(_CONFIG), Path(_WORKDIR.value))
+        train(command.read_config_flag(_CONFIG), storage.as_path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from transnormer_jax import storage
 from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
@@ -41,9 +41,9 @@ class Checkpoints:
     Every method is called by all processes alike.
     """
 
-    def __init__(self, workdir: Path, *, config: Config, tokenizer: str):
+    def __init__(self, workdir: storage.AnyPath, *, config: Config, tokenizer: str):
         """Opens the directory, and makes it if need be; `tokenizer` is a fingerprint."""
-        self._directory = workdir.absolute() / "checkpoints"
+        self._directory = storage.absolute(workdir) / "checkpoints"
         self._config, self._tokenizer = config, tokenizer
         _silence_repetitions()
         options = ocp.CheckpointManagerOptions(

@@ -1,12 +1,13 @@
 """The training program, from a configuration to a finished run. Run again, it resumes."""
 
+import dataclasses
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, multihost, placement_table
 from transnormer_jax.errors import UserError
@@ -26,10 +27,16 @@ from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.watchdog import Watchdog
-from transnormer_jax.training.workdir import changed_rows, model_to_begin_with, write_config
+from transnormer_jax.training.workdir import (
+    changed_rows,
+    find_tokenizer,
+    keep_tokenizer,
+    model_to_begin_with,
+    write_config,
+)
 
 
-def train(config: Config, workdir: Path) -> dict[str, float] | None:
+def train(config: Config, workdir: storage.AnyPath) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
@@ -44,6 +51,8 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         not finite.
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
+    workdir = storage.check_workdir(workdir)
+    config = find_tokenizer(config, workdir)
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
@@ -65,8 +74,11 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
             f"warning: {' and '.join(changed)} changed since the last start: the run goes on at row {rows_read:,} of "
             "the new rows, so parts of an epoch may come twice or not at all."
         )
+    keep_tokenizer(workdir, config)
     write_config(workdir, config)
-    writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
+    writer = MetricWriter(
+        workdir, first_step=first_step + 1, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
+    )
     _introduce(config, workdir, mesh, state, setup)
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
@@ -176,7 +188,7 @@ def _begin(config: Config, assembly: Assembly) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, assembly.optimizer.init(params))
 
     if config.init_from:
-        step, params = restore_params(Path(config.init_from), assembly.state.params)
+        step, params = restore_params(storage.as_path(config.init_from), assembly.state.params)
         print(f"begins with the parameters of step {step} of {config.init_from}")
         return jax.jit(around, out_shardings=assembly.shardings, donate_argnums=0)(params)
     begin = jax.jit(lambda key: around(assembly.task.init(key)), out_shardings=assembly.shardings)
@@ -189,7 +201,7 @@ def _in_words(result: dict[str, float]) -> str:
     return " | ".join([*words[:-1], duration(result["seconds"])])
 
 
-def _introduce(config: Config, workdir: Path, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
+def _introduce(config: Config, workdir: storage.AnyPath, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
     print(
         f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"

@@ -1,11 +1,11 @@
 """Which checkpoint of several is read: the newest that every process can read."""
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
@@ -28,7 +28,7 @@ class Found[T](NamedTuple):
     broken: dict[int, str]
 
 
-def newest_readable[T](directory: Path, steps: Iterable[int], read: Callable[[int], T]) -> Found[T] | None:
+def newest_readable[T](directory: epath.Path, steps: Iterable[int], read: Callable[[int], T]) -> Found[T] | None:
     """Reads checkpoints from the newest down to the first that can be read; called by all processes alike.
 
     Args:
