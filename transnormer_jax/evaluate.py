@@ -7,11 +7,10 @@ are those of the run; the dataset is that of --config, or that of the run if --c
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import evaluate_run
 
@@ -25,7 +24,7 @@ def main() -> None:
     """Evaluates."""
     config = command.read_config_flag(_CONFIG) if _CONFIG.value else None
     with processes.joined(_MEMBERSHIP()):
-        print(json.dumps(evaluate_run(Path(_WORKDIR.value), config, _SPLIT.value)))
+        print(json.dumps(evaluate_run(storage.as_path(_WORKDIR.value), config, _SPLIT.value)))
 
 
 if __name__ == "__main__":

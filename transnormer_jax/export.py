@@ -20,13 +20,13 @@ from absl import flags
 from jaxtyping import Array, Int
 from safetensors.flax import save_file
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.data import tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
 from transnormer_jax.models import Cache, TransNormerLLM
-from transnormer_jax.training.workdir import read_config, tokenizer_name
+from transnormer_jax.training.workdir import read_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
 _INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
@@ -128,7 +128,7 @@ def _nested(flat: dict[str, Array]) -> dict[str, Any]:
     return nested
 
 
-def _check_new(directory: Path) -> None:
+def _check_new(directory: storage.AnyPath) -> None:
     if directory.exists():
         raise UserError(f"{str(directory)!r} exists: choose another --out.")
 
@@ -139,15 +139,15 @@ def _directories(directory: str, names: list[str]) -> list[str]:
 
 def main() -> None:
     """Exports."""
-    directory = Path(_OUT.value)
-    _check_new(directory)  # before the model is read
-    export_model(command.load_generator(_WORKDIR.value, int8=_INT8.value), directory, _WINDOW.value)
-    workdir = Path(_WORKDIR.value)
-    tokenizer = tokenizer_directory(tokenizer_name(workdir, read_config(workdir)))
-    if tokenizer is not None:
-        shutil.copytree(tokenizer, directory / "tokenizer", ignore=_directories)
-    megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
-    print(f"wrote {directory}: prefill, decode and parameters, {megabytes:,.1f} MB")
+    out = storage.as_path(_OUT.value)
+    _check_new(out)  # before the model is read
+    with storage.written_locally(out) as directory:
+        export_model(command.load_generator(_WORKDIR.value, int8=_INT8.value), directory, _WINDOW.value)
+        tokenizer = tokenizer_directory(read_config(storage.as_path(_WORKDIR.value)).data.tokenizer)
+        if tokenizer is not None:
+            shutil.copytree(tokenizer, directory / "tokenizer", ignore=_directories)
+        megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
+    print(f"wrote {out}: prefill, decode and parameters, {megabytes:,.1f} MB")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.data import load_examples
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference.images import sample_images, sample_images_recomputing
@@ -36,7 +36,7 @@ _SHAPES = {784: (28, 28, 1), 1024: (32, 32, 1), 3072: (32, 32, 3)}
 
 def main() -> None:
     """Draws."""
-    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
+    workdir, out = storage.as_path(_WORKDIR.value), storage.as_path(_OUT.value)
     config = read_config(workdir)
     if config.task.name != "images":
         raise UserError(f"{str(workdir)!r} holds a model of the task {config.task.name!r}: give a run of 'images'.")
@@ -52,7 +52,8 @@ def main() -> None:
             f"images of {held_out.shape[1]} bytes have no known shape: choose a dataset of {sorted(_SHAPES)} bytes."
         )
     images = complete(config, run.params, held_out, given=_GIVEN.value, seed=_SEED.value)
-    save_grid(images if _GIVEN.value == 1 else beside(images, held_out), out)
+    with storage.written_locally(out) as file:
+        save_grid(images if _GIVEN.value == 1 else beside(images, held_out), file)
     print(f"wrote {out}: {_COUNT.value} images of step {run.step}, {_GIVEN.value} of {images.shape[1]} bytes given")
 
 

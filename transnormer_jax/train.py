@@ -16,7 +16,7 @@ import sys
 
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 from transnormer_jax.training.goodput import process_start_time
@@ -30,7 +30,8 @@ _MEMBERSHIP = processes.define_flags()
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        result = train(command.read_config_flag(_CONFIG), _WORKDIR.value, began=process_start_time())
+        workdir = storage.as_path(_WORKDIR.value)
+        result = train(command.read_config_flag(_CONFIG), workdir, began=process_start_time())
     if result is None:
         sys.exit(STOPPED)
 

@@ -19,14 +19,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from transnormer_jax import command
-from transnormer_jax.convert.hugging_face import copy_tokenizer, empty_params, load_hugging_face, save_hugging_face
+from transnormer_jax import command, storage
+from transnormer_jax.convert.hugging_face import empty_params, load_hugging_face, save_hugging_face
 from transnormer_jax.convert.model_card import model_card
-from transnormer_jax.data import tokenizer_directory
+from transnormer_jax.data import copy_tokenizer, tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.training.parameters import restore_params
-from transnormer_jax.training.workdir import load_params, read_config, tokenizer_name, write_model
+from transnormer_jax.training.workdir import load_params, read_config, write_model
 
 _FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to import: config.json, weights, tokenizer.")
 _TO = flags.DEFINE_string("to_hugging_face", "", "Directory to create.")
@@ -36,20 +36,21 @@ _VERIFY = flags.DEFINE_string("verify", "", "File .npz with ids and reference lo
 
 def main() -> None:
     """Converts."""
-    workdir, given = Path(_WORKDIR.value), [bool(x) for x in (_FROM.value, _TO.value, _VERIFY.value)]
+    workdir, given = storage.as_path(_WORKDIR.value), [bool(x) for x in (_FROM.value, _TO.value, _VERIFY.value)]
     if not any(given) or (_FROM.value and _TO.value):
         raise UserError("give one of --from_hugging_face=DIR and --to_hugging_face=DIR, or --verify=FILE.")
     report: dict[str, Any] = {"workdir": str(workdir)}
     if _FROM.value:
-        report |= _read(Path(_FROM.value), workdir)
+        report |= _read(storage.local_copy(_FROM.value), workdir)
     if _TO.value:
-        report |= _write(workdir, Path(_TO.value))
+        report |= _write(workdir, storage.as_path(_TO.value))
     if _VERIFY.value:
-        report |= _verify(workdir, Path(_VERIFY.value))
+        report |= _verify(workdir, storage.local_copy(_VERIFY.value))
     print(json.dumps(report))
 
 
-def _read(directory: Path, workdir: Path) -> dict[str, Any]:
+def _read(directory: Path, workdir: storage.AnyPath) -> dict[str, Any]:
+    storage.check_workdir(workdir)
     if (workdir / "config.json").exists() or (workdir / "checkpoints").exists():
         raise UserError(f"{str(workdir)!r} holds a run already: give a new --workdir.")
     config, params = load_hugging_face(directory)
@@ -61,17 +62,18 @@ def _read(directory: Path, workdir: Path) -> dict[str, Any]:
     return {"parameters": num_parameters, "dtype": config.param_dtype, "tokenizer": carried}
 
 
-def _write(workdir: Path, directory: Path) -> dict[str, Any]:
+def _write(workdir: storage.AnyPath, target: storage.AnyPath) -> dict[str, Any]:
     config = _model_config(workdir)
     step, params = restore_params(workdir, empty_params(config))
-    name = tokenizer_name(workdir, read_config(workdir))
+    name = read_config(workdir).data.tokenizer
     card = model_card(workdir, step, sum(x.size for x in jax.tree.leaves(params)))
-    save_hugging_face(directory, config, params, Path(name).expanduser() if tokenizer_directory(name) else None)
-    (directory / "README.md").write_text(card, encoding="utf-8")
-    return {"to_hugging_face": str(directory), "step": step}
+    with storage.written_locally(target) as directory:
+        save_hugging_face(directory, config, params, storage.local_copy(name) if tokenizer_directory(name) else None)
+        (directory / "README.md").write_text(card, encoding="utf-8")
+    return {"to_hugging_face": str(target), "step": step}
 
 
-def _verify(workdir: Path, file: Path) -> dict[str, Any]:
+def _verify(workdir: storage.AnyPath, file: Path) -> dict[str, Any]:
     try:
         with np.load(file) as arrays:
             ids, expected = np.asarray(arrays["ids"], np.int32), np.asarray(arrays["logits"], np.float32)
@@ -88,7 +90,7 @@ def _verify(workdir: Path, file: Path) -> dict[str, Any]:
     return {"largest_logit_difference": float(np.abs(found - expected).max())}
 
 
-def _model_config(workdir: Path) -> TransNormerLLMConfig:
+def _model_config(workdir: storage.AnyPath) -> TransNormerLLMConfig:
     model = read_config(workdir).model
     if not isinstance(model, TransNormerLLMConfig):
         raise UserError(f"{str(workdir)!r} holds no TransNormerLLM, the only model that has a form on Hugging Face.")

@@ -14,14 +14,9 @@ import numpy as np
 from transnormer_jax.convert.configuration import read_configuration, write_configuration
 from transnormer_jax.convert.names import HEAD, Part, tensor_parts
 from transnormer_jax.convert.tensors import open_tensors, read_json, write_tensors
-from transnormer_jax.data import load_tokenizer
+from transnormer_jax.data import copy_tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-
-# What belongs to a tokenizer, and goes with the weights.
-_OF_GPT2 = ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # pairs of files
-_VOCABULARIES = ("tokenizer.model", "tokenizer.json", *_OF_GPT2)
-_BESIDE_THEM = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 _EMBEDDING = "model.embed_tokens.weight"
 _ALIGNMENT = 64  # bytes, of JAX's own arrays
@@ -102,20 +97,6 @@ def empty_params(config: TransNormerLLMConfig) -> Any:
     tokens = jnp.zeros((1, 1), jnp.int32)
     abstract = jax.eval_shape(TransNormerLLM(config).init, jax.random.key(0), tokens)["params"]
     return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)
-
-
-def copy_tokenizer(source: Path, target: Path) -> bool:
-    """Copies the files of a tokenizer from a directory, or a file and its companions; whether there are any."""
-    directory = source if source.is_dir() else source.parent
-    files = {name: directory / name for name in (*_VOCABULARIES, *_BESIDE_THEM)}
-    if source.is_file() and source.name not in _OF_GPT2:
-        # Under the name by which other programs know it, and without another tokenizer that lies beside it.
-        files = {f"tokenizer{source.suffix}": source} | {name: directory / name for name in _BESIDE_THEM}
-    found = {name: file for name, file in files.items() if file.is_file()}
-    for name, file in found.items():
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, target / name)
-    return bool(found)
 
 
 def _border_ids(tokenizer: Path) -> dict[str, int]:

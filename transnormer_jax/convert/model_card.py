@@ -2,15 +2,14 @@
 
 import json
 from importlib.resources import files
-from pathlib import Path
 
 import jinja2
 
-from transnormer_jax import __version__
+from transnormer_jax import __version__, storage
 from transnormer_jax.training.workdir import read_config
 
 
-def model_card(workdir: Path, step: int, num_parameters: int) -> str:
+def model_card(workdir: storage.AnyPath, step: int, num_parameters: int) -> str:
     """Returns a model card in Hugging Face's form.
 
     Args:

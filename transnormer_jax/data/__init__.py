@@ -15,7 +15,14 @@ from transnormer_jax.data.rows import Rows, batches_of
 from transnormer_jax.data.splits import load_conversations, load_split
 from transnormer_jax.data.streams import evaluation_windows
 from transnormer_jax.data.tokenized import TokenizedDocuments
-from transnormer_jax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_directory
+from transnormer_jax.data.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    copy_tokenizer,
+    load_tokenizer,
+    tokenizer_directory,
+    tokenizer_exists,
+)
 
 __all__ = [
     "RELEASED_TEMPLATE",
@@ -34,6 +41,7 @@ __all__ = [
     "TokenizedDocuments",
     "Tokenizer",
     "batches_of",
+    "copy_tokenizer",
     "evaluation_windows",
     "example_batches",
     "find_chat_template",
@@ -42,5 +50,6 @@ __all__ = [
     "load_split",
     "load_tokenizer",
     "tokenizer_directory",
+    "tokenizer_exists",
     "train_batches",
 ]

@@ -161,9 +161,9 @@ def find_chat_template(tokenizer_directory: Path) -> str | None:
     """The chat template beside a tokenizer of Hugging Face, or None."""
     alone = tokenizer_directory / "chat_template.jinja"
     if alone.is_file():
-        return alone.read_text()
+        return alone.read_text(encoding="utf-8")
     path = tokenizer_directory / "tokenizer_config.json"
-    template = json.loads(path.read_text()).get("chat_template") if path.is_file() else None
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
     if isinstance(template, list):  # Several, by name.
         template = {each["name"]: each["template"] for each in template}.get("default")
     return template

@@ -10,10 +10,10 @@ import numpy as np
 from transnormer_jax.data.columns import Array, RaggedColumn, open_columns, write_columns
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.encoding import Encoding, frame_statistics
-from transnormer_jax.data.publish import publish
 from transnormer_jax.data.records import fingerprint, open_source, prepared, read_records
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError
+from transnormer_jax.storage import publish
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

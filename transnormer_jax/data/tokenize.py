@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
-from transnormer_jax.data.publish import publish
 from transnormer_jax.data.tokenized import (
     Manifest,
     Shard,
@@ -32,6 +31,7 @@ from transnormer_jax.data.tokenized import (
     shard_file,
 )
 from transnormer_jax.errors import UserError
+from transnormer_jax.storage import publish
 
 # A shard is what a killed run may lose; many small files would burden every later start.
 _SHARD_BYTES = 1 << 24

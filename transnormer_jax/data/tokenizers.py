@@ -8,9 +8,14 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from transnormer_jax import storage
 from transnormer_jax.data.subword_tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
-from transnormer_jax.errors import UserError
+from transnormer_jax.errors import UserError, first_line
 
+# What belongs to a tokenizer, and goes with the weights.
+_OF_GPT2 = ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # pairs of files
+_VOCABULARIES = ("tokenizer.model", "tokenizer.json", *_OF_GPT2)
+_BESIDE_THEM = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _DIRECTORY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "encoder.json")
 
 
@@ -58,9 +63,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name == "bytes":
         return ByteTokenizer()
-    path = Path(name).expanduser()
-    if not path.exists():
+    if not tokenizer_exists(name):
         raise UserError(f"unknown tokenizer {name!r}: use 'bytes' or the path of a tokenizer file or directory.")
+    path = storage.local_copy(name)
     if path.is_dir():
         path = next((path / file for file in _DIRECTORY_FILES if (path / file).exists()), path)
     if path.suffix == ".model":
@@ -72,10 +77,41 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def tokenizer_directory(name: str) -> Path | None:
     """Where the files of the tokenizer of this name lie, or None if it has no files."""
-    path = Path(name).expanduser()
-    if not path.exists():
+    if name == "bytes" or not tokenizer_exists(name):
         return None
+    path = storage.local_copy(name)
     return path if path.is_dir() else path.parent
+
+
+def tokenizer_exists(name: str) -> bool:
+    """Returns whether `load_tokenizer` finds something of this name."""
+    try:
+        return name == "bytes" or storage.as_path(name).exists()
+    except UserError:
+        raise
+    except Exception as error:  # of any store
+        raise UserError(
+            f"cannot look for the tokenizer {name!r} ({first_line(error)}): check the network and the credentials."
+        ) from error
+
+
+def copy_tokenizer(source: Path, target: storage.AnyPath) -> bool:
+    """Copies the files of a tokenizer and its chat template; whether there are any.
+
+    Args:
+      source: a local directory, or a file of which the companions lie beside it.
+      target: a directory on a disk or a store.
+    """
+    directory = source if source.is_dir() else source.parent
+    files = {name: directory / name for name in (*_VOCABULARIES, *_BESIDE_THEM)}
+    if source.is_file() and source.name not in _OF_GPT2:
+        # Under the name by which other programs know it, and without another tokenizer that lies beside it.
+        files = {f"tokenizer{source.suffix}": source} | {name: directory / name for name in _BESIDE_THEM}
+    found = {name: file for name, file in files.items() if file.is_file()}
+    for name, file in found.items():
+        target.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(file.read_bytes())
+    return bool(found)
 
 
 class ByteTokenizer:

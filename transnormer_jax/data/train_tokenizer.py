@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from transnormer_jax import command
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.publish import publish
 from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
+from transnormer_jax.storage import publish
 
 _CONFIG = command.define_config_flag()
 _KIND = flags.DEFINE_enum("kind", "bpe", ["bpe", "unigram"], "Byte-pair encoding, or SentencePiece's unigram model.")

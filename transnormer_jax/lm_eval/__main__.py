@@ -7,11 +7,10 @@ Python, `transnormer_jax.lm_eval.model.TransNormerHarness(generator)` is a model
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
@@ -35,7 +34,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is missing: in a clone, pip install -e '.[lm_eval]'.") from error
     if _OUT.value:  # before the work, which would be lost where nothing can be written
-        Path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
+        storage.as_path(_OUT.value).parent.mkdir(parents=True, exist_ok=True)
     manager = TaskManager(include_path=_INCLUDE_PATH.value)
     for task in _TASKS.value:
         if not manager.match_tasks([task]):
@@ -47,7 +46,7 @@ def main() -> None:
     print(make_table(results))
     if _OUT.value:
         kept = {name: results[name] for name in ("results", "versions", "n-shot", "n-samples", "higher_is_better")}
-        Path(_OUT.value).write_text(json.dumps(kept, indent=1, default=str) + "\n")
+        storage.write_text(storage.as_path(_OUT.value), json.dumps(kept, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@
 The page needs no network. Samples, and how far each head remembers, are included for a TransNormerLLM trained on text.
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, storage
 from transnormer_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
@@ -25,14 +23,14 @@ def main() -> None:
     """Writes the page."""
     with command.extra("report", "matplotlib"):
         from transnormer_jax.report.page import render
-    workdir = Path(_WORKDIR.value)
+    workdir = storage.as_path(_WORKDIR.value)
     page = render(workdir, _PROMPT.value, _MAX_NEW_TOKENS.value, _TEMPERATURE.value)
-    out = Path(_OUT.value) if _OUT.value else workdir / "report.html"
+    out = storage.as_path(_OUT.value) if _OUT.value else workdir / "report.html"
     try:
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {str(out)!r} ({error.strerror}): choose another --out.") from error
-    print(f"wrote {out}, {out.stat().st_size / 1e3:,.0f} kB")
+        out.write_text(page)
+    except Exception as error:  # of any store
+        raise UserError(f"cannot write {str(out)!r} ({storage.reason(error)}): choose another --out.") from error
+    print(f"wrote {out}, {len(page.encode()) / 1e3:,.0f} kB")
 
 
 if __name__ == "__main__":

@@ -4,20 +4,20 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
+from transnormer_jax import storage
 from transnormer_jax.data import load_split
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.models.transnormer_llm import log_decays
 from transnormer_jax.training import load_workdir
-from transnormer_jax.training.metrics import read_metrics
+from transnormer_jax.training.metrics import metrics_of, read_metrics
 from transnormer_jax.training.parameters import saved_steps
 from transnormer_jax.training.workdir import Run
 
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
     text: str
 
 
-def metrics_by_name(workdir: Path) -> dict[str, list[tuple[int, float]]]:
+def metrics_by_name(workdir: storage.AnyPath) -> dict[str, list[tuple[int, float]]]:
     """Returns every metric of a run as (step, value), rising; steps at which it was not finite are left out.
 
     Raises:
@@ -49,10 +49,9 @@ def metrics_by_name(workdir: Path) -> dict[str, list[tuple[int, float]]]:
     """
     metrics: dict[str, dict[int, float]] = {}
     for line in read_metrics(workdir):
-        step = line.pop("step")
-        for name, value in line.items():
+        for name, value in metrics_of(line).items():
             if value is not None:
-                metrics.setdefault(name, {})[step] = value
+                metrics.setdefault(name, {})[line["step"]] = value
     return {name: sorted(values.items()) for name, values in metrics.items()}
 
 
@@ -70,7 +69,7 @@ def parameter_table(params: Any) -> list[Parameter]:
     ]
 
 
-def samples(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) -> Iterator[Sample]:
+def samples(workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperature: float) -> Iterator[Sample]:
     """Yields how every checkpoint that can be read goes on from the prompt, from the first to the last."""
     for step in saved_steps(workdir):
         try:

@@ -1,10 +1,10 @@
 """The page: curves, samples of the checkpoints, the memory of the heads, parameters and configuration."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jinja2
 
+from transnormer_jax import storage
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.report import contents, pictures
@@ -26,7 +26,7 @@ _CURVES = (
 _RESULTS = ("loss", "bits_per_byte", "accuracy")
 
 
-def render(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) -> str:
+def render(workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperature: float) -> str:
     """Returns HTML that refers to nothing outside itself.
 
     Args:
@@ -50,7 +50,7 @@ def render(workdir: Path, prompt: str, max_new_tokens: int, temperature: float) 
         heads, notes = _heads(run, config)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("transnormer_jax.report", ""), autoescape=True)
     return environment.get_template("page.html.jinja").render(
-        title=f"{workdir.resolve().name}: {run.config.architecture}, {run.config.task.name}",
+        title=f"{storage.absolute(workdir).name}: {run.config.architecture}, {run.config.task.name}",
         facts=[
             ("parameters", f"{sum(row.size for row in parameters):,}"),
             ("step", f"{run.step:,} of {run.config.num_steps:,}"),

@@ -11,16 +11,15 @@ import asyncio
 import os
 import signal
 import socket
-from pathlib import Path
 
 from absl import flags
 
-from transnormer_jax import command
-from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate, find_chat_template, tokenizer_directory
+from transnormer_jax import command, storage
+from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request
 from transnormer_jax.inference.decoding import SHORTEST_WINDOW, WINDOW
-from transnormer_jax.training.workdir import read_config, tokenizer_name
+from transnormer_jax.training.workdir import chat_template, read_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
 _INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
@@ -72,7 +71,7 @@ def main() -> None:
     service = Service(
         Engine(batch, _MAX_REQUESTS.value),
         tokenizer,
-        _MODEL.value or Path(_WORKDIR.value).resolve().name,
+        _MODEL.value or storage.absolute(storage.as_path(_WORKDIR.value)).name,
         ChatTemplate(source, tokenizer) if source else None,
         max_new_tokens=_MAX_NEW_TOKENS.value,
         max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
@@ -120,15 +119,10 @@ def _chat_template() -> str | None:
         return RELEASED_TEMPLATE
     if _CHAT_TEMPLATE.value:
         try:
-            return Path(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
+            return storage.local_copy(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the chat template ({error}): give a text file, or 'released'.") from error
-    workdir = Path(_WORKDIR.value)
-    config = read_config(workdir)
-    directory = tokenizer_directory(tokenizer_name(workdir, config))
-    own = None if directory is None else find_chat_template(directory)
-    # Fine-tuning takes the released one where the tokenizer has none.
-    return own or (RELEASED_TEMPLATE if config.task.name == "supervised_lm" else None)
+    return chat_template(read_config(storage.as_path(_WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
-from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
+from transnormer_jax import storage
 from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
 from transnormer_jax.log import log
@@ -47,18 +47,20 @@ class Checkpoints:
     Every method is called by all processes alike.
     """
 
-    def __init__(self, workdir: epath.Path, *, config: Config, tokenizer: str, losses: Mapping[int, float] = {}):
+    def __init__(
+        self, workdir: storage.AnyPath, *, config: Config, tokenizer: str, losses: Mapping[int, float] | None = None
+    ):
         """Opens the directory, and makes it if need be.
 
         Args:
-          workdir: of the run, absolute.
+          workdir: of the run.
           config: of the run.
           tokenizer: a fingerprint.
           losses: held-out losses of former starts of the run, by step.
         """
-        self._directory = workdir / "checkpoints"
+        self._directory = storage.absolute(workdir) / "checkpoints"
         self._config, self._tokenizer = config, tokenizer
-        self._losses = dict(losses)
+        self._losses = dict(losses or {})
         _silence_repetitions()
         _wait_without_devices()
         options = ocp.CheckpointManagerOptions(

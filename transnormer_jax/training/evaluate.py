@@ -1,11 +1,11 @@
 """The evaluation of a finished or running run, for `eval.py`."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, multihost
 from transnormer_jax.errors import UserError
@@ -13,10 +13,10 @@ from transnormer_jax.training.config import Config
 from transnormer_jax.training.metrics import finite
 from transnormer_jax.training.placement import check_mesh
 from transnormer_jax.training.setup import load_evaluation
-from transnormer_jax.training.workdir import load_workdir, read_config, tokenizer_name, write_json
+from transnormer_jax.training.workdir import find_tokenizer, load_workdir, read_config, write_json
 
 
-def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -> dict[str, Any]:
+def evaluate_run(workdir: storage.AnyPath, config: Config | None = None, split: str = "") -> dict[str, Any]:
     """Evaluates the newest checkpoint of a run on a whole split, and writes `eval.json` into the workdir.
 
     Args:
@@ -30,9 +30,10 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     Raises:
       UserError: there is no such run or split, or the config's tokenizer is not the run's.
     """
+    workdir = storage.as_path(workdir)
     own = read_config(workdir)
-    config = config or own
-    tokenizer = load_tokenizer(tokenizer_name(workdir, own))
+    config = own if config is None else find_tokenizer(config, workdir)
+    tokenizer = load_tokenizer(own.data.tokenizer)
     if config is not own and load_tokenizer(config.data.tokenizer).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"the run has tokenizer {own.data.tokenizer!r}, the config {config.data.tokenizer!r}, which is another: "

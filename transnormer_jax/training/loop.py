@@ -1,5 +1,6 @@
 """The training program, from a configuration to a finished run. Run again, it resumes."""
 
+import dataclasses
 import math
 import socket
 import time
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
+from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, multihost, placement_table
 from transnormer_jax.errors import UserError
@@ -33,10 +35,16 @@ from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
 from transnormer_jax.training.watchdog import Watchdog
-from transnormer_jax.training.workdir import changed_rows, model_to_begin_with, write_config
+from transnormer_jax.training.workdir import (
+    changed_rows,
+    find_tokenizer,
+    keep_tokenizer,
+    model_to_begin_with,
+    write_config,
+)
 
 
-def train(config: Config, workdir: epath.PathLike, *, began: float | None = None) -> dict[str, float] | None:
+def train(config: Config, workdir: storage.AnyPath, *, began: float | None = None) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
@@ -52,9 +60,9 @@ def train(config: Config, workdir: epath.PathLike, *, began: float | None = None
         not finite.
     """
     began = time.time() if began is None else began
-    workdir = epath.Path(workdir).absolute()
-
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
+    workdir = storage.absolute(storage.check_workdir(workdir))
+    config = find_tokenizer(config, workdir)
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
@@ -77,11 +85,14 @@ def train(config: Config, workdir: epath.PathLike, *, began: float | None = None
             f"warning: {' and '.join(changed)} changed since the last start: the run goes on at row {rows_read:,} of "
             "the new rows, so some examples of this epoch may be repeated or skipped."
         )
+    keep_tokenizer(workdir, config)
     write_config(workdir, config)
     _introduce(config, workdir, mesh, state, setup)
 
     stopwatch = Stopwatch(_last_until(former, first_step), began)
-    writer = MetricWriter(workdir, first_step=first_step + 1, wandb_project=config.wandb_project)
+    writer = MetricWriter(
+        workdir, first_step=first_step + 1, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
+    )
     try:
         return _Loop(config, workdir, mesh, setup, assembly, checkpoints, writer, stopwatch, state, rows_read).run()
     finally:
@@ -264,7 +275,7 @@ def _begin(config: Config, assembly: Assembly) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), params, assembly.optimizer.init(params))
 
     if config.init_from:
-        step, params = restore_params(epath.Path(config.init_from), assembly.state.params)
+        step, params = restore_params(storage.as_path(config.init_from), assembly.state.params)
         log(f"begins with the parameters of step {step} of {config.init_from}")
         return jax.jit(around, out_shardings=assembly.shardings, donate_argnums=0)(params)
     begin = jax.jit(lambda key: around(assembly.task.init(key)), out_shardings=assembly.shardings)

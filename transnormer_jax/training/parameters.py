@@ -1,35 +1,35 @@
 """The parameters in a workdir without the rest of its checkpoints: for evaluation, generation and conversion."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import PyTree
 
+from transnormer_jax import storage
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.reading import each_for_itself, newest_readable
 
 _FILE_BYTES = 64 * 2**20  # of the files in which `save_params` lays parameters
 
 
-def save_params(workdir: Path, params: PyTree) -> None:
+def save_params(workdir: storage.AnyPath, params: PyTree) -> None:
     """Writes parameters as the checkpoint of step 0, which `restore_params` finds."""
     # What is compressed waits in memory until a file is full: by default nearly as much again as the parameters.
     args = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_FILE_BYTES)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(workdir.absolute() / "checkpoints" / "0" / "params", args)
+        checkpointer.save(_directory(workdir) / "0" / "params", args)
 
 
-def saved_steps(workdir: Path) -> list[int]:
+def saved_steps(workdir: storage.AnyPath) -> list[int]:
     """Returns the steps of the checkpoints in a workdir, rising."""
-    directory = workdir.absolute() / "checkpoints"
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in storage.children(_directory(workdir)) if path.name.isdigit())
 
 
-def restore_params(workdir: Path, abstract: PyTree, step: int | None = None) -> tuple[int, PyTree]:
+def restore_params(workdir: storage.AnyPath, abstract: PyTree, step: int | None = None) -> tuple[int, PyTree]:
     """Returns the newest step that can be read, and its parameters alone.
 
     Called by all processes alike.
@@ -43,7 +43,7 @@ def restore_params(workdir: Path, abstract: PyTree, step: int | None = None) -> 
     Raises:
       UserError: there is no checkpoint, or none that can be read.
     """
-    directory = workdir.absolute() / "checkpoints"
+    directory = _directory(workdir)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def described(x: Any) -> Any:
@@ -62,3 +62,7 @@ def restore_params(workdir: Path, abstract: PyTree, step: int | None = None) -> 
     for broken, reason in found.broken.items():
         print(f"warning: checkpoint {broken} is broken ({reason}); took the one before.", file=sys.stderr)
     return found.step, found.content
+
+
+def _directory(workdir: storage.AnyPath) -> epath.Path:
+    return storage.absolute(workdir) / "checkpoints"
