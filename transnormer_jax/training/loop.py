@@ -5,11 +5,10 @@ import time
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import make_mesh, multihost, placement_table
+from transnormer_jax.distributed import make_mesh, multihost
 from transnormer_jax.errors import UserError
 from transnormer_jax.tasks import Params
 from transnormer_jax.training.assembly import Assembly, assemble, jit_train_step
@@ -23,9 +22,10 @@ from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.placement import check_mesh, place_batch
 from transnormer_jax.training.profiler import Profiler
 from transnormer_jax.training.progress import Progress, duration
-from transnormer_jax.training.setup import TrainingSetup, load_setup
+from transnormer_jax.training.setup import load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
+from transnormer_jax.training.summary import introduce
 from transnormer_jax.training.watchdog import Watchdog
 from transnormer_jax.training.workdir import (
     changed_rows,
@@ -36,12 +36,13 @@ from transnormer_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: storage.AnyPath) -> dict[str, float] | None:
+def train(config: Config, workdir: storage.AnyPath, *, print_parameters: bool = False) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: of the run.
       workdir: of its configuration, checkpoints and metrics; made if it does not exist.
+      print_parameters: whether the table of the parameters, which `parameters.txt` holds, is printed.
 
     Returns:
       The last evaluation, or None if a signal stopped the run.
@@ -79,7 +80,7 @@ def train(config: Config, workdir: storage.AnyPath) -> dict[str, float] | None:
     writer = MetricWriter(
         workdir, first_step=first_step + 1, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
     )
-    _introduce(config, workdir, mesh, state, setup)
+    introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
 
     # ---- Compile ahead, so that the time it takes is known and not part of any rate. ----
     abstract_batch = place_batch(rows[0], config.batch_size, mesh)
@@ -199,15 +200,3 @@ def _in_words(result: dict[str, float]) -> str:
     """The metrics of an evaluation, in one line."""
     words = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in result.items()]
     return " | ".join([*words[:-1], duration(result["seconds"])])
-
-
-def _introduce(config: Config, workdir: storage.AnyPath, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
-    print(
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
-    )
-    print(placement_table(state.params))
-    total = sum(x.size for x in jax.tree.leaves(state.params))
-    print(f"{total:,} parameters; {config.model}")
-    steps = setup.training.per_epoch / config.batch_size
-    print(f"task {config.task.name}: {setup.training.description}; {steps:,.1f} steps an epoch", flush=True)
