@@ -16,22 +16,25 @@ import sys
 
 from absl import flags
 
-from transnormer_jax import command, storage
+from transnormer_jax import command, config_flag, storage
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 from transnormer_jax.training.goodput import process_start_time
 from transnormer_jax.training.stop_signal import STOPPED
 
-_CONFIG = command.define_config_flag()
+_CONFIG = config_flag.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
+_PRINT_PARAMETERS = flags.DEFINE_bool(
+    "print_parameters", False, "Print the table of all parameters, which is in parameters.txt in the workdir."
+)
 _MEMBERSHIP = processes.define_flags()
 
 
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        workdir = storage.as_path(_WORKDIR.value)
-        result = train(command.read_config_flag(_CONFIG), workdir, began=process_start_time())
+        config, workdir = config_flag.read_config_flag(_CONFIG), storage.as_path(_WORKDIR.value)
+        result = train(config, workdir, began=process_start_time(), print_parameters=_PRINT_PARAMETERS.value)
     if result is None:
         sys.exit(STOPPED)
 

@@ -1,10 +1,8 @@
 """The training program, from a configuration to a finished run. Run again, it resumes."""
 
 import dataclasses
-import math
 import socket
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,13 +12,14 @@ from jax.sharding import Mesh
 
 from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import make_mesh, multihost, placement_table
+from transnormer_jax.distributed import make_mesh, multihost
 from transnormer_jax.errors import UserError
 from transnormer_jax.log import log
 from transnormer_jax.tasks import Params
 from transnormer_jax.training.assembly import Assembly, assemble, jit_train_step
 from transnormer_jax.training.batches import batches_on_mesh
 from transnormer_jax.training.checkpoints import Checkpoints
+from transnormer_jax.training.chosen_step import held_out_losses
 from transnormer_jax.training.compilation_cache import use_compilation_cache
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.curriculum import row_length
@@ -34,6 +33,7 @@ from transnormer_jax.training.progress import Progress, duration, window_means
 from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
+from transnormer_jax.training.summary import introduce
 from transnormer_jax.training.watchdog import Watchdog
 from transnormer_jax.training.workdir import (
     changed_rows,
@@ -44,13 +44,16 @@ from transnormer_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: storage.AnyPath, *, began: float | None = None) -> dict[str, float] | None:
+def train(
+    config: Config, workdir: storage.AnyPath, *, began: float | None = None, print_parameters: bool = False
+) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: of the run.
       workdir: of its configuration, checkpoints and metrics; made if it does not exist.
       began: unix time in seconds at which this start of the run began, for its goodput; None is now.
+      print_parameters: whether the table of the parameters, which `parameters.txt` holds, is printed.
 
     Returns:
       The last evaluation, or None if a signal stopped the run.
@@ -73,7 +76,7 @@ def train(config: Config, workdir: storage.AnyPath, *, began: float | None = Non
     use_compilation_cache(config.compilation_cache, workdir)
     assembly = assemble(config, setup.task, mesh)
     former = multihost.broadcast_from_process0(_former_metrics(workdir))
-    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer, losses=_held_out_losses(former))
+    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer, losses=held_out_losses(former))
     restored = checkpoints.restore(assembly.state)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (_begin(config, assembly), 0)
@@ -87,12 +90,12 @@ def train(config: Config, workdir: storage.AnyPath, *, began: float | None = Non
         )
     keep_tokenizer(workdir, config)
     write_config(workdir, config)
-    _introduce(config, workdir, mesh, state, setup)
 
     stopwatch = Stopwatch(_last_until(former, first_step), began)
     writer = MetricWriter(
         workdir, first_step=first_step + 1, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
     )
+    introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
     try:
         return _Loop(config, workdir, mesh, setup, assembly, checkpoints, writer, stopwatch, state, rows_read).run()
     finally:
@@ -236,6 +239,7 @@ class _Loop:
     def _save(self) -> None:
         with self._stopwatch.during("save"):
             self._checkpoints.save(self._state, rows=self._rows_read)
+        self._writer.flush()
         self._save_requested, self._save_due, self._saved_at = False, False, time.monotonic()
 
     def _evaluate(self, step: int) -> dict[str, float] | None:
@@ -252,8 +256,9 @@ class _Loop:
             return None
         self._watchdog.step()
         self._progress.evaluated(result["seconds"])
-        self._checkpoints.evaluated(step, _mean_loss(result))
-        self._writer.write(step, {f"eval/{name}": value for name, value in result.items()})
+        scalars = {f"eval/{name}": value for name, value in result.items()}
+        self._checkpoints.evaluated(held_out_losses([{"step": step, **scalars}]))
+        self._writer.write(step, scalars)
         log(f"step {step} | held out: {_in_words(result)}")
         return result
 
@@ -299,34 +304,7 @@ def _last_until(lines: list[dict[str, Any]], step: int) -> dict[str, Any] | None
     return timed[-1] if timed else None
 
 
-def _held_out_losses(lines: list[dict[str, Any]]) -> dict[int, float]:
-    results = {
-        line["step"]: {name.removeprefix("eval/"): value for name, value in line.items() if name.startswith("eval/")}
-        for line in lines
-    }
-    return {step: _mean_loss(result) for step, result in results.items() if result}
-
-
-def _mean_loss(result: Mapping[str, Any]) -> float:
-    """The loss of an evaluation, or the mean of those of the sources of a mixture; infinite if it is not finite."""
-    losses = [value for name, value in result.items() if name.rpartition("/")[2] == "loss"]
-    known = losses and all(loss is not None and math.isfinite(loss) for loss in losses)
-    return sum(losses) / len(losses) if known else math.inf
-
-
 def _in_words(result: dict[str, float]) -> str:
     """The metrics of an evaluation, in one line."""
     words = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in result.items()]
     return " | ".join([*words[:-1], duration(result["seconds"])])
-
-
-def _introduce(config: Config, workdir: epath.Path, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
-    log(
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
-    )
-    log(placement_table(state.params))
-    total = sum(x.size for x in jax.tree.leaves(state.params))
-    log(f"{total:,} parameters; {config.model}")
-    steps = setup.training.per_epoch / config.batch_size
-    log(f"task {config.task.name}: {setup.training.description}; {steps:,.1f} steps an epoch")
