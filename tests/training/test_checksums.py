@@ -18,8 +18,8 @@ ARRAYS = {
 
 
 def test_a_sum_that_can_be_computed_by_hand():
-    assert checksums([np.array([5, 7, 11], np.int32)]) == [5 * 1 + 7 * 3 + 11 * 5]
-    assert checksums([np.array([-1], np.int32)]) == [2**32 - 1]
+    assert checksums([np.array([5, 7, 11], np.int32)]) == [f"int32:{5 * 1 + 7 * 3 + 11 * 5}"]
+    assert checksums([np.array([-1], np.int32)]) == [f"int32:{2**32 - 1}"]
 
 
 def test_the_same_on_hosts_and_on_devices_of_every_sharding():
@@ -42,3 +42,7 @@ def test_any_flipped_bit_is_noticed_and_its_array_named(name):
         with pytest.raises(CorruptError, match=name):
             verify(torn, expected)
     verify(ARRAYS, expected)
+
+
+def test_an_array_that_was_read_as_another_dtype_is_not_compared():
+    verify([ARRAYS["matrix"].astype(np.float16)], checksums([ARRAYS["matrix"]]))

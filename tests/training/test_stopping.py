@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.small_config import small_config, write_counting
-from transnormer_jax.training import loop
+from transnormer_jax.training import load_workdir, loop
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.goodput import Stopwatch
 from transnormer_jax.training.progress import window_means
@@ -101,6 +101,8 @@ def test_bytes_that_change_on_disk_are_noticed(tmp_path, capfd):
         torn[i] ^= 0x10
     array.write_bytes(torn)
     capfd.readouterr()
+    assert load_workdir(workdir).step == 3
+    assert "checkpoint 6 is broken" in capfd.readouterr().err
     loop.train(config, workdir)
     out = capfd.readouterr().out
     assert "checkpoint 6 is broken" in out

@@ -284,9 +284,9 @@ def _is_no_repetition(record: logging.LogRecord) -> bool:
 
 def _check(content: tuple[TrainState, Mapping[str, Any]]) -> None:
     state, metadata = content
-    if saved := metadata.get("checksums"):  # older checkpoints have none
-        verify(state.params, saved["params"])
-        verify(state.opt_state, saved["opt_state"])
+    saved = metadata.get("checksums", {})  # older checkpoints have none
+    verify(state.params, saved.get("params"))
+    verify(state.opt_state, saved.get("opt_state"))
 
 
 def _as_tree(opt_state: Any) -> list[Any]:

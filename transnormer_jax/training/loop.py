@@ -28,7 +28,7 @@ from transnormer_jax.training.goodput import Stopwatch
 from transnormer_jax.training.metrics import MetricWriter, read_metrics
 from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.placement import check_mesh, place_batch
-from transnormer_jax.training.profiler import Profiler
+from transnormer_jax.training.profiler import Profiler, serve_profiles
 from transnormer_jax.training.progress import Progress, duration, window_means
 from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
@@ -66,6 +66,7 @@ def train(
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
     workdir = storage.absolute(storage.check_workdir(workdir))
     config = find_tokenizer(config, workdir)
+    serve_profiles(config.profiler_port)
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)

@@ -1,5 +1,6 @@
 """The parameters in a workdir without the rest of its checkpoints: for evaluation, generation and conversion."""
 
+import json
 import sys
 from typing import Any
 
@@ -11,8 +12,10 @@ from jaxtyping import PyTree
 
 from transnormer_jax import storage
 from transnormer_jax.errors import UserError
+from transnormer_jax.training.checksums import checksums, verify
 from transnormer_jax.training.reading import each_for_itself, newest_readable
 
+_CHECKSUMS = "params_checksums.json"  # of `save_params`; those of a run are in its metadata
 _FILE_BYTES = 64 * 2**20  # of the files in which `save_params` lays parameters
 
 
@@ -20,8 +23,10 @@ def save_params(workdir: storage.AnyPath, params: PyTree) -> None:
     """Writes parameters as the checkpoint of step 0, which `restore_params` finds."""
     # What is compressed waits in memory until a file is full: by default nearly as much again as the parameters.
     args = ocp.args.PyTreeSave(params, ocdbt_target_data_file_size=_FILE_BYTES)
+    directory = _directory(workdir) / "0"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(_directory(workdir) / "0" / "params", args)
+        checkpointer.save(directory / "params", args)
+    storage.write_text(directory / _CHECKSUMS, json.dumps({"checksums": {"params": checksums(params)}}))
 
 
 def saved_steps(workdir: storage.AnyPath) -> list[int]:
@@ -55,13 +60,26 @@ def restore_params(workdir: storage.AnyPath, abstract: PyTree, step: int | None 
         found = newest_readable(
             directory,
             saved_steps(workdir) if step is None else [step],
-            lambda step: checkpointer.restore(directory / str(step) / "params", target),
+            lambda step: (
+                checkpointer.restore(directory / str(step) / "params", target),
+                _saved_checksums(directory / str(step)),
+            ),
+            lambda found: verify(*found),
         )
     if found is None:
         raise UserError(f"{str(workdir)!r} holds no checkpoint yet: train first.")
     for broken, reason in found.broken.items():
         print(f"warning: checkpoint {broken} is broken ({reason}); took the one before.", file=sys.stderr)
-    return found.step, found.content
+    params, _ = found.content
+    return found.step, params
+
+
+def _saved_checksums(directory: epath.Path) -> list[str] | None:
+    """Those of the parameters, of a run or of `save_params`; None in checkpoints that are older."""
+    for name in ("metadata/metadata", _CHECKSUMS):
+        if (directory / name).exists():
+            return json.loads((directory / name).read_text()).get("checksums", {}).get("params")
+    return None
 
 
 def _directory(workdir: storage.AnyPath) -> epath.Path:
