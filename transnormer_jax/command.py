@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
+from transnormer_jax import start
 from transnormer_jax.command_help import command_help
 from transnormer_jax.errors import UserError, did_you_mean, exit_on_user_error
 
@@ -52,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
             raise UserError(f"unexpected argument {left_over[0]!r}: flags have the form --name=value; see --help.")
         main()
 
-    exit_on_user_error(parse_and_run)
+    start.run_interruptible(lambda: exit_on_user_error(parse_and_run))
 
 
 def load_generator(workdir: str, *, int8: bool = False) -> Generator:

@@ -13,6 +13,11 @@ On a TPU pod and with `srun`, run this same command on every host. Elsewhere, te
 
 from pathlib import Path
 
+from transnormer_jax import start
+
+if __name__ == "__main__":
+    start.begin()  # before the imports that take seconds
+
 from absl import flags
 
 from transnormer_jax import command

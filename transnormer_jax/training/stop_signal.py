@@ -4,6 +4,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
+from transnormer_jax import start
+
 
 class StopSignal:
     """A context in which the first SIGTERM or SIGINT is only noted; a second SIGINT ends the program as usual."""
@@ -12,6 +14,7 @@ class StopSignal:
         self.name = ""
 
     def __enter__(self) -> Self:
+        start.loop_begins()
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
