@@ -2,5 +2,7 @@
 
 import runpy
 
+from transnormer_jax import start
+
 if __name__ == "__main__":
-    runpy.run_module("transnormer_jax.evaluate", run_name="__main__", alter_sys=True)
+    start.run_interruptible(lambda: runpy.run_module("transnormer_jax.evaluate", run_name="__main__", alter_sys=True))

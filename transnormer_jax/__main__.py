@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from transnormer_jax import start
 from transnormer_jax.errors import did_you_mean, fail
 
 # Command -> module, in the order of a model's life. `python -m MODULE` is the same.
@@ -38,7 +39,9 @@ def main() -> None:
         print(__version__)
     elif name in COMMANDS:
         del sys.argv[1]
-        runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True)
+        if name == "train":
+            start.begin()
+        start.run_interruptible(lambda: runpy.run_module(COMMANDS[name], run_name="__main__", alter_sys=True))
     else:
         fail(f"there is no command {name!r}: {did_you_mean(name, COMMANDS)}")
 

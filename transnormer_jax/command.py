@@ -5,22 +5,17 @@ starts at once, and where their packages are missing.
 """
 
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
 import absl.logging
 from absl import flags
 
-from transnormer_jax import config_flag
+from transnormer_jax import config_flag, start
 from transnormer_jax.command_help import command_help
 from transnormer_jax.errors import UserError, exit_on_user_error
-
-INTERRUPTED = 130
-"""Exit status after Ctrl-C: 128 + SIGINT, as shells have it."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -49,18 +44,7 @@ def run(main: Callable[[], None]) -> None:
             _log_from(flags.FLAGS.verbosity)
         main()
 
-    try:
-        exit_on_user_error(parse_and_run)
-    except KeyboardInterrupt:
-        leave_interrupted()
-
-
-def leave_interrupted() -> NoReturn:
-    """Ends the process after Ctrl-C, at once: threads and other processes of the run are not waited for."""
-    print("interrupted", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(INTERRUPTED)
+    start.run_interruptible(lambda: exit_on_user_error(parse_and_run))
 
 
 def _log_from(verbosity: int) -> None:

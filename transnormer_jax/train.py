@@ -14,13 +14,17 @@ On a TPU pod and with `srun`, run this same command on every host. Elsewhere, te
 
 import sys
 
+from transnormer_jax import start
+
+if __name__ == "__main__":
+    start.begin()  # before the imports that take seconds
+
 from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 from transnormer_jax.training.goodput import process_start_time
-from transnormer_jax.training.stop_signal import STOPPED
 
 _CONFIG = config_flag.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
@@ -36,7 +40,7 @@ def main() -> None:
         config, workdir = config_flag.read_config_flag(_CONFIG), storage.as_path(_WORKDIR.value)
         result = train(config, workdir, began=process_start_time(), print_parameters=_PRINT_PARAMETERS.value)
     if result is None:
-        sys.exit(STOPPED)
+        sys.exit(start.STOPPED)
 
 
 if __name__ == "__main__":

@@ -109,15 +109,18 @@ def test_names_are_checked():
         RULES.spec(("heads", "mlp"), (8,), {"tensor": 2})
 
 
+class Device:
+    """One of eight on two slices or nodes."""
+
+    def __init__(self, number: int, platform: str = "tpu"):
+        self.id, self.slice_index, self.process_index = number, number // 4, number // 4
+        self.platform, self.device_kind, self.coords, self.core_on_chip = platform, "cpu", (number % 4, 0, 0), 0
+
+    def __repr__(self):
+        return f"device {self.id}"
+
+
 def test_slices_lie_along_data_first():
-    class Device:
-        def __init__(self, number):
-            self.id, self.slice_index, self.process_index = number, number // 4, number // 4
-            self.platform, self.device_kind, self.coords, self.core_on_chip = "cpu", "cpu", (number % 4, 0, 0), 0
-
-        def __repr__(self):
-            return f"device {self.id}"
-
     devices = [Device(number) for number in range(8)]
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1), devices)
     assert mesh.shape["fsdp"] == 4
@@ -125,6 +128,28 @@ def test_slices_lie_along_data_first():
         assert {device.slice_index for device in mesh.devices[copy].flat} == {copy}
     with pytest.raises(UserError, match=r"does not fit 2 slices: make config.mesh.data a multiple of 2"):
         make_mesh(MeshConfig(data=1, tensor=8), devices)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axis"),
+    [
+        (MeshConfig(data=2, context=4), "data"),
+        (MeshConfig(data=1, fsdp=2, context=4), "fsdp"),
+        (MeshConfig(data=1, context=8), "context"),
+        (MeshConfig(data=1, context=2, tensor=4), "context"),
+        (MeshConfig(data=1, tensor=8), "tensor"),
+    ],
+)
+def test_nodes_lie_along_the_outermost_axis_that_they_divide(mesh, axis):
+    found = make_mesh(mesh, [Device(number, "gpu") for number in range(8)])
+    along = np.moveaxis(found.devices, found.axis_names.index(axis), 0)
+    halves = along.reshape(2, 4)
+    assert [{device.slice_index for device in half} for half in halves] == [{0}, {1}]
+
+
+def test_nodes_that_differ_are_refused():
+    with pytest.raises(UserError, match="the nodes have 4, 3 devices: start the run on nodes that are alike"):
+        make_mesh(MeshConfig(), [Device(number, "gpu") for number in range(7)])
 
 
 def test_the_head_of_a_transnormer_is_split_by_the_vocabulary():

@@ -58,7 +58,7 @@ def finish_well(run: list[forked.Program]) -> list[tuple[int, str, str]]:
 
 def wait_for_step(process: forked.Program, step: int) -> None:
     for line in process.lines():
-        if line.startswith(f"step {step:>2}/{STEPS}"):
+        if f"step {step:>2}/{STEPS}" in line:
             return
     raise AssertionError(process.communicate(timeout=10))
 
@@ -177,10 +177,12 @@ def lose(config: Path, workdir: Path, lost: int) -> None:
     status, _, err = results[1 - lost]
     assert results[lost][0] == -signal.SIGKILL
     assert status == LOST, err
-    (sentence,) = [line for line in err.splitlines() if "error: " in line]
-    assert "another process of this run has died" in sentence
+    (sentence,) = err.splitlines()[-1:]
+    assert f"process {lost} on {socket.gethostname().partition('.')[0]} was lost" in sentence
     assert "start all of them again" in sentence
-    assert "Traceback" not in err
+    assert sum("error: " in line for line in err.splitlines()) == 1
+    for word in ("Traceback", "coordination", "stack trace", "    @ "):
+        assert word not in err, err
 
 
 @pytest.mark.slow

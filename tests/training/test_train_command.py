@@ -12,9 +12,9 @@ import pytest
 
 from tests.commands import assert_fails, run, start, write_tiny_config
 from transnormer_jax.models import TransNormerLLM
+from transnormer_jax.start import STOPPED
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.parameters import restore_params
-from transnormer_jax.training.stop_signal import STOPPED
 from transnormer_jax.training.workdir import read_config
 
 pytestmark = pytest.mark.slow

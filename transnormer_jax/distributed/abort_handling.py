@@ -5,13 +5,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, NoReturn
+
+from transnormer_jax.distributed.stderr_filter import StderrFilter, lost_tasks
 
 # Exit status of a process that lost another.
 LOST = 3
-
-# What errors of collectives and of JAX's coordination service say when another process is gone, whatever their type.
-_SIGNS_OF_LOSS = ("gloo", "nccl", "coordinationservice", "coordination service", "heartbeat")
 
 
 class AbortHandler:
@@ -23,21 +23,25 @@ class AbortHandler:
     """
 
     def __init__(self) -> None:
-        self.sentence, self._status = "", LOST
-        self._handler: Any = None
+        self._handlers = list[Any]()  # kept: C may be about to call one
 
-    def expect_abort(self, sentence: str, status: int) -> None:
-        """From now on, an abort prints the sentence and ends with the exit status."""
-        self.sentence, self._status = sentence, status
-        if self._handler is None:
-            self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: leave(self.sentence, self._status))
-            self._signal(self._handler)
+    def expect_abort(self, output: StderrFilter, on_loss: Callable[[list[int]], None]) -> None:
+        """From now on, an abort for the loss of a process calls `on_loss`; any other stays one.
 
-    def stop_expecting(self) -> None:
-        """An abort is one again."""
-        if self._handler is not None:
-            self._signal(None)
-            self._handler = None
+        Args:
+          output: what the runtime writes to.
+          on_loss: takes the numbers of the lost processes, none where nothing names them, and does not return.
+        """
+
+        def handle(_: int) -> None:
+            lost = lost_tasks(output.held())
+            if lost is not None:
+                on_loss(lost)
+            print("error: the runtime aborted, and no process was lost: see above why.", file=sys.stderr, flush=True)
+            self._signal(None)  # abort() raises the signal again once this returns
+
+        self._handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(handle))
+        self._signal(self._handlers[-1])
 
     @staticmethod
     def _signal(handler: Any) -> None:
@@ -57,13 +61,3 @@ def leave(sentence: str, status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def is_loss(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that another process is gone."""
-    while error is not None:
-        text = str(error).lower()
-        if any(sign in text for sign in _SIGNS_OF_LOSS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

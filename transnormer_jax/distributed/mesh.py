@@ -4,9 +4,10 @@
 parameters too. `tensor` splits heads and channels; it talks most, so its devices are neighbours.
 """
 
+import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,7 +59,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges devices as `config` says, along the wires of a TPU slice where there are such.
 
-    Several slices are connected by a slow network: they are laid along `data`, and what is left of them along `fsdp`.
+    TPU slices, and machines with GPUs, are connected by a slow network: they are laid out along `data`, then along
+    `fsdp`, then along `context`. `tensor` spans GPU machines only if it is too large for one.
 
     Args:
       config: sizes of the axes.
@@ -68,27 +70,37 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       A mesh with all of `AXES`, over each of which XLA may divide operations.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or the slices divide neither `data` nor `fsdp`.
+      UserError: the sizes do not multiply to the number of devices, slices can only be laid out along `tensor`, or
+        machines have different numbers of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
-    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    counts = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
     shape = tuple(sizes.values())
-    if num_slices == 1:
+    if len(counts) == 1:
         array = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        across = _across_slices(sizes, num_slices)
-        within = tuple(size // across.get(axis, 1) for axis, size in sizes.items())
-        outer = tuple(across.get(axis, 1) for axis in sizes)
-        array = mesh_utils.create_hybrid_device_mesh(within, outer, devices, allow_split_physical_axes=True)
+        across = _across(sizes, counts, "slices" if devices[0].platform == "tpu" else "nodes")
+        within = tuple(size // across[axis] for axis, size in sizes.items())
+        array = mesh_utils.create_hybrid_device_mesh(
+            within, tuple(across.values()), devices, allow_split_physical_axes=True
+        )
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _across_slices(sizes: dict[str, int], num_slices: int) -> dict[str, int]:
-    along_data = math.gcd(sizes["data"], num_slices)
-    along_fsdp = num_slices // along_data
-    if sizes["fsdp"] % along_fsdp:
+def _across(sizes: dict[str, int], counts: Mapping[int, int], kind: str) -> dict[str, int]:
+    """How many slices or nodes lie along each axis."""
+    if len(set(counts.values())) > 1:
         raise UserError(
-            f"mesh {sizes} does not fit {num_slices} slices: make config.mesh.data a multiple of {num_slices}."
+            f"the {kind} have {', '.join(map(str, counts.values()))} devices: start the run on {kind} that are alike."
         )
-    return {"data": along_data, "fsdp": along_fsdp}
+    across, left = {}, len(counts)
+    for axis, size in sizes.items():  # the outermost first
+        across[axis] = math.gcd(size, left)
+        left //= across[axis]
+    if kind == "slices" and across["tensor"] > 1:
+        raise UserError(
+            f"mesh {sizes} does not fit {len(counts)} slices: make config.mesh.data a multiple of {len(counts)}, since "
+            "tensor cannot span slices."
+        )
+    return across

@@ -9,8 +9,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,23 +24,6 @@ _REMINDER_SECONDS = 30.0
 _POLL_SECONDS = 0.5
 
 _calls = itertools.count()
-
-
-@contextmanager
-def process0_first(doing: str) -> Iterator[None]:
-    """Process 0 runs the body, then all others do: it fills a cache that they read.
-
-    Args:
-      doing: what the body does, such as "preparing the data"; the others print that they wait for it.
-    """
-    if jax.process_index() == 0:
-        try:
-            yield
-        finally:
-            barrier(doing)
-    else:
-        barrier(doing)
-        yield
 
 
 def barrier(doing: str) -> None:
@@ -65,19 +47,22 @@ def broadcast_from_process0(value: Any) -> Any:
     return json.loads(_interruptible(lambda: client.blocking_key_value_get(key, _FOREVER_MS), lambda: "process 0"))
 
 
-def all_gather(value: Any, doing: str = "comparing") -> list[Any]:
-    """Returns the values of all processes, by process. They must be JSON; `doing` is as in `barrier`."""
+def all_gather(value: Any, doing: str = "comparing", name: str = "") -> list[Any]:
+    """Returns the values of all processes, by process. They must be JSON; `doing` is as in `barrier`.
+
+    With a `name`, which can be used once, the order of the calls does not matter.
+    """
     if jax.process_count() == 1:
         return [value]
-    key = f"transnormer/{next(_calls)}"
+    key = f"transnormer/{name or next(_calls)}"
     _meet(key, doing, json.dumps(value))
     values = {int(name.rpartition("/")[2]): text for name, text in _client().key_value_dir_get(f"{key}/")}
     return [json.loads(values[process]) for process in range(jax.process_count())]
 
 
-def all_agree(flag: bool) -> bool:
-    """Returns whether every process passes True."""
-    return all(all_gather(flag))
+def all_agree(flag: bool, name: str = "") -> bool:
+    """Returns whether every process passes True; `name` is as in `all_gather`."""
+    return all(all_gather(flag, name=name))
 
 
 def _meet(key: str, doing: str, text: str = "") -> None:

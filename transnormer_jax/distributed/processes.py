@@ -1,7 +1,7 @@
 """The processes of one run: how they meet, speak with one voice, and part.
 
-A TPU pod or a Slurm step says by itself who takes part. Elsewhere, every process is told where process 0 is, how many
-there are, and which it is, by flags or by the environment:
+A TPU pod, Slurm and Open MPI say by themselves who takes part (see `cluster.py`). Elsewhere, every process is told
+where process 0 is, how many there are, and which it is, by flags or by the environment:
 
     JAX_COORDINATOR_ADDRESS=host0:8476 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python train.py ...
 
@@ -16,34 +16,31 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 import jax
 from absl import flags
+from jax._src import distributed  # jax.distributed has no public name for the client
 
-from transnormer_jax.distributed.abort_handling import LOST, AbortHandler, is_loss, leave
+from transnormer_jax import start
+from transnormer_jax.distributed import cluster
+from transnormer_jax.distributed.abort_handling import LOST, AbortHandler, leave
+from transnormer_jax.distributed.cluster import Membership
+from transnormer_jax.distributed.presence import End, Presence
+from transnormer_jax.distributed.stderr_filter import StderrFilter
 from transnormer_jax.errors import UserError, first_line
+from transnormer_jax.log import log
+
+__all__ = ["Membership", "define_flags", "joined"]
 
 # A dead machine is noticed after this time; a dead process, whose connections close, at once.
 _HEARTBEAT_SECONDS = 30
+# Processes that make the same mistake end within this time of each other.
+_PARTING_MS = 3000
 
 flags.disclaim_key_flags()
 
-_abort_handler = AbortHandler()
-
-
-class Membership(NamedTuple):
-    """What a process is told of its run; None where it is told nothing.
-
-    Attributes:
-      coordinator: "host:port" of process 0, where that process listens.
-      num_processes: of the run.
-      process_id: of this one, from 0.
-    """
-
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
+_abort_handler = AbortHandler()  # C holds its callback until the process ends
 
 
 def define_flags() -> Callable[[], Membership]:
@@ -68,75 +65,116 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
     Raises:
       UserError: only a part of the three is given, or they do not fit, or the processes do not meet in time.
     """
-    told = _with_environment(told)
-    if not (_join_cluster(timeout_seconds) if told == Membership() else _join_at(told, timeout_seconds)):
+    told = cluster.membership(told)
+    if not _is_one_of_several(told, timeout_seconds):
         yield
         return
-    _abort_handler.expect_abort(
-        "another process of this run has died or cannot be reached: "
-        "start all of them again with the same command, and the run resumes from its newest checkpoint",
-        LOST,
-    )
-    first = jax.process_index() == 0
+    output = StderrFilter(f"process {told.process_id}: " if told.process_id else "")
     # Gloo greets on the C library's stdout, and late: behind what must be the last line. It may do so on stderr.
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w") if first else open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    sys.stdout = os.fdopen(os.dup(1), "w") if told.process_id == 0 else open(os.devnull, "w")  # noqa: SIM115 (until the end)
     os.dup2(2, 1)
-    if not first:
-        sys.stderr = cast(TextIO, _Numbered(sys.stderr, f"process {jax.process_index()}: "))
+    if told.process_id:
+        sys.stderr = cast(TextIO, _Numbered(sys.stderr, f"process {told.process_id}: "))
+    presence = _join(told, output, timeout_seconds)
+    log(
+        f"{jax.process_count()} processes, each with {jax.local_device_count()} of {jax.device_count()} devices "
+        f"({jax.devices()[0].device_kind})"
+    )
     try:
         yield
     except UserError as error:
-        # Mostly all processes have made the same mistake, and part in peace; one that has not is told by the runtime.
+        presence.ignore_ends()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        _abort_handler.expect_abort("", 2)
+        # Mostly all processes have made the same mistake, and part in peace.
         with suppress(jax.errors.JaxRuntimeError):
-            jax.distributed.shutdown()
+            presence.client.wait_at_barrier("transnormer/mistake", _PARTING_MS)
+            leave("", 2)
+        presence.say_end(f"ended: {error}", 2)
         leave("", 2)
+    except KeyboardInterrupt:
+        presence.say_end("was stopped by Ctrl-C", start.INTERRUPTED)
+        leave("", start.INTERRUPTED)
     except Exception as error:
-        if is_loss(error):
-            leave(f"{_abort_handler.sentence} ({first_line(error)})", LOST)
-        traceback.print_exc()
-        leave("", 1)
+        _leave_after(error, presence)
+    presence.close()
     jax.distributed.shutdown()
+    output.close()
 
 
-def _with_environment(told: Membership) -> Membership:
-    return Membership(
-        told.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"),
-        _number("JAX_NUM_PROCESSES") if told.num_processes is None else told.num_processes,
-        _number("JAX_PROCESS_ID") if told.process_id is None else told.process_id,
-    )
-
-
-def _number(variable: str) -> int | None:
-    text = os.environ.get(variable)
-    try:
-        return int(text) if text else None
-    except ValueError as error:
-        raise UserError(f"${variable} is {text!r}: give a whole number.") from error
-
-
-def _join_cluster(timeout_seconds: int) -> bool:
-    """By JAX's own detection of TPU pods, Slurm and Open MPI; False where there is none of them."""
-    if os.environ.get("SLURM_NTASKS") == "1":
-        return False  # JAX would leave such a task the first of its GPUs alone
+def _join(told: Membership, output: StderrFilter, timeout_seconds: int) -> Presence:
     _abort_handler.expect_abort(
-        f"the processes of this run did not meet within {timeout_seconds} s: start all of them", 2
+        output,
+        lambda _: leave(
+            f"the {told.num_processes} processes of this run did not meet at {told.coordinator} within "
+            f"{timeout_seconds} s: start all of them, each with a --process_id of its own",
+            2,
+        ),
     )
-    try:
-        _initialize(initialization_timeout=timeout_seconds)
-    except ValueError as error:
-        if "coordinator_address should be defined" not in str(error):
-            raise
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        return True
-    _abort_handler.stop_expecting()
-    return False
+    # Its handler of SIGTERM would take the place of ours, and Orbax would confuse its count of steps.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        coordinator_address=told.coordinator,
+        num_processes=told.num_processes,
+        process_id=told.process_id,
+        local_device_ids=told.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=timeout_seconds,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+    )
+
+    def on_loss(lost: list[int]) -> None:
+        leave(_lost(presence, lost), LOST)
+
+    def on_end(end: End) -> None:
+        presence.wait_for_readers()
+        leave(_ended(presence, end), end.status)
+
+    presence = Presence(distributed.global_state.client, told.process_id or 0, told.num_processes or 1, on_end)
+    presence.start()
+    _abort_handler.expect_abort(output, on_loss)
+    start.on_stop(lambda reason: presence.say_end(f"was {reason}", start.STOPPED))
+    return presence
 
 
-def _join_at(told: Membership, timeout_seconds: int) -> bool:
-    names = zip(("--coordinator", "--num_processes", "--process_id"), told, strict=True)
+def _leave_after(error: Exception, presence: Presence) -> NoReturn:
+    """Ends this process after an error that is its own, or that of the loss of another process."""
+    presence.ignore_ends()
+    if (end := presence.first_end()) is not None:
+        presence.wait_for_readers()
+        leave(f"{_ended(presence, end)} ({first_line(error)})", end.status)
+    if lost := presence.lost():
+        if jax.process_index() == 0 and jax.process_count() > 2:
+            presence.say_end(f"lost {_names(presence, lost)}", LOST)
+        leave(f"{_lost(presence, lost)} ({first_line(error)})", LOST)
+    traceback.print_exception(error)
+    presence.say_end(f"ended with an error of its own ({first_line(error)})", LOST)
+    leave("", 1)
+
+
+def _lost(presence: Presence, lost: list[int]) -> str:
+    was = "were lost: they died or cannot" if len(lost) > 1 else "was lost: it died or cannot"
+    return f"{_names(presence, lost)} {was} be reached; {_AGAIN}"
+
+
+def _names(presence: Presence, processes: list[int]) -> str:
+    return " and ".join(presence.name(one) for one in processes) or "another process of this run"
+
+
+def _ended(presence: Presence, end: End) -> str:
+    words = f"{presence.name(end.process)} {end.words}"
+    return words if end.status == 2 else f"{words}; {_AGAIN}"
+
+
+_AGAIN = "start all of them again with the same command, and the run resumes from its newest checkpoint"
+
+
+def _is_one_of_several(told: Membership, timeout_seconds: int) -> bool:
+    """Checks what is told, and that process 0 can listen or answers."""
+    if told[:3] == (None, None, None):
+        return False
+    names = zip(("--coordinator", "--num_processes", "--process_id"), told[:3], strict=True)
     missing = [name for name, value in names if value is None]
     if missing:
         raise UserError(f"{' and '.join(missing)} missing: a run of several processes needs all three, or none.")
@@ -152,27 +190,7 @@ def _join_at(told: Membership, timeout_seconds: int) -> bool:
         _check_free(address, int(port))
     else:
         _await_answer(address, (host.strip("[]"), int(port)), timeout_seconds)
-    _abort_handler.expect_abort(
-        f"the {count} processes of this run did not meet at {address} within {timeout_seconds} s: start all of them, "
-        "each with a --process_id of its own",
-        2,
-    )
-    _initialize(
-        coordinator_address=address,
-        num_processes=count,
-        process_id=own,
-        cluster_detection_method="deactivate",
-        initialization_timeout=timeout_seconds,
-    )
     return True
-
-
-def _initialize(**arguments: Any) -> None:
-    # Its handler of SIGTERM would take the place of ours, and Orbax would confuse its count of steps.
-    jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS, shutdown_timeout_seconds=_HEARTBEAT_SECONDS, **arguments
-    )
 
 
 def _check_free(address: str, port: int) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from transnormer_jax import storage
-from transnormer_jax.distributed import MeshConfig, multihost
+from transnormer_jax.distributed import MeshConfig
+from transnormer_jax.distributed.shared_files import prepared_once
 from transnormer_jax.log import log
 from transnormer_jax.training.available_mesh import available_mesh, rounded_up
 from transnormer_jax.training.config import Config
@@ -53,7 +54,7 @@ def evaluate_run(
     axes = ", ".join(f"{axis}={size}" for axis, size in made.shape.items() if size > 1)
     devices = f"{made.size} x {made.devices.flat[0].device_kind}" + (f" ({axes})" if axes else "")
     log(f"evaluating step {run.step} on {devices}, {rows} rows a batch")
-    with multihost.process0_first("preparing the data"):
+    with prepared_once(config.data.data_dir):
         evaluate = load_evaluation(run.config, run.tokenizer, made, split, max_tokens)
     with jax.set_mesh(made):
         result = evaluate(run.params)

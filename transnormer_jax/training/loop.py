@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
 from transnormer_jax.distributed import make_mesh, multihost
+from transnormer_jax.distributed.shared_files import check_same_data, check_shared, prepared_once
 from transnormer_jax.errors import UserError
 from transnormer_jax.log import log
 from transnormer_jax.tasks import Params
@@ -70,8 +71,10 @@ def train(
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
-    with multihost.process0_first("preparing the data"):
+    check_shared(workdir)
+    with prepared_once(config.data.data_dir):
         setup = load_setup(config, mesh)
+    check_same_data(setup.training.description, setup.training.rows[0])
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
     use_compilation_cache(config.compilation_cache, workdir)

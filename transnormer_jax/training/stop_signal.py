@@ -8,11 +8,10 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
+from transnormer_jax import start
+
 # After the second Ctrl-C, the main thread has this long to react; it cannot while a device or a file system hangs.
 _ABORT_SECONDS = 20
-ABORTED = 130
-# Exit status of a run that a signal stopped, with everything saved: EX_TEMPFAIL, "try again".
-STOPPED = 75
 
 
 class StopSignal:
@@ -30,6 +29,7 @@ class StopSignal:
         self._left = threading.Event()
 
     def __enter__(self) -> Self:
+        start.loop_begins()
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
@@ -72,7 +72,7 @@ class StopSignal:
     def _abort(self) -> None:
         if not self._left.wait(_ABORT_SECONDS):
             _say(f"the main thread has not answered for {_ABORT_SECONDS} s: leaving without it")
-            os._exit(ABORTED)
+            os._exit(start.INTERRUPTED)
 
 
 def _say(text: str) -> None:

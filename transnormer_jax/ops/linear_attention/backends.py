@@ -14,7 +14,7 @@ from transnormer_jax.ops.hardware import Hardware, default_device, target_hardwa
 from transnormer_jax.ops.linear_attention.associative_scan import associative_scan
 from transnormer_jax.ops.linear_attention.chunked import chunked, default_chunk_size, quadratic
 from transnormer_jax.ops.linear_attention.recurrent import recurrent
-from transnormer_jax.ops.linear_attention.trust import is_right_here
+from transnormer_jax.ops.linear_attention.self_test import passes_self_test
 
 
 class Problem(NamedTuple):
@@ -102,7 +102,7 @@ def resolve_backend(backend: str, problem: Problem, *, chunk_size: int | None = 
     """Returns the name of the backend that a call would use on the target hardware.
 
     "auto" takes one masked matrix where the row fits in one chunk (a decoding step is such a row). Else it takes the
-    kernel that has been measured on this platform, once it has been checked on this machine (see `trust.py`), else
+    kernel that has been measured on this platform, once it has been checked on this machine (see `self_test.py`), else
     "chunked".
 
     Args:
@@ -135,4 +135,4 @@ def _measured_kernel(problem: Problem, hardware: Hardware) -> str | None:
         return None
     if hardware.kind != default_device().device_kind:  # compiled for a machine that is not at hand: nothing to check on
         return kernel
-    return kernel if is_right_here(kernel, problem.key_dim, problem.value_dim, problem.dtype) else None
+    return kernel if passes_self_test(kernel, problem.key_dim, problem.value_dim, problem.dtype) else None

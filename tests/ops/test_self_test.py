@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from transnormer_jax.distributed import multihost
 from transnormer_jax.ops import linear_attention, resolve_backend
 from transnormer_jax.ops.hardware import Hardware, target_hardware
 from transnormer_jax.ops.linear_attention import BACKENDS, Backend, Problem, backends
-from transnormer_jax.ops.linear_attention.trust import is_right_here
+from transnormer_jax.ops.linear_attention.self_test import passes_self_test
 
 LONG = Problem(1, 300, 2, 8, 8, jnp.dtype("float32"))
 
@@ -17,7 +18,7 @@ LONG = Problem(1, 300, 2, 8, 8, jnp.dtype("float32"))
 @pytest.fixture
 def kernel(monkeypatch):
     """Registers a backend as the measured kernel of this machine."""
-    is_right_here.cache_clear()
+    passes_self_test.cache_clear()
     jax.clear_caches()  # the same name stands for another function in each test
 
     def register(backend: Backend) -> None:
@@ -25,7 +26,7 @@ def kernel(monkeypatch):
         monkeypatch.setitem(backends._AUTO, "cpu", "kernel")
 
     yield register
-    is_right_here.cache_clear()
+    passes_self_test.cache_clear()
 
 
 def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
@@ -52,8 +53,23 @@ def test_a_wrong_gradient_is_found(kernel):
         return *BACKENDS["chunked"].attend(*operands, **options), jnp.zeros(1)
 
     kernel(Backend(BACKENDS["chunked"].attend, attend_and_save=attend_and_save, gradients=gradients))
-    with pytest.warns(UserWarning, match="backend 'kernel' fails its check on cpu for K = 8, V = 8, float32"):
+    with pytest.warns(UserWarning, match="backend 'kernel' fails its self-test on cpu for K = 8, V = 8, float32"):
         assert resolve_backend("auto", LONG) == "chunked"
+
+
+def test_what_fails_on_another_host_is_not_taken(kernel, monkeypatch):
+    """All processes decide alike, or they would compile different programs."""
+    heard = []
+
+    def all_agree(flag: bool, name: str) -> bool:
+        heard.append((flag, name))
+        return False
+
+    monkeypatch.setattr(multihost, "all_agree", all_agree)
+    kernel(Backend(BACKENDS["chunked"].attend))
+    with pytest.warns(UserWarning, match=r"backend 'kernel' fails its self-test .*on another host"):
+        assert resolve_backend("auto", LONG) == "chunked"
+    assert heard == [(True, "self_test/kernel/8/8/float32")]
 
 
 def test_a_failing_kernel_is_not_taken(kernel):

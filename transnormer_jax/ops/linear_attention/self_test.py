@@ -1,4 +1,4 @@
-"""Whether a kernel is right on the machine at hand: "auto" asks before it takes one.
+"""The self-test of a kernel on this machine, which "auto" runs before it takes one.
 
 Compilers have broken kernels like ours silently: Triton 3.4 to 3.7.0 gave wrong gradients on Hopper GPUs. A small
 problem with documents, a ragged end and both states is cheap to check, once per process and kind of head.
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transnormer_jax.distributed import multihost
 from transnormer_jax.ops.hardware import default_device
 
 # Relative RMS error of a right kernel: 2e-7 in float32 and 2.5e-3 in the half precisions.
@@ -22,8 +23,11 @@ _NUM_HEADS = 2
 
 
 @functools.cache
-def is_right_here(backend: str, key_dim: int, value_dim: int, dtype: Any) -> bool:
-    """Compares outputs, states and gradients of a backend with "chunked" in float32, and warns where they differ.
+def passes_self_test(backend: str, key_dim: int, value_dim: int, dtype: Any) -> bool:
+    """Compares outputs, states and gradients of a backend with "chunked" in float32, and warns if they differ.
+
+    All processes of a run call this, and return the same: one that took another backend than the others would compile
+    another program, and all would wait for each other.
 
     Args:
       backend: a name in `BACKENDS`.
@@ -31,12 +35,26 @@ def is_right_here(backend: str, key_dim: int, value_dim: int, dtype: Any) -> boo
       value_dim: V.
       dtype: of q, k and v.
     """
+    dtype = jnp.dtype(dtype)
+    problem = _problem(backend, key_dim, value_dim, dtype)
+    agreed = multihost.all_agree(not problem, name=f"self_test/{backend}/{key_dim}/{value_dim}/{dtype}")
+    if not agreed:
+        warnings.warn(
+            f"backend {backend!r} fails its self-test on {default_device().device_kind} for K = {key_dim}, "
+            f"V = {value_dim}, {dtype} ({problem or 'on another host'}): 'auto' takes a slower one.",
+            stacklevel=2,
+        )
+    return agreed
+
+
+def _problem(backend: str, key_dim: int, value_dim: int, dtype: jnp.dtype) -> str:
+    """What is wrong with a backend, or nothing."""
     errors = list[Exception | float]()
 
     def check() -> None:
         try:
             with jax.default_device(device):
-                errors.append(_relative_rms_error(backend, key_dim, value_dim, jnp.dtype(dtype)))
+                errors.append(_relative_rms_error(backend, key_dim, value_dim, dtype))
         except Exception as error:
             errors.append(error)
 
@@ -46,15 +64,9 @@ def is_right_here(backend: str, key_dim: int, value_dim: int, dtype: Any) -> boo
     thread.start()
     thread.join()
     [error] = errors
-    if isinstance(error, float) and error <= _BOUND[jnp.dtype(dtype)]:
-        return True
-    found = f"its relative error is {error:.1e}" if isinstance(error, float) else f"{type(error).__name__}: {error}"
-    warnings.warn(
-        f"backend {backend!r} fails its check on {device.device_kind} for K = {key_dim}, "
-        f"V = {value_dim}, {jnp.dtype(dtype)} ({found}): 'auto' takes a slower one.",
-        stacklevel=2,
-    )
-    return False
+    if isinstance(error, Exception):
+        return f"{type(error).__name__}: {error}"
+    return "" if error <= _BOUND[dtype] else f"its relative error is {error:.1e}"
 
 
 def _relative_rms_error(backend: str, key_dim: int, value_dim: int, dtype: jnp.dtype) -> float:
@@ -77,7 +89,7 @@ def _relative_rms_error(backend: str, key_dim: int, value_dim: int, dtype: jnp.d
 
 @functools.partial(jax.jit, static_argnums=0)
 def _results(backend: str, q: Any, k: Any, v: Any, state: Any, d_out: Any, d_state: Any) -> Any:
-    from transnormer_jax.ops.linear_attention.api import linear_attention  # which asks for `is_right_here`
+    from transnormer_jax.ops.linear_attention.api import linear_attention  # which asks for `passes_self_test`
 
     log_decay = jnp.linspace(-0.1, -1e-4, _NUM_HEADS)
     segment_ids = 1 + jnp.arange(_NUM_TOKENS)[None] // 1500
