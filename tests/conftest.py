@@ -67,11 +67,12 @@ def libtpu() -> Path:
 def on_one_device():
     """Runs train and are evaluated on the first of the eight devices, for which they compile in half the time."""
     from transnormer_jax.distributed import make_mesh
+    from transnormer_jax.training.available_mesh import available_mesh
 
-    first = functools.partial(make_mesh, devices=jax.devices()[:1])
+    first = {"devices": jax.devices()[:1]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transnormer_jax.training.loop.make_mesh", first)
-        patch.setattr("transnormer_jax.training.evaluate.make_mesh", first)
+        patch.setattr("transnormer_jax.training.loop.make_mesh", functools.partial(make_mesh, **first))
+        patch.setattr("transnormer_jax.training.evaluate.available_mesh", functools.partial(available_mesh, **first))
         yield
 
 

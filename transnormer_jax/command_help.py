@@ -15,10 +15,16 @@ def command_help() -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     lines = [inspect.cleandoc(sys.modules["__main__"].__doc__ or ""), "", "Flags:"]
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-        lines.append(f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}={_values(flag)}")
+        lines.append(f"  {_usage(flag)}")
         words = f"{_words(flag)} {_default(flag)}".rstrip()
         lines += textwrap.wrap(words, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _usage(flag: flags.Flag) -> str:
+    if not getattr(flag, "takes_file", True):
+        return f"--{flag.name}.KEY=VALUE"
+    return f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}={_values(flag)}"
 
 
 def _values(flag: flags.Flag) -> str:

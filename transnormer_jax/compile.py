@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from transnormer_jax import command
+from transnormer_jax import command, config_flag
 from transnormer_jax.distributed import make_mesh, placement_table
 from transnormer_jax.distributed.topology import Topology, load_topology
 from transnormer_jax.errors import UserError
@@ -33,7 +33,7 @@ from transnormer_jax.training.placement import abstract_params, place_params
 from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.sweep import rank, sweep, table
 
-_CONFIG = command.define_config_flag()
+_CONFIG = config_flag.define_config_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice to compile for, such as v5e:4x4 or v5p:8x8x8.", required=True)
 _STEP = flags.DEFINE_enum(
     "step", "train", STEPS, "What to compile; decode is one token for each of evaluation.batch_size rows."
@@ -47,7 +47,7 @@ _MAX_COMPILES = flags.DEFINE_integer(
 
 def main() -> None:
     """Compiles."""
-    config = command.read_config_flag(_CONFIG)
+    config = config_flag.read_config_flag(_CONFIG)
     topology = load_topology(_TOPOLOGY.value)
     if _PARAMETERS.value:
         params = abstract_params(make_task(config))

@@ -26,10 +26,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
 from transnormer_jax.models import Cache, TransNormerLLM
-from transnormer_jax.training.workdir import read_config
+from transnormer_jax.run_flags import define_int8, define_run_flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_RUN = define_run_flags()
+_INT8 = define_int8()
 _OUT = flags.DEFINE_string("out", None, "Directory to create.", required=True)
 _WINDOW = flags.DEFINE_integer("window", 512, "Number of tokens that one call of prefill reads.", lower_bound=1)
 
@@ -142,8 +142,8 @@ def main() -> None:
     out = storage.as_path(_OUT.value)
     _check_new(out)  # before the model is read
     with storage.written_locally(out) as directory:
-        export_model(command.load_generator(_WORKDIR.value, int8=_INT8.value), directory, _WINDOW.value)
-        tokenizer = tokenizer_directory(read_config(storage.as_path(_WORKDIR.value)).data.tokenizer)
+        export_model(_RUN.load_generator(int8=_INT8.value), directory, _WINDOW.value)
+        tokenizer = tokenizer_directory(_RUN.config.data.tokenizer)
         if tokenizer is not None:
             shutil.copytree(tokenizer, directory / "tokenizer", ignore=_directories)
         megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6

@@ -14,9 +14,10 @@ from absl import flags
 
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
+from transnormer_jax.run_flags import define_int8, define_run_flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_RUN = define_run_flags()
+_INT8 = define_int8()
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue")
 _PROMPT_FILE = flags.DEFINE_multi_string("prompt_file", [], "File with one prompt; a line break at its end is dropped")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Maximum length of a continuation, in tokens.")
@@ -40,7 +41,7 @@ def main() -> None:
     prompts = _PROMPT.value + [_read_prompt(Path(path)) for path in _PROMPT_FILE.value]
     if not prompts:
         raise UserError('there is nothing to continue: give --prompt="..." or --prompt_file=FILE.')
-    generator = command.load_generator(_WORKDIR.value, int8=_INT8.value)
+    generator = _RUN.load_generator(int8=_INT8.value)
     arguments: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,
         "temperature": _TEMPERATURE.value,

@@ -18,11 +18,11 @@ from transnormer_jax.data import load_examples
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference.images import sample_images, sample_images_recomputing
 from transnormer_jax.models import ImageModel, TransNormerConfig
+from transnormer_jax.run_flags import define_run_flags
 from transnormer_jax.tasks import Params
-from transnormer_jax.training import Config, load_workdir
-from transnormer_jax.training.workdir import read_config
+from transnormer_jax.training import Config
 
-_WORKDIR = flags.DEFINE_string("workdir", None, 'Directory of a run of train.py with the task "images".', required=True)
+_RUN = define_run_flags('Directory of a run of train.py with the task "images".')
 _COUNT = flags.DEFINE_integer("count", 16, "Number of images.", lower_bound=1)
 _GIVEN = flags.DEFINE_integer("given", 1, "Bytes taken from each held-out image; the model generates the rest.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the random numbers.")
@@ -36,13 +36,14 @@ _SHAPES = {784: (28, 28, 1), 1024: (32, 32, 1), 3072: (32, 32, 3)}
 
 def main() -> None:
     """Draws."""
-    workdir, out = storage.as_path(_WORKDIR.value), storage.as_path(_OUT.value)
-    config = read_config(workdir)
+    config, out = _RUN.config, storage.as_path(_OUT.value)
     if config.task.name != "images":
-        raise UserError(f"{str(workdir)!r} holds a model of the task {config.task.name!r}: give a run of 'images'.")
+        raise UserError(
+            f"{str(_RUN.workdir)!r} holds a model of the task {config.task.name!r}: give a run of 'images'."
+        )
     if out.suffix != ".png":
         raise UserError(f"--out is {str(out)!r}: give a name that ends in .png.")
-    run = load_workdir(workdir)
+    run = _RUN.load()
     examples = load_examples(config.data, run.tokenizer, config.data.eval_split)
     if _COUNT.value > len(examples):
         raise UserError(f"count is {_COUNT.value}: the split {config.data.eval_split!r} has {len(examples)} images.")

@@ -16,13 +16,13 @@ import sys
 
 from absl import flags
 
-from transnormer_jax import command, storage
+from transnormer_jax import command, config_flag, storage
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 from transnormer_jax.training.goodput import process_start_time
 from transnormer_jax.training.stop_signal import STOPPED
 
-_CONFIG = command.define_config_flag()
+_CONFIG = config_flag.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
 _MEMBERSHIP = processes.define_flags()
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
         workdir = storage.as_path(_WORKDIR.value)
-        result = train(command.read_config_flag(_CONFIG), workdir, began=process_start_time())
+        result = train(config_flag.read_config_flag(_CONFIG), workdir, began=process_start_time())
     if result is None:
         sys.exit(STOPPED)
 

@@ -12,8 +12,8 @@ from tests.training.small_config import small_config
 from transnormer_jax.cleaning import self_cleaning
 from transnormer_jax.cleaning.documents import read_shard, shards_of
 from transnormer_jax.cleaning.self_cleaning import bits_per_byte, self_clean
-from transnormer_jax.command import load_generator
 from transnormer_jax.errors import UserError
+from transnormer_jax.run_flags import load_generator
 from transnormer_jax.training import Config
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, config_flag
 
 _FILES = flags.DEFINE_string("files", None, "Text files, separated by commas, as in config.data.files.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
@@ -26,7 +26,7 @@ _FIELD = flags.DEFINE_string("field", "text", "Field that holds the text in JSON
 _LANGUAGES = flags.DEFINE_list("languages", ["en"], "ISO 639-1 codes of the languages to keep; empty keeps all.")
 _MIN_WORDS = flags.DEFINE_integer("min_words", 50, "Minimum number of words of a document.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", None, "Number of processes; by default one per core.", lower_bound=1)
-_CONFIG = command.define_config_flag(required=False)
+_CONFIG = config_flag.define_config_flag(required=False)
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Number of rounds of self-cleaning.", lower_bound=1)
 _CUT = flags.DEFINE_float("cut", 0.1, "Fraction of the documents that a round of self-cleaning removes.", 0.0, 1.0)
 _MAX_TOKENS = flags.DEFINE_integer(
@@ -38,7 +38,7 @@ def main() -> None:
     """Cleans."""
     with command.extra("cleaning", "datatrove", "fsspec", "multiprocess", "orjson", "py3langid", "regex", "xxhash"):
         from transnormer_jax.cleaning.pipeline import Settings, clean
-    out, config = Path(_OUT.value), command.read_config_flag(_CONFIG) if _CONFIG.value else None
+    out, config = Path(_OUT.value), config_flag.read_config_flag(_CONFIG) if _CONFIG.value else None
     settings = Settings(_FILES.value, _DOCUMENTS.value, _FIELD.value, tuple(_LANGUAGES.value), _MIN_WORDS.value)
     report = clean(settings, out, _WORKERS.value or os.cpu_count() or 1)
     if config is not None:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from transnormer_jax.cleaning.documents import read_shard, shards_of
 from transnormer_jax.cleaning.pipeline import claim
-from transnormer_jax.command import load_generator
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
+from transnormer_jax.run_flags import load_generator
 from transnormer_jax.training import train
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.workdir import write_json

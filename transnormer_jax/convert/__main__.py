@@ -25,27 +25,28 @@ from transnormer_jax.convert.model_card import model_card
 from transnormer_jax.data import copy_tokenizer, tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.run_flags import RunFlags, define_run_flags
 from transnormer_jax.training.parameters import restore_params
-from transnormer_jax.training.workdir import load_params, read_config, write_model
+from transnormer_jax.training.workdir import load_params, write_model
 
 _FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to import: config.json, weights, tokenizer.")
 _TO = flags.DEFINE_string("to_hugging_face", "", "Directory to create.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir to create, or to read for export or --verify.", required=True)
+_RUN = define_run_flags("Workdir to create, or to read for export or --verify.")
 _VERIFY = flags.DEFINE_string("verify", "", "File .npz with ids and reference logits to compare with.")
 
 
 def main() -> None:
     """Converts."""
-    workdir, given = storage.as_path(_WORKDIR.value), [bool(x) for x in (_FROM.value, _TO.value, _VERIFY.value)]
+    workdir, given = _RUN.workdir, [bool(x) for x in (_FROM.value, _TO.value, _VERIFY.value)]
     if not any(given) or (_FROM.value and _TO.value):
         raise UserError("give one of --from_hugging_face=DIR and --to_hugging_face=DIR, or --verify=FILE.")
     report: dict[str, Any] = {"workdir": str(workdir)}
     if _FROM.value:
         report |= _read(storage.local_copy(_FROM.value), workdir)
     if _TO.value:
-        report |= _write(workdir, storage.as_path(_TO.value))
+        report |= _write(_RUN, storage.as_path(_TO.value))
     if _VERIFY.value:
-        report |= _verify(workdir, storage.local_copy(_VERIFY.value))
+        report |= _verify(_RUN, storage.local_copy(_VERIFY.value))
     print(json.dumps(report))
 
 
@@ -62,25 +63,25 @@ def _read(directory: Path, workdir: storage.AnyPath) -> dict[str, Any]:
     return {"parameters": num_parameters, "dtype": config.param_dtype, "tokenizer": carried}
 
 
-def _write(workdir: storage.AnyPath, target: storage.AnyPath) -> dict[str, Any]:
-    config = _model_config(workdir)
-    step, params = restore_params(workdir, empty_params(config))
-    name = read_config(workdir).data.tokenizer
-    card = model_card(workdir, step, sum(x.size for x in jax.tree.leaves(params)))
+def _write(run: RunFlags, target: storage.AnyPath) -> dict[str, Any]:
+    config = _model_config(run)
+    step, params = restore_params(run.workdir, empty_params(config), run.step)
+    name = run.config.data.tokenizer
+    card = model_card(run.workdir, step, sum(x.size for x in jax.tree.leaves(params)))
     with storage.written_locally(target) as directory:
         save_hugging_face(directory, config, params, storage.local_copy(name) if tokenizer_directory(name) else None)
         (directory / "README.md").write_text(card, encoding="utf-8")
     return {"to_hugging_face": str(target), "step": step}
 
 
-def _verify(workdir: storage.AnyPath, file: Path) -> dict[str, Any]:
+def _verify(run: RunFlags, file: Path) -> dict[str, Any]:
     try:
         with np.load(file) as arrays:
             ids, expected = np.asarray(arrays["ids"], np.int32), np.asarray(arrays["logits"], np.float32)
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{str(file)!r} is no .npz file with ids [B, N] and logits [B, N, V] ({error}).") from error
-    config = _model_config(workdir)
-    _, params = load_params(workdir, read_config(workdir))
+    config = _model_config(run)
+    _, params = load_params(run.workdir, run.config, step=run.step)
     model = TransNormerLLM(dataclasses.replace(config, dtype="float32"))
     found = np.asarray(jax.jit(model.apply)({"params": params}, ids))
     if found.shape != expected.shape:
@@ -90,10 +91,12 @@ def _verify(workdir: storage.AnyPath, file: Path) -> dict[str, Any]:
     return {"largest_logit_difference": float(np.abs(found - expected).max())}
 
 
-def _model_config(workdir: storage.AnyPath) -> TransNormerLLMConfig:
-    model = read_config(workdir).model
+def _model_config(run: RunFlags) -> TransNormerLLMConfig:
+    model = run.config.model
     if not isinstance(model, TransNormerLLMConfig):
-        raise UserError(f"{str(workdir)!r} holds no TransNormerLLM, the only model that has a form on Hugging Face.")
+        raise UserError(
+            f"{str(run.workdir)!r} holds no TransNormerLLM, the only model that has a form on Hugging Face."
+        )
     return model
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, config_flag
 from transnormer_jax.data.splits import load_split
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
 
-_CONFIG = command.define_config_flag()
+_CONFIG = config_flag.define_config_flag()
 _DOCUMENTS = flags.DEFINE_integer("documents", 0, "Number of documents to show from each source.", lower_bound=0)
 _PLOT = flags.DEFINE_string("plot", "", "File for a plot of lengths and shares, such as data.png.")
 
@@ -28,7 +28,7 @@ _COLUMNS = ("documents", "tokens", "bytes", "bytes/token", "min", "median", "mea
 
 def main() -> None:
     """Shows."""
-    config = command.read_config_flag(_CONFIG)
+    config = config_flag.read_config_flag(_CONFIG)
     tokenizer = load_tokenizer(config.data.tokenizer)
     sources = {
         f"{name} {split}": load_split(source, tokenizer, split)

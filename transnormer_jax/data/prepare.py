@@ -20,14 +20,14 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from transnormer_jax import command
+from transnormer_jax import command, config_flag
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenize import repair, tokenize
 from transnormer_jax.data.tokenized import Manifest
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 
-_CONFIG = command.define_config_flag()
+_CONFIG = config_flag.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
 _WORKERS = flags.DEFINE_integer("workers", None, "Number of processes; by default one per eight cores.", lower_bound=1)
 _SPLITS = flags.DEFINE_list("splits", [], "Splits, separated by commas; by default the configuration's.")
@@ -36,7 +36,7 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and re
 
 def main() -> None:
     """Prepares."""
-    data = command.read_config_flag(_CONFIG).data
+    data = config_flag.read_config_flag(_CONFIG).data
     tokenizer = load_tokenizer(data.tokenizer)
     report = {
         name: {

@@ -16,14 +16,14 @@ import sentencepiece
 from absl import flags
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from transnormer_jax import command
+from transnormer_jax import command, config_flag
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.storage import publish
 
-_CONFIG = command.define_config_flag()
+_CONFIG = config_flag.define_config_flag()
 _KIND = flags.DEFINE_enum("kind", "bpe", ["bpe", "unigram"], "Byte-pair encoding, or SentencePiece's unigram model.")
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 32_768, "Size of the vocabulary.", lower_bound=260)
 _MAX_BYTES = flags.DEFINE_integer("max_bytes", 1 << 30, "Bytes of UTF-8 text to learn from, per source.", lower_bound=1)
@@ -35,7 +35,7 @@ _MEASURED_BYTES = 1 << 22
 
 def main() -> None:
     """Trains."""
-    data = command.read_config_flag(_CONFIG).data
+    data = config_flag.read_config_flag(_CONFIG).data
     out = Path(_OUT.value)
     if out.exists():
         raise UserError(f"{str(out)!r} already exists: choose another --out.")

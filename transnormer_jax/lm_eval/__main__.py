@@ -12,9 +12,10 @@ from absl import flags
 
 from transnormer_jax import command, storage
 from transnormer_jax.errors import UserError
+from transnormer_jax.run_flags import define_int8, define_run_flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_RUN = define_run_flags()
+_INT8 = define_int8()
 _TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, separated by commas.", required=True)
 _INCLUDE_PATH = flags.DEFINE_string("include_path", None, "Directory with additional tasks as YAML files.")
 _NUM_FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Examples before each question; by default the task's own.")
@@ -39,7 +40,7 @@ def main() -> None:
     for task in _TASKS.value:
         if not manager.match_tasks([task]):
             raise UserError(f"the harness has no task {task!r}: `lm_eval ls tasks` lists them.")
-    harness = TransNormerHarness(command.load_generator(_WORKDIR.value, int8=_INT8.value), _BATCH_SIZE.value)
+    harness = TransNormerHarness(_RUN.load_generator(int8=_INT8.value), _BATCH_SIZE.value)
     results = lm_eval.simple_evaluate(
         harness, tasks=_TASKS.value, num_fewshot=_NUM_FEWSHOT.value, limit=_LIMIT.value, task_manager=manager
     )

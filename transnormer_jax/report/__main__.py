@@ -9,8 +9,9 @@ from absl import flags
 
 from transnormer_jax import command, storage
 from transnormer_jax.errors import UserError
+from transnormer_jax.run_flags import define_run_flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+_RUN = define_run_flags("Directory of the run.")
 _OUT = flags.DEFINE_string("out", "", "File for the page; report.html in the workdir if empty.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Prompt for the samples.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 200, "Length of each sample, in tokens.", lower_bound=1)
@@ -23,9 +24,15 @@ def main() -> None:
     """Writes the page."""
     with command.extra("report", "matplotlib"):
         from transnormer_jax.report.page import render
-    workdir = storage.as_path(_WORKDIR.value)
-    page = render(workdir, _PROMPT.value, _MAX_NEW_TOKENS.value, _TEMPERATURE.value)
-    out = storage.as_path(_OUT.value) if _OUT.value else workdir / "report.html"
+    page = render(
+        _RUN.workdir,
+        _PROMPT.value,
+        _MAX_NEW_TOKENS.value,
+        _TEMPERATURE.value,
+        step=_RUN.step,
+        config=_RUN.config,
+    )
+    out = storage.as_path(_OUT.value) if _OUT.value else _RUN.workdir / "report.html"
     try:
         out.write_text(page)
     except Exception as error:  # of any store

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.models.transnormer_llm import log_decays
-from transnormer_jax.training import load_workdir
+from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.metrics import metrics_of, read_metrics
 from transnormer_jax.training.parameters import saved_steps
 from transnormer_jax.training.workdir import Run
@@ -32,6 +32,14 @@ class Parameter(NamedTuple):
     dtype: str
     size: int
     root_mean_square: float
+
+
+class Spent(NamedTuple):
+    """A row of the table of where the time went."""
+
+    what: str
+    seconds: float
+    share: float
 
 
 class Sample(NamedTuple):
@@ -55,6 +63,33 @@ def metrics_by_name(workdir: storage.AnyPath) -> dict[str, list[tuple[int, float
     return {name: sorted(values.items()) for name, values in metrics.items()}
 
 
+_ACTIVITIES = {
+    "seconds/step": "steps",
+    "seconds/data": "waiting for data",
+    "seconds/save": "saving",
+    "seconds/evaluate": "evaluating",
+    "seconds/compile": "compiling",
+    "seconds/start": "starting",
+}
+
+
+def time_spent(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[Spent]:
+    """What the time since the first start of the run went into, up to the last line of metrics that says so.
+
+    What is in no row of its own (the run was down, or did steps again that a failure had lost) is the last one. Older
+    runs, which did not measure it, have no rows.
+    """
+    seconds = {what: metrics[key][-1][1] for key, what in _ACTIVITIES.items() if metrics.get(key)}
+    if not seconds:
+        return []
+    total = sum(seconds.values())
+    if metrics.get("goodput") and (share := metrics["goodput"][-1][1]) > 0 and "steps" in seconds:
+        wall = max(total, seconds["steps"] / share)
+        seconds["down, or steps that were lost"] = wall - total
+        total = wall
+    return [Spent(what, value, value / total) for what, value in seconds.items() if total > 0]
+
+
 def parameter_table(params: Any) -> list[Parameter]:
     """Returns every parameter with its size and root mean square."""
     return [
@@ -69,11 +104,21 @@ def parameter_table(params: Any) -> list[Parameter]:
     ]
 
 
-def samples(workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperature: float) -> Iterator[Sample]:
-    """Yields how every checkpoint that can be read goes on from the prompt, from the first to the last."""
+def samples(
+    workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperature: float, config: Config | None = None
+) -> Iterator[Sample]:
+    """Yields how every checkpoint that can be read goes on from the prompt, from the first to the last.
+
+    Args:
+      workdir: of the run.
+      prompt: of every sample.
+      max_new_tokens: of each.
+      temperature: of the samples.
+      config: see `load_workdir`.
+    """
     for step in saved_steps(workdir):
         try:
-            run = load_workdir(workdir, step=step)
+            run = load_workdir(workdir, step=step, config=config)
         except UserError as error:  # damaged, or deleted by a run that goes on
             print(f"warning: no sample of step {step}: {error}", file=sys.stderr)
             continue

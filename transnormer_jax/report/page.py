@@ -8,7 +8,8 @@ from transnormer_jax import storage
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.report import contents, pictures
-from transnormer_jax.training import load_workdir
+from transnormer_jax.training import Config, load_workdir
+from transnormer_jax.training.progress import duration
 from transnormer_jax.training.workdir import Run
 
 Metrics = Mapping[str, Sequence[tuple[int, float]]]
@@ -21,12 +22,21 @@ _CURVES = (
     ("Throughput, evaluation and saving not counted", "tokens per second", False, {"tokens": "tokens_per_second"}),
     ("Peak memory of a device; on a CPU, of the process", "GB", False, {"memory": "peak_memory_gb"}),
     ("Share of the device's peak (MFU)", "share", False, {"MFU": "mfu"}),
+    ("Goodput: share of the time since the first start that went into steps", "share", False, {"goodput": "goodput"}),
     ("Held-out bits per byte", "bits per byte", False, {"bits per byte": "eval/bits_per_byte"}),
 )
 _RESULTS = ("loss", "bits_per_byte", "accuracy")
 
 
-def render(workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperature: float) -> str:
+def render(
+    workdir: storage.AnyPath,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    *,
+    step: int | None = None,
+    config: Config | None = None,
+) -> str:
     """Returns HTML that refers to nothing outside itself.
 
     Args:
@@ -34,26 +44,29 @@ def render(workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperatu
       prompt: from which every checkpoint of a TransNormerLLM goes on.
       max_new_tokens: of each sample.
       temperature: of the samples.
+      step: of the checkpoint whose parameters are described; None is the newest.
+      config: see `load_workdir`.
 
     Raises:
       UserError: `workdir` holds no run, no metrics or no checkpoint.
     """
     metrics = contents.metrics_by_name(workdir)
-    run = load_workdir(workdir)
+    run = load_workdir(workdir, step=step, config=config)
     parameters = contents.parameter_table(run.params)
-    config = run.model_config
+    model = run.model_config
     samples: list[contents.Sample] = []
     heads: list[tuple[str, str]] = []
     notes: list[str] = []
-    if isinstance(config, TransNormerLLMConfig) and run.config.task.name in ("causal_lm", "supervised_lm"):
-        samples = list(contents.samples(workdir, prompt, max_new_tokens, temperature))
-        heads, notes = _heads(run, config)
+    if isinstance(model, TransNormerLLMConfig) and run.config.task.name in ("causal_lm", "supervised_lm"):
+        samples = list(contents.samples(workdir, prompt, max_new_tokens, temperature, config))
+        heads, notes = _heads(run, model)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("transnormer_jax.report", ""), autoescape=True)
     return environment.get_template("page.html.jinja").render(
         title=f"{storage.absolute(workdir).name}: {run.config.architecture}, {run.config.task.name}",
         facts=[
             ("parameters", f"{sum(row.size for row in parameters):,}"),
             ("step", f"{run.step:,} of {run.config.num_steps:,}"),
+            *(("goodput", f"{points[-1][1]:.1%}") for points in known({"": "goodput"}, metrics).values()),
             ("data", "none" if run.config.task.name == "duplication" else ", ".join(run.config.data.sources())),
             *(
                 (f"held-out {name}", f"{points[-1][1]:.4f}")
@@ -66,6 +79,7 @@ def render(workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperatu
             for caption, label, log, lines in _CURVES
             if (there := known(lines, metrics))
         ],
+        spent=[(row.what, duration(row.seconds), f"{row.share:.1%}") for row in contents.time_spent(metrics)],
         samples=samples,
         heads=heads,
         notes=notes,

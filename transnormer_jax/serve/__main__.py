@@ -19,10 +19,11 @@ from transnormer_jax.data import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request
 from transnormer_jax.inference.decoding import SHORTEST_WINDOW, WINDOW
-from transnormer_jax.training.workdir import chat_template, read_config
+from transnormer_jax.run_flags import define_int8, define_run_flags
+from transnormer_jax.training.workdir import chat_template
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run of train.py.", required=True)
-_INT8 = flags.DEFINE_bool("int8", False, "Round the weights to int8, a quarter of the memory of float32.")
+_RUN = define_run_flags()
+_INT8 = define_int8()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 means all interfaces of this machine.")
 _PORT = flags.DEFINE_integer("port", 8000, "Port to listen on.", lower_bound=0, upper_bound=65535)
 _MODEL = flags.DEFINE_string("model", "", "Name of the model for clients; by default that of the workdir.")
@@ -58,7 +59,7 @@ def main() -> None:
         raise UserError(f"{error.name} is missing: in a clone, pip install -e '.[serve]'.") from error
     listener = _listen(_HOST.value, _PORT.value)
     source = _chat_template()
-    generator = command.load_generator(_WORKDIR.value, int8=_INT8.value)
+    generator = _RUN.load_generator(int8=_INT8.value)
     tokenizer = generator.tokenizer
     batch = ContinuousBatch(
         generator.config,
@@ -71,7 +72,7 @@ def main() -> None:
     service = Service(
         Engine(batch, _MAX_REQUESTS.value),
         tokenizer,
-        _MODEL.value or storage.absolute(storage.as_path(_WORKDIR.value)).name,
+        _MODEL.value or storage.absolute(_RUN.workdir).name,
         ChatTemplate(source, tokenizer) if source else None,
         max_new_tokens=_MAX_NEW_TOKENS.value,
         max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
@@ -122,7 +123,7 @@ def _chat_template() -> str | None:
             return storage.local_copy(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the chat template ({error}): give a text file, or 'released'.") from error
-    return chat_template(read_config(storage.as_path(_WORKDIR.value)))
+    return chat_template(_RUN.config)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ another run, the position in the data, and checksums of all arrays. The loop dec
 must decide alike and Orbax would ask them by a device collective in every step; Orbax's policies decide what is kept.
 """
 
-import dataclasses
 import errno
 import functools
-import json
 import logging
 import os
 import sys
@@ -29,7 +27,8 @@ from transnormer_jax.distributed import multihost
 from transnormer_jax.errors import UserError, first_line
 from transnormer_jax.log import log
 from transnormer_jax.training.checksums import checksums, verify
-from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
+from transnormer_jax.training.config import Config
+from transnormer_jax.training.identity import check_identity, model_identity
 from transnormer_jax.training.reading import each_for_itself, newest_readable
 from transnormer_jax.training.step import TrainState
 
@@ -80,7 +79,7 @@ class Checkpoints:
           UnwritableError: the disk refuses this checkpoint, or refused the one before in the background.
         """
         metadata = {
-            "model": _identity(self._config),
+            "model": model_identity(self._config),
             "tokenizer": self._tokenizer,
             "optimizer": self._config.optimizer.name,
             "rows": rows,
@@ -186,7 +185,7 @@ class Checkpoints:
         json_handler = ocp.JsonCheckpointHandler(multiprocessing_options=own)
         with ocp.Checkpointer(json_handler, multiprocessing_options=own) as checkpointer:
             metadata = checkpointer.restore(directory / "metadata")
-        _check_identity(metadata["model"], self._config)
+        check_identity(metadata["model"], self._config)
         if metadata["tokenizer"] != self._tokenizer:
             raise UserError(
                 "the workdir's model was trained with another tokenizer: use another --workdir, or that tokenizer."
@@ -281,28 +280,6 @@ def _silence_repetitions() -> None:
 
 def _is_no_repetition(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """The architecture and the task, as plain values."""
-    fields = dataclasses.asdict(config.model) | dataclasses.asdict(config.task)
-    return json.loads(json.dumps({"architecture": config.architecture, "task": fields.pop("name"), **fields}))
-
-
-def _check_identity(saved: dict[str, Any], config: Config) -> None:
-    """Compares what decides which parameters there are and what they mean."""
-    # A field that a checkpoint does not know yet meant what is now its default.
-    default = _identity(Config(architecture=config.architecture, model=type(config.model)()))
-    unused = {field for field, tasks in TASKS_OF_FIELD.items() if config.task.name not in tasks}
-    for field, value in _identity(config).items():
-        if field in unused.union(FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS):
-            continue
-        found = saved.get(field, default[field])
-        if found != value:
-            raise UserError(
-                f"the workdir holds a model with {field}={found!r}, the config says {value!r}: "
-                "use another --workdir or the config of that run."
-            )
 
 
 def _check(content: tuple[TrainState, Mapping[str, Any]]) -> None:

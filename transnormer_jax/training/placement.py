@@ -60,19 +60,33 @@ def place_cache(cache: Cache, mesh: Mesh) -> Any:
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
-    """Checks that the mesh divides what it has to.
+    """Checks that the mesh divides what training has to divide.
 
     Raises:
       UserError: it does not, or the architecture knows no such division.
     """
-    sizes = dict(mesh.shape)
-    rows = sizes["data"] * sizes["fsdp"]
+    rows = rows_of(mesh)
     for name, size in (
         ("config.batch_size / config.accumulation_steps", config.batch_size // config.accumulation_steps),
         ("config.evaluation.batch_size", config.evaluation.batch_size),
     ):
         if size % rows:
             raise UserError(f"{name} = {size} must be a multiple of config.mesh data x fsdp = {rows}.")
+    check_model_on_mesh(config, mesh)
+
+
+def rows_of(mesh: Mesh) -> int:
+    """The number of shards of a batch: its rows are a multiple of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_model_on_mesh(config: Config, mesh: Mesh) -> None:
+    """Checks that the mesh divides the model and the rows of tokens.
+
+    Raises:
+      UserError: it does not, or the architecture knows no such division.
+    """
+    sizes = dict(mesh.shape)
     model = config.model
     if not isinstance(model, TransNormerLLMConfig):
         if sizes["tensor"] * sizes["context"] > 1:

@@ -20,6 +20,7 @@ from transnormer_jax.data import (
 )
 from transnormer_jax.errors import UserError, first_line
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConfig, default_config
+from transnormer_jax.training.identity import check_identity, model_identity
 from transnormer_jax.training.parameters import restore_params, save_params, saved_steps
 from transnormer_jax.training.placement import abstract_params, place_params
 from transnormer_jax.training.setup import make_task
@@ -49,24 +50,30 @@ class Run(NamedTuple):
         return self.config.model
 
 
-def load_workdir(workdir: storage.AnyPath | str, mesh: Mesh | None = None, step: int | None = None) -> Run:
+def load_workdir(
+    workdir: storage.AnyPath | str, mesh: Mesh | None = None, step: int | None = None, config: Config | None = None
+) -> Run:
     """Reads a run's newest checkpoint, parameters only.
 
     Args:
       workdir: of the run.
       mesh: over whose devices the parameters are laid as in training; None is one device.
       step: of the checkpoint, instead of the newest.
+      config: the run's, with other values where they make no other model.
 
     Returns:
       The run, its parameters in the `param_dtype` of its model.
 
     Raises:
-      UserError: the directory holds no run, or no checkpoint yet.
+      UserError: the directory holds no run, or no checkpoint yet, or `config` is that of another model.
     """
     workdir = storage.as_path(workdir)
-    config = read_config(workdir)
+    own = read_config(workdir)
+    config = own if config is None else find_tokenizer(config, workdir)
+    check_identity(model_identity(own), config)
+    tokenizer = _tokenizer_of(own, config)
     step, params = load_params(workdir, config, mesh, step)
-    return Run(config, params, load_tokenizer(config.data.tokenizer), step)
+    return Run(config, params, tokenizer, step)
 
 
 def load_params(
@@ -75,6 +82,19 @@ def load_params(
     """The newest step, or another, and its parameters; for the mesh and for errors see `load_workdir`."""
     abstract = abstract_params(make_task(config))
     return restore_params(workdir, abstract if mesh is None else place_params(abstract, mesh), step)
+
+
+def _tokenizer_of(own: Config, config: Config) -> Tokenizer:
+    """The tokenizer of a run; where another configuration names another file, that must be the same one."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if config.data.tokenizer == own.data.tokenizer or not tokenizer_exists(own.data.tokenizer):
+        return tokenizer
+    if tokenizer.fingerprint != load_tokenizer(own.data.tokenizer).fingerprint:
+        raise UserError(
+            f"the run has tokenizer {own.data.tokenizer!r}, the config {config.data.tokenizer!r}, which is another: "
+            "give the run's own."
+        )
+    return tokenizer
 
 
 def model_to_begin_with(config: Config, workdir: storage.AnyPath, tokenizer: str) -> Config:
