@@ -1,7 +1,10 @@
 """What all commands share."""
 
+import signal
+
 import pytest
 
+from tests.commands import run, start
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
@@ -17,3 +20,49 @@ def test_other_failures_of_an_import_are_no_mistake_of_the_user(error):
     with pytest.raises(type(error)) as raised, command.extra("report", "matplotlib"):
         raise error
     assert raised.value is error
+
+
+_SCRIPT = """
+import logging
+import time
+
+from absl import logging as absl_logging
+from transnormer_jax import command
+
+
+def main():
+    absl_logging.info("a step of Orbax")
+    absl_logging.warning("a warning of TFDS")
+    logging.getLogger("jax").info("a step of JAX")
+    print("running", flush=True)
+    time.sleep({seconds})
+
+
+command.run(main)
+"""
+
+
+def script(directory, seconds: float):
+    path = directory / "script.py"
+    path.write_text(_SCRIPT.format(seconds=seconds))
+    return path
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    process = start(script(tmp_path, 60))
+    assert next(process.lines()) == "running\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "shown"),
+    [([], ""), (["--verbosity=-1"], "a warning of TFDS"), (["--verbosity=0"], "a step of Orbax")],
+)
+def test_verbosity_is_that_of_all_libraries(tmp_path, verbosity, shown):
+    status, out, err = run(script(tmp_path, 0), *verbosity)
+    assert (status, out) == (0, "running\n")
+    assert shown in err
+    assert ("a step of JAX" in err) == ("a step of Orbax" in err) == (verbosity == ["--verbosity=0"])
+    assert ("a warning of TFDS" in err) == bool(verbosity)

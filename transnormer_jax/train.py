@@ -24,14 +24,17 @@ from transnormer_jax.training.stop_signal import STOPPED
 
 _CONFIG = config_flag.define_config_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
+_PRINT_PARAMETERS = flags.DEFINE_bool(
+    "print_parameters", False, "Print the table of all parameters, which is in parameters.txt in the workdir."
+)
 _MEMBERSHIP = processes.define_flags()
 
 
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        workdir = storage.as_path(_WORKDIR.value)
-        result = train(config_flag.read_config_flag(_CONFIG), workdir, began=process_start_time())
+        config, workdir = config_flag.read_config_flag(_CONFIG), storage.as_path(_WORKDIR.value)
+        result = train(config, workdir, began=process_start_time(), print_parameters=_PRINT_PARAMETERS.value)
     if result is None:
         sys.exit(STOPPED)
 

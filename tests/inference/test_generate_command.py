@@ -56,6 +56,11 @@ def test_prompts_are_continued(workdir, tmp_path):
         (["--workdir=WORKDIR", "--prompt_file=EMPTY"], "is empty"),
         (["--workdir=WORKDIR", "--prompt_file=BINARY"], "is not UTF-8"),
         (["--workdir=WORKDIR", "--prompt=x", "--top_p=2"], "top_p is 2.0"),
+        (["--workdir=WORKDIR", "--prompt=x", "--step=7"], "holds no checkpoint of step 7: give one of 0."),
+        (["--workdir=WORKDIR", "--prompt=x", "--config=quickstart"], "--config=quickstart is of no use here"),
+        (["--workdir=WORKDIR", "--prompt=x", "--config.model.num_layers=3"], "num_layers=2, the config says 3"),
+        (["--config.model.dtipe=float32", "--workdir=WORKDIR"], "did you mean '--config.model.dtype'?"),
+        (["--config.model.dtype=float32", "--workdir=nowhere"], "'nowhere' holds no run"),
     ],
 )
 def test_a_mistake_is_one_sentence(workdir, tmp_path, flags, message):

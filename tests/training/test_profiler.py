@@ -1,9 +1,12 @@
 """A profile is of the steps that were asked for, whatever becomes of the run."""
 
+import socket
+
 import pytest
 
+from transnormer_jax.errors import UserError
 from transnormer_jax.training import profiler
-from transnormer_jax.training.profiler import Profiler
+from transnormer_jax.training.profiler import Profiler, serve_profiles
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,16 @@ def test_what_was_started_is_stopped(monkeypatch, tmp_path, steps, expected):
             happened.append(step)
             window.end_step(step, None)
     assert happened == expected
+
+
+def test_a_running_process_answers_at_the_port_that_was_asked_for(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"cannot listen at port {port} .*: set config.profiler_port to another"):
+            serve_profiles(port)
+    started = []
+    monkeypatch.setattr(profiler.jax.profiler, "start_server", started.append)
+    serve_profiles(0)
+    serve_profiles(port)
+    serve_profiles(port)  # by a second run in the same process
+    assert started == [port]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from transnormer_jax import storage
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import make_mesh, multihost, placement_table
+from transnormer_jax.distributed import make_mesh, multihost
 from transnormer_jax.errors import UserError
 from transnormer_jax.log import log
 from transnormer_jax.tasks import Params
@@ -34,6 +34,7 @@ from transnormer_jax.training.progress import Progress, duration, window_means
 from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
 from transnormer_jax.training.stop_signal import StopSignal
+from transnormer_jax.training.summary import introduce
 from transnormer_jax.training.watchdog import Watchdog
 from transnormer_jax.training.workdir import (
     changed_rows,
@@ -44,13 +45,16 @@ from transnormer_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: storage.AnyPath, *, began: float | None = None) -> dict[str, float] | None:
+def train(
+    config: Config, workdir: storage.AnyPath, *, began: float | None = None, print_parameters: bool = False
+) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
       config: of the run.
       workdir: of its configuration, checkpoints and metrics; made if it does not exist.
       began: unix time in seconds at which this start of the run began, for its goodput; None is now.
+      print_parameters: whether the table of the parameters, which `parameters.txt` holds, is printed.
 
     Returns:
       The last evaluation, or None if a signal stopped the run.
@@ -87,7 +91,7 @@ def train(config: Config, workdir: storage.AnyPath, *, began: float | None = Non
         )
     keep_tokenizer(workdir, config)
     write_config(workdir, config)
-    _introduce(config, workdir, mesh, state, setup)
+    introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
 
     stopwatch = Stopwatch(_last_until(former, first_step), began)
     writer = MetricWriter(
@@ -318,15 +322,3 @@ def _in_words(result: dict[str, float]) -> str:
     """The metrics of an evaluation, in one line."""
     words = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in result.items()]
     return " | ".join([*words[:-1], duration(result["seconds"])])
-
-
-def _introduce(config: Config, workdir: epath.Path, mesh: Mesh, state: TrainState, setup: TrainingSetup) -> None:
-    log(
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, workdir {workdir}"
-    )
-    log(placement_table(state.params))
-    total = sum(x.size for x in jax.tree.leaves(state.params))
-    log(f"{total:,} parameters; {config.model}")
-    steps = setup.training.per_epoch / config.batch_size
-    log(f"task {config.task.name}: {setup.training.description}; {steps:,.1f} steps an epoch")

@@ -1,5 +1,7 @@
 """A profile of some steps of a run, for TensorBoard."""
 
+import functools
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -9,7 +11,26 @@ from typing import Any, Self
 import jax
 
 from transnormer_jax import storage
-from transnormer_jax.errors import first_line
+from transnormer_jax.errors import UserError, first_line
+
+
+@functools.cache  # once in a process
+def serve_profiles(port: int) -> None:
+    """Answers requests for a profile, such as those of TensorBoard; process i listens at `port` + i, 0 at none.
+
+    Raises:
+      UserError: the port is in use.
+    """
+    if not port:
+        return
+    port += jax.process_index()
+    try:  # the profiler itself says nothing when it cannot listen
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(
+            f"the profiler cannot listen at port {port} ({error.strerror}): set config.profiler_port to another."
+        ) from error
+    jax.profiler.start_server(port)
 
 
 class Profiler:
