@@ -75,7 +75,7 @@ _ACTIVITIES = {
 
 
 def time_spent(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[Spent]:
-    """What the time since the first start of the run went into, by its last metrics; nothing of one that did not say."""
+    """What the time since the first start of the run went into, by its last metrics; nothing if it did not say."""
     seconds = {what: metrics[key][-1][1] for key, what in _ACTIVITIES.items() if metrics.get(key)}
     total = sum(seconds.values())
     return [Spent(what, value, value / total) for what, value in seconds.items() if total > 0]

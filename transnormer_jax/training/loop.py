@@ -29,7 +29,7 @@ from transnormer_jax.training.goodput import Stopwatch
 from transnormer_jax.training.metrics import MetricWriter, read_metrics
 from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.placement import check_mesh, place_batch
-from transnormer_jax.training.profiler import Profiler
+from transnormer_jax.training.profiler import Profiler, serve_profiles
 from transnormer_jax.training.progress import Progress, duration, window_means
 from transnormer_jax.training.setup import TrainingSetup, load_setup
 from transnormer_jax.training.step import StepMetrics, TrainState
@@ -91,6 +91,7 @@ def train(
         )
     keep_tokenizer(workdir, config)
     write_config(workdir, config)
+    serve_profiles(config.profiler_port)
     introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
 
     stopwatch = Stopwatch(_last_until(former, first_step), began)
