@@ -105,7 +105,7 @@ def two_processes(config) -> Path:
     """The same run by two processes with two devices each, which nothing disturbed."""
     workdir = config.parent / "two_processes"
     results = finish_well(launch(config, workdir, count=2, devices=2))
-    assert "process 0 of 2, 4 x cpu" in results[0][1]
+    assert "4 x cpu, 2 of them local, 2 processes on 1 host; mesh" in results[0][1]
     assert results[1][1] == ""  # only process 0 speaks
     return workdir
 

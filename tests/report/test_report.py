@@ -91,6 +91,41 @@ def test_the_sources_of_a_mixture_have_a_line_each():
     }
 
 
+def test_where_the_time_went_is_a_table(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    # As the first runs of this package wrote them: no seconds, no goodput.
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    lines = [{key: x for key, x in line.items() if key not in ("goodput", "time", "host")} for line in lines]
+    lines = [{key: x for key, x in line.items() if not key.startswith("seconds/")} for line in lines]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(render(copy, "", 1, 0.0))
+    assert "Where the time went" not in page.of("h2")
+    assert "goodput" not in page.of("dt")
+
+    spent = {
+        "step": 5400.0,
+        "data": 60.0,
+        "save": 120.0,
+        "evaluate": 300.0,
+        "compile": 90.0,
+        "start": 30.0,
+        "down": 1200,
+    }
+    last = {"step": 4, "loss": 1.0, "time": 1.8e9, "host": "node0", "goodput": 0.75}
+    last |= {f"seconds/{name}": seconds for name, seconds in spent.items()}
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    page = Page(render(copy, "", 1, 0.0))
+    assert "Where the time went" in page.of("h2")
+    cells = page.of("td")
+    rows = list(zip(cells, cells[1:], cells[2:], strict=False))
+    assert ("steps", "1h30m", "75.0%") in rows
+    assert ("down, or steps that were lost", "20m00s", "16.7%") in rows
+    assert ("waiting for data", "1m00s", "0.8%") in rows
+    assert "75.0%" in page.of("dd")
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.7, 1.9), (0.3, 5.0)])
 def test_a_logarithmic_axis_of_a_decade_has_labels(low, high):
     svg = curves({"norm": [(1000, low), (2000, high)]}, "gradient norm", log=True)
@@ -120,4 +155,4 @@ def test_the_command(workdir, tmp_path):
     assert status == 0, err
     assert out.startswith(f"wrote {workdir}/report.html")
     assert (workdir / "report.html").read_text().startswith("<!doctype html>")
-    assert_fails(run("-m", "transnormer_jax.report", f"--workdir={tmp_path}"), "has no metrics.jsonl", "workdir")
+    assert_fails(run("-m", "transnormer_jax.report", f"--workdir={tmp_path}"), "holds no run", "--workdir")

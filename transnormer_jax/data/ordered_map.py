@@ -5,6 +5,7 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 
 
@@ -23,7 +24,7 @@ def ordered_map[T, R](function: Callable[[T], R], items: Iterable[T], processes:
     # Spawned, since a fork of a process that runs JAX's threads may hang.
     context = multiprocessing.get_context("spawn")
     items = iter(items)
-    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(processes, context, _die_of_ctrl_c) as pool:
         ahead = collections.deque(pool.submit(function, item) for item in itertools.islice(items, 4 * processes))
         try:
             while ahead:
@@ -33,3 +34,8 @@ def ordered_map[T, R](function: Callable[[T], R], items: Iterable[T], processes:
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _die_of_ctrl_c() -> None:
+    """Ctrl-C reaches workers too: none prints a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

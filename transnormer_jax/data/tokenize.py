@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import pickle
 import shutil
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -243,6 +244,7 @@ _worker_job: _Job
 
 def _begin_worker(job: bytes, workers: int) -> None:
     global _worker_job
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: none prints a traceback
     logging.set_verbosity(logging.ERROR)  # TFDS tells of every dataset that it opens, as unpickling does.
     _worker_job = pickle.loads(job)
     # The threads of the `tokenizers` library: the processes share the cores.

@@ -70,23 +70,14 @@ _ACTIVITIES = {
     "seconds/evaluate": "evaluating",
     "seconds/compile": "compiling",
     "seconds/start": "starting",
+    "seconds/down": "down, or steps that were lost",
 }
 
 
 def time_spent(metrics: Mapping[str, Sequence[tuple[int, float]]]) -> list[Spent]:
-    """What the time since the first start of the run went into, up to the last line of metrics that says so.
-
-    What is in no row of its own (the run was down, or did steps again that a failure had lost) is the last one. Older
-    runs, which did not measure it, have no rows.
-    """
+    """What the time since the first start of the run went into, by its last metrics; nothing if it did not say."""
     seconds = {what: metrics[key][-1][1] for key, what in _ACTIVITIES.items() if metrics.get(key)}
-    if not seconds:
-        return []
     total = sum(seconds.values())
-    if metrics.get("goodput") and (share := metrics["goodput"][-1][1]) > 0 and "steps" in seconds:
-        wall = max(total, seconds["steps"] / share)
-        seconds["down, or steps that were lost"] = wall - total
-        total = wall
     return [Spent(what, value, value / total) for what, value in seconds.items() if total > 0]
 
 

@@ -46,7 +46,7 @@ def introduce(
         mesh,
         state,
         data=setup.training.description,
-        held_out=getattr(setup.evaluate, "description", ""),
+        held_out=getattr(setup.evaluate, "description", f"the split {config.data.eval_split!r}"),
         rows_per_epoch=setup.training.per_epoch,
         hosts=len(set(multihost.all_gather(socket.gethostname()))),
     )
