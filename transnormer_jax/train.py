@@ -13,19 +13,21 @@ On a TPU pod and with `srun`, run this same command on every host. Elsewhere, te
 
 from absl import flags
 
-from transnormer_jax import command, storage
+from transnormer_jax import command
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 
 _CONFIG = command.define_config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory for checkpoints and metrics, local or gs://BUCKET/PATH.", required=True
+)
 _MEMBERSHIP = processes.define_flags()
 
 
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        train(command.read_config_flag(_CONFIG), storage.as_path(_WORKDIR.value))
+        train(command.read_config_flag(_CONFIG), _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from transnormer_jax.training.workdir import (
 )
 
 
-def train(config: Config, workdir: storage.AnyPath) -> dict[str, float] | None:
+def train(config: Config, workdir: storage.AnyPath | str) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
