@@ -312,12 +312,11 @@ class Mirror:
     def _copy(self) -> None:
         store, root = _store(self._target)
         for file in sorted(self._directory.rglob("*")):
-            with suppress(FileNotFoundError):
-                stat = file.stat()
-                state = (stat.st_size, stat.st_mtime_ns)
-                if file.is_file() and self._copied.get(file) != state:
-                    store.pipe_file(f"{root}/{file.relative_to(self._directory).as_posix()}", file.read_bytes())
-                    self._copied[file] = state
+            stat = file.stat()
+            state = (stat.st_size, stat.st_mtime_ns)
+            if file.is_file() and self._copied.get(file) != state:
+                store.pipe_file(f"{root}/{file.relative_to(self._directory).as_posix()}", file.read_bytes())
+                self._copied[file] = state
 
 
 def _store(path: AnyPath) -> tuple[Any, str]:
