@@ -30,6 +30,8 @@ import pytest
 from absl import flags
 from jaxtyping import install_import_hook
 
+from tests import stores
+
 # Tracing makes objects by the million, and few of them are garbage.
 gc.set_threshold(200_000, 50, 100)
 
@@ -61,6 +63,22 @@ def libtpu() -> Path:
         return find_libtpu()
     except UserError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def gs():
+    """Serves gs://bench to this process and to the commands that it starts."""
+    with stores.gs_server() as environment, pytest.MonkeyPatch.context() as patch:
+        stores.set_all(patch, environment)
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """Serves s3://bench to this process and to the commands that it starts."""
+    with stores.s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        stores.set_all(patch, environment)
+        yield
 
 
 @pytest.fixture(scope="module")

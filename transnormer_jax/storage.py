@@ -69,6 +69,17 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
+def local_path(text: str) -> Path:
+    """Returns the path of a text where a store cannot be written to.
+
+    Raises:
+      UserError: it is a URL.
+    """
+    if _SCHEME.match(text):
+        raise UserError(f"{text!r} is not on a local disk: give a local path, and copy the result.")
+    return Path(text).expanduser()
+
+
 def absolute(path: AnyPath) -> epath.Path:
     """Returns the path from the root of the file system on; a URL is already."""
     return as_path(path) if is_remote(path) else epath.Path(os.path.abspath(path))
@@ -170,7 +181,7 @@ def local_copy(path: AnyPath | str) -> Path:
                 f"the copy of {str(path)!r} cannot be written to {str(cache)!r} ({error.strerror}): set XDG_CACHE_HOME "
                 "to a directory with room for it."
             ) from error
-        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): {_mend(error)}.") from error
+        raise UserError(f"{str(path)!r} cannot be read ({reason(error)}): {remedy(error)}.") from error
     return copy
 
 
@@ -185,13 +196,13 @@ def check_workdir(path: AnyPath | str) -> epath.Path:
     Raises:
       UserError: it cannot be written, is on a store that takes no checkpoints, or a file is in its place.
     """
-    path = as_path(path)
-    match = _SCHEME.match(str(path))
-    if match and match[1] not in _WORKDIR_SCHEMES:
+    match = _SCHEME.match(os.fspath(path))
+    if match and (match[1] or match[2]) not in _WORKDIR_SCHEMES:
         raise UserError(
-            f"{str(path)!r} cannot be a workdir: Orbax writes checkpoints to local disks and to gs:// alone; give one "
-            "of them."
+            f"{os.fspath(path)!r} cannot be a workdir: checkpoints are written to local disks and to gs:// alone; give "
+            "one of them."
         )
+    path = as_path(path)
     try:
         if is_remote(path):
             _try_store(path)
@@ -200,7 +211,7 @@ def check_workdir(path: AnyPath | str) -> epath.Path:
     except NotADirectoryError as error:
         raise UserError(f"{str(path)!r} cannot be a directory ({error.args[0]}): choose another --workdir.") from error
     except Exception as error:  # of any store
-        mend = _mend(error) if is_remote(path) else "choose a --workdir that you may write to"
+        mend = remedy(error) if is_remote(path) else "choose a --workdir that you may write to"
         raise UserError(f"{str(path)!r} cannot be written ({reason(error)}): {mend}.") from error
     return path
 
@@ -252,7 +263,7 @@ def written_locally(target: AnyPath | str) -> Iterator[Path]:
         try:
             upload(local, path) if local.is_dir() else path.write_bytes(local.read_bytes())
         except Exception as error:  # of any store
-            raise UserError(f"{str(path)!r} cannot be written ({reason(error)}): {_mend(error)}.") from error
+            raise UserError(f"{str(path)!r} cannot be written ({reason(error)}): {remedy(error)}.") from error
 
 
 class Mirror:
@@ -285,7 +296,7 @@ class Mirror:
         try:
             self._copy()
         except Exception as error:
-            raise UserError(f"{str(self._target)!r} cannot be written ({reason(error)}): {_mend(error)}.") from error
+            raise UserError(f"{str(self._target)!r} cannot be written ({reason(error)}): {remedy(error)}.") from error
 
     def _run(self) -> None:
         while True:
@@ -301,12 +312,11 @@ class Mirror:
     def _copy(self) -> None:
         store, root = _store(self._target)
         for file in sorted(self._directory.rglob("*")):
-            with suppress(FileNotFoundError):
-                stat = file.stat()
-                state = (stat.st_size, stat.st_mtime_ns)
-                if file.is_file() and self._copied.get(file) != state:
-                    store.pipe_file(f"{root}/{file.relative_to(self._directory).as_posix()}", file.read_bytes())
-                    self._copied[file] = state
+            stat = file.stat()
+            state = (stat.st_size, stat.st_mtime_ns)
+            if file.is_file() and self._copied.get(file) != state:
+                store.pipe_file(f"{root}/{file.relative_to(self._directory).as_posix()}", file.read_bytes())
+                self._copied[file] = state
 
 
 def _store(path: AnyPath) -> tuple[Any, str]:
@@ -342,7 +352,8 @@ def reason(error: BaseException) -> str:
     return strerror or first_line(error)
 
 
-def _mend(error: BaseException) -> str:
+def remedy(error: BaseException) -> str:
+    """Returns what to do about an answer of a store, as the end of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "check its name and that the bucket exists"
     return "check the name, the network, and that this machine has credentials that may write there"

@@ -21,13 +21,15 @@ if __name__ == "__main__":
 
 from absl import flags
 
-from transnormer_jax import command, config_flag, storage
+from transnormer_jax import command, config_flag
 from transnormer_jax.distributed import processes
 from transnormer_jax.training import train
 from transnormer_jax.training.goodput import process_start_time
 
 _CONFIG = config_flag.define_config_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and metrics.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory for checkpoints and metrics, local or gs://BUCKET/PATH.", required=True
+)
 _PRINT_PARAMETERS = flags.DEFINE_bool(
     "print_parameters", False, "Print the table of all parameters, which is in parameters.txt in the workdir."
 )
@@ -37,8 +39,8 @@ _MEMBERSHIP = processes.define_flags()
 def main() -> None:
     """Trains."""
     with processes.joined(_MEMBERSHIP()):
-        config, workdir = config_flag.read_config_flag(_CONFIG), storage.as_path(_WORKDIR.value)
-        result = train(config, workdir, began=process_start_time(), print_parameters=_PRINT_PARAMETERS.value)
+        config = config_flag.read_config_flag(_CONFIG)
+        result = train(config, _WORKDIR.value, began=process_start_time(), print_parameters=_PRINT_PARAMETERS.value)
     if result is None:
         sys.exit(start.STOPPED)
 

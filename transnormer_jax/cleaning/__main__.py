@@ -11,11 +11,10 @@ the report.
 
 import json
 import os
-from pathlib import Path
 
 from absl import flags
 
-from transnormer_jax import command, config_flag
+from transnormer_jax import command, config_flag, storage
 
 _FILES = flags.DEFINE_string("files", None, "Text files, separated by commas, as in config.data.files.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Directory for the results.", required=True)
@@ -38,7 +37,8 @@ def main() -> None:
     """Cleans."""
     with command.extra("cleaning", "datatrove", "fsspec", "multiprocess", "orjson", "py3langid", "regex", "xxhash"):
         from transnormer_jax.cleaning.pipeline import Settings, clean
-    out, config = Path(_OUT.value), config_flag.read_config_flag(_CONFIG) if _CONFIG.value else None
+    config = config_flag.read_config_flag(_CONFIG) if _CONFIG.value else None
+    out = storage.local_path(_OUT.value)
     settings = Settings(_FILES.value, _DOCUMENTS.value, _FIELD.value, tuple(_LANGUAGES.value), _MIN_WORDS.value)
     report = clean(settings, out, _WORKERS.value or os.cpu_count() or 1)
     if config is not None:

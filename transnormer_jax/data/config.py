@@ -26,9 +26,10 @@ class DataConfig:
       documents: for `plain_text`: what one document is: a `"file"`, a `"line"`, a part of a file between marker lines
         (`"marked"`), or a `"conversation"`, one to a line of JSON. Of JSON lines and Parquet, each row is a document.
       held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
-      tokenizer: `"bytes"`; or a path: a `tokenizer.json` (Hugging Face), a `.model` (SentencePiece), or a directory
-        with one of them or with GPT-2's `vocab.json` and `merges.txt`.
-      data_dir: directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`).
+      tokenizer: `"bytes"`; or a path or URL: a `tokenizer.json` (Hugging Face), a `.model` (SentencePiece), or a
+        directory with one of them or with GPT-2's `vocab.json` and `merges.txt`.
+      data_dir: directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`). On a store (`gs://`,
+        `s3://`), the tokens of text, of which every host makes a local copy.
       train_split: a TFDS split, such as `"train"` or `"train[:95%]"`.
       eval_split: a TFDS split.
       text_feature: the feature that holds a document. For labelled examples, the feature that is the input (text, an

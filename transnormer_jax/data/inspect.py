@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from transnormer_jax import command, config_flag
+from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.splits import load_split
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -45,7 +45,7 @@ def main() -> None:
             print(f"\n{name}, document {place} of {len(documents):,}, {documents.lengths[place]:,} tokens:")
             print(pieces(documents[place], tokenizer))
     if _PLOT.value:
-        _plot(sources, Path(_PLOT.value))
+        _plot(sources, storage.local_path(_PLOT.value))
     print(json.dumps(report))
 
 

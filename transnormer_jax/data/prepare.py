@@ -20,12 +20,14 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from transnormer_jax import command, config_flag
+from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.splits import RecordTexts
+from transnormer_jax.data.stored_tokens import load_stored
 from transnormer_jax.data.tokenize import repair, tokenize
 from transnormer_jax.data.tokenized import Manifest
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
+from transnormer_jax.errors import UserError
 
 _CONFIG = config_flag.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
@@ -50,10 +52,22 @@ def main() -> None:
 
 def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -> dict[str, Any]:
     start = time.perf_counter()
-    texts = RecordTexts(source, split)
-    directory = texts.tokens_directory(tokenizer)
-    damaged = repair(texts, tokenizer, directory) if _VERIFY.value and directory.exists() else []
-    _tokenize(texts, tokenizer, directory, words)
+    damaged = list[int]()
+
+    def write() -> Path:
+        texts = RecordTexts(source, split)
+        directory = texts.tokens_directory(tokenizer)
+        if _VERIFY.value and directory.exists():
+            damaged.extend(repair(texts, tokenizer, directory))
+        _tokenize(texts, tokenizer, directory, words)
+        return directory
+
+    if storage.is_remote(source.data_dir):
+        if _VERIFY.value:
+            raise UserError("--verify is for a data_dir on a local disk: leave it out, a store checks what it holds.")
+        directory, _ = load_stored(source, split, tokenizer, write)
+    else:
+        directory = storage.as_path(write())
     manifest = Manifest.read(directory)
     seconds = time.perf_counter() - start
     print(

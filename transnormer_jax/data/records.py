@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from transnormer_jax import storage
 from transnormer_jax.data.catalog import CATALOG, find_entry, own_builder
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.errors import UserError, did_you_mean
@@ -28,9 +29,7 @@ def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
     """
     import tensorflow_datasets as tfds
 
-    if "://" in config.data_dir:
-        raise UserError(f"data_dir {config.data_dir!r} is remote: choose a local one, since tokens are memory-mapped.")
-    builder = _builder(config)
+    builder = open_builder(config)
     if not sys.stderr.isatty():  # In a log file each stroke of a progress bar is a line.
         tfds.disable_progress_bar()
     # By default TFDS asks Google's bucket first, which many a cluster cannot reach.
@@ -40,7 +39,7 @@ def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
     except UserError:
         raise
     except Exception as error:  # A builder is foreign code: no network, no TensorFlow, a manual download missing.
-        builder = _builder(config)
+        builder = open_builder(config)
         # Unless another process has prepared it meanwhile, and our renaming came second.
         if not builder.data_path.exists():
             elsewhere = f"`tfds build {config.dataset} --file_format=array_record` on another machine and a copy of it"
@@ -52,10 +51,17 @@ def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
     return builder
 
 
-def _builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
+def open_builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
+    """Returns the builder of a dataset, prepared or not; of one on a store, that of its copy on this host.
+
+    Raises:
+      UserError: it does not exist.
+    """
     import tensorflow_datasets as tfds
 
-    data_dir = config.data_dir or None
+    data_dir: str | None = config.data_dir or None
+    if storage.is_remote(config.data_dir):  # TFDS writes and maps files
+        data_dir = str(storage.cache_directory() / "datasets")
     if config.dataset == "plain_text":
         from transnormer_jax.data.plain_text import PlainText, plain_text_config
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transnormer_jax import storage
 from transnormer_jax.data.chat import ChatTemplate
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversations import ConversationMask, ConversationTokens
 from transnormer_jax.data.records import as_text, fingerprint, open_source, prepared, read_records
+from transnormer_jax.data.stored_tokens import load_stored
 from transnormer_jax.data.tokenize import Coder, tokenize
-from transnormer_jax.data.tokenized import TokenizedDocuments
+from transnormer_jax.data.tokenized import TokenizedDocuments, open_tokenized
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError, did_you_mean
 
@@ -54,8 +56,16 @@ def load_conversations(
 
 
 def _tokenized(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:
-    texts = RecordTexts(config, split)
-    return tokenize(texts, coder, texts.tokens_directory(coder))
+    def write() -> Path:
+        texts = RecordTexts(config, split)
+        directory = texts.tokens_directory(coder)
+        tokenize(texts, coder, directory)
+        return directory
+
+    if storage.is_remote(config.data_dir):
+        _, documents = load_stored(config, split, coder, write)
+        return documents
+    return open_tokenized(write())
 
 
 class RecordTexts:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from transnormer_jax import storage
 from transnormer_jax.errors import UserError
 
 _FORMAT = 1
@@ -71,7 +72,7 @@ class Manifest:
         (directory / "manifest.json").write_text(json.dumps({"format": _FORMAT} | dataclasses.asdict(self), indent=1))
 
     @classmethod
-    def read(cls, directory: Path) -> "Manifest":
+    def read(cls, directory: storage.AnyPath) -> "Manifest":
         """Reads `manifest.json`."""
         values = json.loads((directory / "manifest.json").read_text())
         return cls(values["tokenizer"], values["dtype"], tuple(Shard(**shard) for shard in values["shards"]))

@@ -16,12 +16,11 @@ import sentencepiece
 from absl import flags
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from transnormer_jax import command, config_flag
+from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.splits import RecordTexts
 from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
-from transnormer_jax.storage import publish
 
 _CONFIG = config_flag.define_config_flag()
 _KIND = flags.DEFINE_enum("kind", "bpe", ["bpe", "unigram"], "Byte-pair encoding, or SentencePiece's unigram model.")
@@ -36,12 +35,13 @@ _MEASURED_BYTES = 1 << 22
 def main() -> None:
     """Trains."""
     data = config_flag.read_config_flag(_CONFIG).data
-    out = Path(_OUT.value)
+    out = storage.as_path(_OUT.value)
     if out.exists():
         raise UserError(f"{str(out)!r} already exists: choose another --out.")
     train = train_bpe if _KIND.value == "bpe" else train_unigram
     try:
-        publish(out, lambda written: train(_texts(data, _MAX_BYTES.value), _VOCAB_SIZE.value, written))
+        with storage.written_locally(out) as local:
+            storage.publish(local, lambda written: train(_texts(data, _MAX_BYTES.value), _VOCAB_SIZE.value, written))
     except OSError as error:
         raise UserError(f"cannot make {str(out)!r} ({error.strerror}): choose another --out.") from error
     tokenizer = load_tokenizer(str(out))

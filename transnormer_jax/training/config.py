@@ -134,9 +134,9 @@ class Config:
       optimizer: optimizer and schedule.
       evaluation: evaluation on held-out data.
       mesh: devices along the axes data, fsdp, context and tensor.
-      init_from: workdir of another run, or of a converted checkpoint. This run starts from its newest parameters, with
-        a new optimizer state, and takes over its architecture; of `model`, only the keys that affect speed, memory or
-        dropout count. Empty: random parameters.
+      init_from: workdir of another run, or of a converted checkpoint, local or in a bucket. This run starts from its
+        newest parameters, with a new optimizer state, and takes over its architecture; of `model`, only the keys that
+        affect speed, memory or dropout count. Empty: random parameters.
       seed: seed of the initial parameters, of the order of the data, and of dropout.
       num_steps: total number of optimizer steps.
       batch_size: rows per step, over all hosts.

@@ -46,7 +46,7 @@ from transnormer_jax.training.workdir import (
 
 
 def train(
-    config: Config, workdir: storage.AnyPath, *, began: float | None = None, print_parameters: bool = False
+    config: Config, workdir: storage.AnyPath | str, *, began: float | None = None, print_parameters: bool = False
 ) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,15 @@ class MetricWriter:
         self._host = socket.gethostname().partition(".")[0]
         if wandb_project:
             self._wandb = _start_wandb(wandb_project, workdir, directory, config or {})
-        with self._room():
+        with self._room(), ExitStack() as opened:
+            directory.mkdir(parents=True, exist_ok=True)
             path = directory / "metrics.jsonl"
-            if storage.as_path(workdir / "metrics.jsonl").exists():
+            if storage.as_path(workdir / "metrics.jsonl").is_file():
                 kept = [line for line in read_metrics(workdir) if line["step"] < first_step]
                 storage.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-            self._lines = path.open("a")
+            self._lines = opened.enter_context(path.open("a"))
             self._tensorboard = _TensorBoard(directory / "tensorboard", first_step)
+            opened.pop_all()
         if remote:
             self._mirror = storage.Mirror(directory, workdir, every_seconds=_FLUSH_SECONDS)
 

@@ -163,7 +163,7 @@ def read_config(workdir: storage.AnyPath) -> Config:
     return _with_tokenizer(config, own) if own.is_dir() else config
 
 
-def find_tokenizer(config: Config, workdir: storage.AnyPath) -> Config:
+def find_tokenizer(config: Config, workdir: storage.AnyPath | str) -> Config:
     """The configuration, with the workdir's own copy of the tokenizer where that of the configuration is not here.
 
     A workdir that was moved to another machine so needs nothing beside it.
@@ -174,7 +174,7 @@ def find_tokenizer(config: Config, workdir: storage.AnyPath) -> Config:
     return _with_tokenizer(config, own)
 
 
-def keep_tokenizer(workdir: storage.AnyPath, config: Config) -> None:
+def keep_tokenizer(workdir: storage.AnyPath | str, config: Config) -> None:
     """Copies the tokenizer and its chat template into the workdir, from the first process.
 
     To be called when the checkpoints in the workdir, if there are any, are known to have this tokenizer.

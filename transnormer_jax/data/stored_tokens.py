@@ -1,0 +1,81 @@
+"""Tokens on an object store: uploaded once by the host that tokenises, copied once per host by all others.
+
+A corpus lies in `DATA_DIR/tokenized/HASH`, as on a disk. The small files `DATA_DIR/tokenized/KEY.json` beside it say
+which directory holds a split of a source, so a host that finds one needs neither the texts nor a prepared dataset.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from transnormer_jax import storage
+from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.records import open_builder
+from transnormer_jax.data.tokenize import Coder
+from transnormer_jax.data.tokenized import TokenizedDocuments, open_tokenized
+from transnormer_jax.errors import UserError
+
+
+def load_stored(
+    config: DataConfig, split: str, coder: Coder, tokenize: Callable[[], Path]
+) -> tuple[epath.Path, TokenizedDocuments]:
+    """Returns where on the store the tokens of a split are, and the documents in a copy on this host.
+
+    Args:
+      config: the dataset; its `data_dir` is on a store.
+      split: of the dataset.
+      coder: of the documents.
+      tokenize: makes the tokens on a local disk and returns their directory; called if the store has none.
+
+    Raises:
+      UserError: the store cannot be read or written, or `tokenize` raises it.
+    """
+    tokens = storage.as_path(config.data_dir) / "tokenized"
+    keys = _keys(config, split, coder)
+    with _explained(tokens):
+        found = _find(tokens, keys)
+    if found is not None:
+        return found, open_tokenized(storage.local_copy(found))
+    directory = tokenize()
+    with _explained(tokens):
+        storage.upload(directory, tokens / directory.name, last="manifest.json")
+        for key in keys:
+            storage.write_text(tokens / f"{key}.json", json.dumps({"directory": directory.name}))
+    return tokens / directory.name, open_tokenized(directory)
+
+
+def _find(tokens: epath.Path, keys: tuple[str, ...]) -> epath.Path | None:
+    record = tokens / f"{keys[0]}.json"
+    return tokens / json.loads(record.read_text())["directory"] if record.is_file() else None
+
+
+def _keys(config: DataConfig, split: str, coder: Coder) -> tuple[str, ...]:
+    """Names for a split: first by the files as they are, if they can be seen from here, then by the configuration."""
+    named = (config.dataset, config.files, config.documents, config.held_out, config.text_feature)
+    by_config = _digest("configuration", named, split, coder.fingerprint)
+    try:
+        content = open_builder(config).info.full_name  # changes when a file does
+    except UserError:
+        return (by_config,)  # the texts are elsewhere
+    return _digest("content", content, config.text_feature, split, coder.fingerprint), by_config
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _explained(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of any store
+        raise UserError(
+            f"config.data.data_dir: {str(path)!r} cannot be used ({storage.reason(error)}): {storage.remedy(error)}."
+        ) from error
