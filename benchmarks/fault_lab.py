@@ -31,6 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 _PROCESSES = multiprocessing.get_context("forkserver")
 _STEP = re.compile(r"\bstep +(\d+)/\d+ \|")
 _SUBNET = "10.78.0"
+_made: "list[Network | Disk | Store]" = []
+
+
+def close_all() -> None:
+    """Removes what was made and is not closed yet."""
+    for one in list(_made):
+        with suppress(OSError, subprocess.CalledProcessError):
+            one.close()
 
 
 class Process:
@@ -78,6 +86,8 @@ class Process:
 
 
 def _become(arguments: list[str], environment: dict[str, str], log: str, host: str) -> None:
+    set_signal_at_death_of_parent = 1
+    ctypes.CDLL(None).prctl(set_signal_at_death_of_parent, signal.SIGKILL)  # the server of forks ends with the harness
     if host:
         _move_to(host)
     forked._become(arguments, str(ROOT), environment, log, log)
@@ -120,6 +130,7 @@ class Network:
         """Makes it; `close` removes it."""
         self._switch = f"faults{os.getpid()}n{next(self._numbers)}"
         self.hosts = [f"{self._switch}.host{i}" for i in range(count)]
+        _made.append(self)
         addresses = "".join(f"{_SUBNET}.{10 + i} host{i}\n" for i in range(count))
         _ip("netns", "add", self._switch)
         _ip("-n", self._switch, "link", "add", "bridge", "type", "bridge")
@@ -146,6 +157,7 @@ class Network:
 
     def close(self) -> None:
         """Removes the namespaces."""
+        _made.remove(self)
         for name in (*self.hosts, self._switch):
             _ip("netns", "del", name)
             shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
@@ -168,6 +180,7 @@ class Disk:
         self.path = path
         path.mkdir(parents=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "faults", str(path)], check=True)
+        _made.append(self)
 
     def fill(self) -> None:
         """Leaves no byte free."""
@@ -185,6 +198,7 @@ class Disk:
 
     def close(self) -> None:
         """Unmounts it."""
+        _made.remove(self)
         subprocess.run(["umount", "-l", str(self.path)], check=False)
 
 
@@ -209,6 +223,7 @@ class Store:
         command += [f"-public-host=127.0.0.1:{self.port}", "-log-level=warn"]
         with log.open("w") as file:
             self._server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        _made.append(self)
         for _ in range(100):
             try:
                 self._make_bucket("faults")
@@ -224,6 +239,7 @@ class Store:
 
     def close(self) -> None:
         """Ends it."""
+        _made.remove(self)
         self._server.kill()
         self._server.wait()
 

@@ -27,6 +27,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -74,6 +75,8 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     prepare(output)
     left_out = left_out_kinds(settings)
     scratch = Path(tempfile.mkdtemp(prefix="faults."))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _abort)
     _share_compiled_programs(scratch)
     store = Store(scratch / "store.log") if "slow_store" not in left_out else None
     try:
@@ -219,6 +222,12 @@ def _write_config(directory: Path, settings: Settings) -> Path:
     values["evaluate_every"] = max(settings.num_steps // 3, 1)
     config.write_text(_CONFIG.format(**values))
     return config
+
+
+def _abort(number: int, _: object) -> None:
+    """Leaves no namespace, disk or server behind; the processes end with this one."""
+    fault_lab.close_all()
+    os._exit(128 + number)
 
 
 def _share_compiled_programs(scratch: Path) -> None:
