@@ -3,6 +3,7 @@
 import json
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,34 +132,30 @@ def data(record: Record) -> Figure:
 
 
 def faults(record: Record) -> Figure:
-    """How many faults of each kind, their outcome, and where runs went on after them."""
+    """How many faults of each kind, the steps that they cost, and the seconds until all processes had ended."""
     rows, summary = record["rows"], record["summary"]
     title = (
-        f"{summary['runs']} runs killed or stopped at random: {summary['same_parameters']} end bit-identical "
-        f"to the undisturbed run, {summary['hung']} hung"
+        f"{summary['faults']} faults in {summary['runs']} runs: {summary['same_parameters']} in runs that end "
+        f"bit-identical to the undisturbed one, {summary['hung']} processes hung"
     )
-    figure, (counts, steps) = _figure(record, title, (12, 5), columns=2)
-    kinds = sorted({(row["signal"], row["processes"]) for row in rows})
-    words = [f"{name}, {n} process{'es' * (n > 1)}" for name, n in kinds]
-    groups = [[row for row in rows if (row["signal"], row["processes"]) == kind] for kind in kinds]
-    same = [sum(row["same_parameters"] for row in group) for group in groups]
-    other = [len(group) - count for group, count in zip(groups, same, strict=True)]
-    names = [name.replace(", ", "\n") for name in words]
-    _bars(counts, names, {"bit-identical at the end": same, "other parameters": other}, "{:.0f}")
-    counts.legend(loc="upper right")
-    counts.set(title="Outcome", xlabel="fault", ylabel="runs", ylim=(0, 1.35 * max(same + other)))
-    for name, group, marker in zip(words, groups, "osx+", strict=False):
-        points = [(row["after_step"], row["resumed_from"] or 0) for row in group]
-        steps.plot(*zip(*points, strict=True), marker, label=name, alpha=0.8, markersize=7)
-    steps.axline((0, 0), slope=1, color="gray", linewidth=0.8, label="nothing lost")
-    steps.set(
-        title=f"{summary['resumed_from_a_checkpoint']} resumed from a checkpoint, "
-        f"{summary['before_the_first_step']} hit before the first step",
-        xlabel="training step after which the signal was sent",
-        ylabel="training step resumed from (0: the beginning)",
-    )
-    steps.grid(alpha=0.3)
-    steps.legend()
+    figure, (counts, steps, seconds) = _figure(record, title, (16, 5), columns=3)
+    kinds, numbers = sorted({row["kind"] for row in rows}), sorted({row["processes"] for row in rows})
+    names = [kind.replace("_", "\n") for kind in kinds]
+    amounts = Counter((row["kind"], row["processes"]) for row in rows)
+    bars = {f"{n} process{'es' * (n > 1)}": [amounts[kind, n] for kind in kinds] for n in numbers}
+    _bars(counts, names, bars, "{:.0f}")
+    counts.legend()
+    counts.set(title="Made", ylabel="faults")
+    for ax, field in ((steps, "steps_lost"), (seconds, "seconds_to_end")):
+        for i, n in enumerate(numbers):
+            chosen = [row for row in rows if row["processes"] == n and row[field] is not None]
+            points = [(kinds.index(row["kind"]) + 0.2 * (i - 1), row[field]) for row in chosen]
+            ax.plot(*zip(*points, strict=True), "osD^"[i], label=f"{n}", alpha=0.6, markersize=6)
+        ax.set_xticks(range(len(kinds)), names)
+        ax.grid(axis="y", alpha=0.3)
+    steps.axhline(summary["steps_lost_bound"], color="gray", linewidth=0.8)
+    steps.set(title="Cost (line: steps between checkpoints, and one)", ylabel="steps lost")
+    seconds.set(title="Until all processes had ended, or the cause had", ylabel="seconds")
     return figure
 
 

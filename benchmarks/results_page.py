@@ -55,6 +55,35 @@ def _study(record: Record) -> str:
     return f"{markdown.table(header, rows)}\n\n{' '.join(words)}"
 
 
+def _faults(record: Record) -> str:
+    rows, numbers = record["rows"], sorted({row["processes"] for row in record["rows"]})
+    table = []
+    for kind in sorted({row["kind"] for row in rows}):
+        own = [row for row in rows if row["kind"] == kind]
+        counts = [str(sum(row["processes"] == n for row in own)) for n in numbers]
+        lost = [row["steps_lost"] for row in own if row["steps_lost"] is not None]
+        same, hung = sum(row["same_parameters"] for row in own), sum(row["hung"] for row in own)
+        slowest = max(row["seconds_to_end"] for row in own)
+        table.append(
+            [
+                kind.replace("_", " "),
+                *counts,
+                f"{same} of {len(own)}",
+                f"{max(lost, default=0)}",
+                f"{slowest:.0f}",
+                str(hung),
+            ]
+        )
+    header = ["fault", *(f"{n} process{'es' * (n > 1)}" for n in numbers), "bit-identical at the end"]
+    header += ["steps lost, at most", "seconds to the end, at most", "hung"]
+    left_out = "".join(f" Left out: {kind.replace('_', ' ')} ({why})." for kind, why in record["left_out"].items())
+    return (
+        f"{markdown.table(header, table)}\n\nFaults at random moments of runs with a checkpoint every "
+        f"{record['settings']['checkpoint_every']} steps, on a disk and in an emulated bucket, which are started again "
+        f"until they are done ([scaling](../scaling.md#when-something-breaks)).{left_out}"
+    )
+
+
 def _gradient_bounds(record: Record) -> str:
     names = list(record["rows"][0])
     return (
@@ -202,11 +231,7 @@ _SECTIONS: dict[str, tuple[str, Callable[[Record], str] | str]] = {
         "Planted duplicates and rubbish, what was removed by which rule, and what training says "
         "([cleaning](../cleaning.md)).",
     ),
-    "cpu/faults": (
-        "Faults",
-        "Runs killed and stopped at random steps, and what became of them "
-        "([scaling](../scaling.md#when-something-breaks)).",
-    ),
+    "cpu/faults": ("Faults", _faults),
     "tpu/schedule": (
         "Schedules of the TPU kernels",
         "Cycles of the compiled kernels over the time of their bytes in HBM, without a TPU "

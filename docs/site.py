@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 ROOMS = ("ops", "layers", "models", "tasks", "training", "inference", "data", "distributed", "convert")
 # Of the source files that become pages, by their suffix.
-_LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".sh": "bash", "": "text"}
+_LANGUAGES = {
+    ".py": "python",
+    ".toml": "toml",
+    ".yml": "yaml",
+    ".yaml": "yaml",
+    ".sh": "bash",
+    ".sbatch": "bash",
+    "": "text",
+}
 _LINK = re.compile(r"(\]\()(?!https?:|#|data:|mailto:)([^)#\s]*)((?:#[^)\s]*)?\))")
 
 
