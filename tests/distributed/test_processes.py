@@ -52,7 +52,7 @@ def finish(run: list[forked.Program]) -> list[tuple[int, str, str]]:
 
 def finish_well(run: list[forked.Program]) -> list[tuple[int, str, str]]:
     results = finish(run)
-    assert [status for status, _, _ in results] == [0] * len(run), results
+    assert [status for status, _, _ in results] == [0] * len(run), "\n".join(text for one in results for text in one[1:])
     return results
 
 
