@@ -28,4 +28,5 @@ def get_config():
     config.optimizer.weight_decay = 0.0
     config.evaluation.every = 300
     config.evaluation.batch_size = 16
+    config.evaluation.max_tokens = 0  # all of the split, as the papers report it
     return config

@@ -50,4 +50,5 @@ def get_config():
     config.optimizer.weight_decay = 0.01
     config.evaluation.every = 300
     config.evaluation.batch_size = 16
+    config.evaluation.max_tokens = 0  # all of the split, as the papers report it
     return config

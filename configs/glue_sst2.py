@@ -42,4 +42,5 @@ def get_config():
     config.optimizer.b2 = 0.98
     config.evaluation.every = 500
     config.evaluation.batch_size = 64
+    config.evaluation.max_tokens = 0  # all of the split, as the papers report it
     return config

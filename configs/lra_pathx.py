@@ -53,4 +53,5 @@ def get_config():
     config.log_every = 100
     config.evaluation.every = 2000
     config.evaluation.batch_size = 64
+    config.evaluation.max_tokens = 0  # all of the split, as the papers report it
     return config

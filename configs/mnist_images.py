@@ -37,4 +37,5 @@ def get_config():
     config.checkpoint_every = 5000
     config.evaluation.every = 18_750
     config.evaluation.batch_size = 16
+    config.evaluation.max_tokens = 0  # all of the split, as the papers report it
     return config

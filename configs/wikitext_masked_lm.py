@@ -38,4 +38,5 @@ def get_config():
     config.checkpoint_every = 1000
     config.evaluation.every = 1000
     config.evaluation.batch_size = 32
+    config.evaluation.max_tokens = 0  # all of the split, as the papers report it
     return config

@@ -104,6 +104,13 @@ def test_evaluation_reads_every_example_once_in_order(batch_size):
     assert not padding.any()
 
 
+def test_a_part_of_the_examples_comes_from_all_over_the_split():
+    batches = list(example_batches(texts(11), LENGTHS, 2, count=5))
+    firsts = np.concatenate([batch["inputs"][:, 0] for batch in batches])
+    assert len(firsts[firsts > 0]) == 5
+    assert firsts[:5].tolist() == sorted(set(firsts[:5].tolist())) != [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_stream_does_not_depend_on_processes_and_goes_on_at_any_row(name):
     rows = SOURCES[name]()

@@ -101,11 +101,25 @@ def test_a_large_vocabulary_is_stored_whole(tmp_path):
     assert documents.num_bytes.tolist() == [len(text.encode()) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("max_tokens", "count"), [(0, 1), (4, 1), (5, 1), (16, 1), (17, 3), (1017, 4), (10**9, 5)])
-def test_the_head_is_whole_documents_within_the_limit(tmp_path, shard_bytes, max_tokens, count):
-    head = tokenize(ListTexts(TEXTS), ByteTokenizer(), tmp_path / "split").head(max_tokens)
-    assert contents(head) == TEXTS[:count]
-    assert head.num_tokens == sum(head.lengths) == sum(head.num_bytes)
+@pytest.mark.parametrize("max_tokens", [0, 4, 17, 1017, 10**9])
+def test_a_sample_is_whole_documents_within_the_limit(tmp_path, shard_bytes, max_tokens):
+    documents = tokenize(ListTexts(TEXTS), ByteTokenizer(), tmp_path / "split")
+    sample = documents.sample(max_tokens)
+    found = contents(sample)
+    assert [text for text in TEXTS if text in found] == found  # in the order of the corpus, each whole
+    assert sample.num_tokens == sum(sample.lengths) == sum(sample.num_bytes) == sum(len(x.encode()) for x in found)
+    assert sample.num_tokens <= max_tokens or len(sample) == 1
+    assert len(sample) == len(TEXTS) or max_tokens < 10**9
+    assert contents(documents.sample(max_tokens)) == found
+
+
+def test_a_sample_comes_from_all_over_the_corpus(tmp_path):
+    texts = [f"{i:04}" for i in range(1000)]
+    found = contents(tokenize(ListTexts(texts), ByteTokenizer(), tmp_path / "split").sample(400))
+    assert len(found) == 100
+    assert 400 < np.mean([int(text) for text in found]) < 600
+    # Another limit takes more of the same.
+    assert set(found) < set(contents(tokenize(ListTexts(texts), ByteTokenizer(), tmp_path / "split").sample(800)))
 
 
 def test_the_texts_are_read_once(tmp_path):

@@ -32,9 +32,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def launch(config: Path, workdir: Path, *, count: int, devices: int, mesh: str = "fsdp=2") -> list[forked.Program]:
+def launch(
+    config: Path, workdir: Path, *, count: int, devices: int, mesh: str = "data=-1,fsdp=2"
+) -> list[forked.Program]:
     """Starts the processes of a run, each with so many CPU devices."""
-    command = ["train.py", f"--config={config}", f"--workdir={workdir}", f"--config.mesh.{mesh}", *OPTIONS]
+    sizes = [f"--config.mesh.{size}" for size in mesh.split(",")]
+    command = ["train.py", f"--config={config}", f"--workdir={workdir}", *sizes, *OPTIONS]
     return start_all(command, count=count, devices=devices)
 
 
@@ -52,7 +55,9 @@ def finish(run: list[forked.Program]) -> list[tuple[int, str, str]]:
 
 def finish_well(run: list[forked.Program]) -> list[tuple[int, str, str]]:
     results = finish(run)
-    assert [status for status, _, _ in results] == [0] * len(run), "\n".join(text for one in results for text in one[1:])
+    assert [status for status, _, _ in results] == [0] * len(run), "\n".join(
+        text for one in results for text in one[1:]
+    )
     return results
 
 
@@ -143,7 +148,9 @@ def test_two_processes_evaluate_as_the_run_did(two_processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "devices", "mesh"), [(1, 4, "fsdp=2"), (1, 1, "fsdp=1"), (2, 2, "tensor=2")], ids=["4", "1", "2x2"]
+    ("count", "devices", "mesh"),
+    [(1, 4, "data=-1,fsdp=2"), (1, 1, "fsdp=1"), (2, 2, "tensor=2")],
+    ids=["4", "1", "2x2"],
 )
 def test_a_stopped_run_resumes_on_another_number_of_devices(
     config, stopped, one_process, tmp_path, count, devices, mesh

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from transnormer_jax.errors import UserError
@@ -65,3 +66,27 @@ def test_only_matrices_decay():
     np.testing.assert_allclose(updates["attention"]["q"]["kernel"], -0.05)
     assert not updates["attention"]["q"]["bias"].any()
     assert not updates["attention"]["theta"].any()
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_clipping_and_skipping_are_those_of_optax(clip_norm):
+    """The same updates, and the same leaves of the state in the same order: checkpoints store them as a list."""
+    config = OptimizerConfig(name="radam", clip_norm=clip_norm)
+    ours = make_optimizer(config, lambda step: 0.1 / (1 + step))
+    [_, inner] = ours.init({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}).inner_state
+    scale = optax.scale_by_radam(b1=config.b1, b2=config.b2, eps=config.eps)
+    mask = {"kernel": True, "bias": False}
+    decay = optax.add_decayed_weights(config.weight_decay, mask=mask)
+    update = optax.chain(scale, decay, optax.scale_by_learning_rate(lambda step: 0.1 / (1 + step)))
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    theirs = optax.apply_if_finite(optax.chain(clip, update), max_consecutive_errors=100)
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    states = [ours.init(params), theirs.init(params)]
+    assert jax.tree.structure(inner) == jax.tree.structure(states[1].inner_state[1])
+    for seed, poison in enumerate([0, np.nan, 0, np.inf, np.inf, 0, 0]):
+        keys = jax.random.split(jax.random.key(seed))
+        gradients = {"kernel": jax.random.normal(keys[0], (2, 3)), "bias": jax.random.normal(keys[1], 3) + poison}
+        results = [one.update(gradients, state, params) for one, state in zip((ours, theirs), states, strict=True)]
+        states = [state for _, state in results]
+        for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -58,28 +58,39 @@ def test_loss_goes_down():
     assert int(state.step) == 20
 
 
-@pytest.mark.parametrize("poison", ["gradient", "loss"])
-def test_a_bad_step_changes_nothing_and_is_counted(poison):
+def test_a_bad_step_changes_nothing_and_is_counted():
     state, step = make_state_and_step()
     step = jax.jit(step)
     state, _ = step(state, make_batch())
-    good_embedding = state.params["embedding"]
-    # An infinite embedding row makes the loss infinite; a batch without tokens divides by zero.
-    bad_batch, bad_state = make_batch(1), state
-    if poison == "loss":
-        bad_state = state._replace(params={**state.params, "embedding": good_embedding.at[5].set(jnp.inf)})
-    else:
-        bad_batch = {**bad_batch, "segment_ids": jnp.zeros((16, 32), jnp.int32)}
-    after, metrics = step(bad_state, bad_batch)
-    assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (1, 1)
+    # An infinite embedding row makes the loss infinite.
+    embedding = state.params["embedding"].at[5].set(jnp.inf)
+    bad_state = state._replace(params={**state.params, "embedding": embedding})
+    after, metrics = step(bad_state, make_batch(1))
+    assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row), int(metrics.empty_steps)) == (1, 1, 0)
     for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(bad_state.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    after, metrics = step(after, bad_batch) if poison == "gradient" else step(after, make_batch(2))
+    after, metrics = step(after, make_batch(2))
     assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (2, 2)
     # A good step is taken as if the bad ones had not been, and ends the row of them.
     after = after._replace(params=state.params)
     recovered, metrics = step(after, make_batch(3))
     assert (int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (2, 0)
-    expected, _ = step(state, make_batch(3))
+    expected, expected_metrics = step(state, make_batch(3))
+    assert metrics.learning_rate == expected_metrics.learning_rate
     for a, b in zip(jax.tree.leaves(recovered.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_without_predictions_changes_nothing_and_is_no_bad_step():
+    state, step = make_state_and_step()
+    step = jax.jit(step)
+    state, first = step(state, make_batch())
+    after, metrics = step(state, {**make_batch(1), "segment_ids": jnp.zeros((16, 32), jnp.int32)})
+    assert (int(metrics.empty_steps), int(metrics.skipped_steps), int(metrics.skipped_in_a_row)) == (1, 0, 0)
+    assert (float(metrics.loss_sum), float(metrics.predictions), float(metrics.grad_norm)) == (0, 0, 0)
+    assert int(after.step) == 2
+    for a, b in zip(jax.tree.leaves(after[1:]), jax.tree.leaves(state[1:]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The mean over both steps is that of their predictions.
+    assert float(first.loss_sum / first.predictions) == float(first.loss)
+    assert int(first.empty_steps) == 0

@@ -131,8 +131,9 @@ def test_a_restart_counts_the_time_between_as_down():
 
 def test_the_mean_over_a_window_weighs_predictions_and_leaves_out_what_is_not_finite():
     def step(loss: float, predictions: float, skipped: int) -> StepMetrics:
-        values = dict.fromkeys(StepMetrics._fields, 0.0) | {"accuracy": 0.5, "tokens": 10.0, "grad_norm": loss}
-        values |= {"loss": loss, "predictions": predictions, "skipped_steps": skipped}
+        values = dict.fromkeys(StepMetrics._fields, 0.0) | {"tokens": 10.0, "grad_norm": loss}
+        values |= {"loss_sum": loss * predictions, "correct": predictions / 2, "predictions": predictions}
+        values |= {"skipped_steps": skipped}
         return StepMetrics(**{name: np.float32(value) for name, value in values.items()})
 
     scalars = window_means([step(2.0, 30, 0), step(float("nan"), 50, 1), step(6.0, 10, 1)])

@@ -64,6 +64,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError where the mixture has no meaning."""
+        if not 0 <= self.held_out < 0.5:
+            raise UserError(f"config.data.held_out={self.held_out} must be at least 0 and less than 0.5.")
         if self.read_threads < 0:
             raise UserError(f"config.data.read_threads={self.read_threads} must be at least 0.")
         if self.read_ahead < max(1, self.read_threads):

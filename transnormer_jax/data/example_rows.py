@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from transnormer_jax.data.columns import Array
+from transnormer_jax.data.concatenation import Int64s
 from transnormer_jax.data.examples import Examples
 from transnormer_jax.data.rows import batches_of
-from transnormer_jax.data.shuffle import ShuffledEpochs
+from transnormer_jax.data.shuffle import ShuffledEpochs, permutation
 from transnormer_jax.errors import UserError
 
 _SEGMENTS = {"inputs": "segment_ids", "inputs_b": "segment_ids_b"}
@@ -39,13 +40,16 @@ class ExampleRows:
         return padded_example(self._examples[self._order[row]], self._lengths)
 
 
-def example_batches(examples: Examples, lengths: Mapping[str, int], batch_size: int) -> Iterator[dict[str, Array]]:
+def example_batches(
+    examples: Examples, lengths: Mapping[str, int], batch_size: int, count: int | None = None
+) -> Iterator[dict[str, Array]]:
     """Yields every example once, in order; what the last batch lacks are rows of padding, segment ids all 0.
 
     Args:
       examples: of a split.
       lengths: of each sequence by name; longer ones lose their end, shorter ones are padded with zeros on the right.
       batch_size: B, rows per batch.
+      count: only so many examples, from all over the split; None for all.
 
     Yields:
       The arrays of the examples, and `segment_ids` (and `segment_ids_b`): int32 [B, length], of frames float32
@@ -55,7 +59,10 @@ def example_batches(examples: Examples, lengths: Mapping[str, int], batch_size: 
       UserError: as `ExampleRows`.
     """
     _check(examples, lengths)
-    yield from batches_of(_InOrder(examples, lengths), len(examples), batch_size)
+    count = len(examples) if count is None else min(count, len(examples))
+    # A split may be sorted, by class or by length.
+    chosen = np.sort(permutation(len(examples), 0)[:count])
+    yield from batches_of(_InOrder(examples, lengths, chosen), count, batch_size)
 
 
 def padded_example(example: Mapping[str, Array], lengths: Mapping[str, int]) -> dict[str, Array]:
@@ -84,14 +91,14 @@ def padded_example(example: Mapping[str, Array], lengths: Mapping[str, int]) -> 
 
 
 class _InOrder:
-    def __init__(self, examples: Examples, lengths: Mapping[str, int]):
-        self._examples, self._lengths = examples, lengths
+    def __init__(self, examples: Examples, lengths: Mapping[str, int], chosen: Int64s):
+        self._examples, self._lengths, self._chosen = examples, lengths, chosen
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._chosen)
 
     def __getitem__(self, row: int) -> dict[str, Array]:
-        return padded_example(self._examples[row], self._lengths)
+        return padded_example(self._examples[int(self._chosen[row])], self._lengths)
 
 
 def _check(examples: Examples, lengths: Mapping[str, int]) -> None:

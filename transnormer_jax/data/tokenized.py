@@ -1,6 +1,7 @@
 """A corpus tokenised once, on disk: memory-mapped shards of documents, and a manifest of their counts and checksums."""
 
 import bisect
+import copy
 import dataclasses
 import hashlib
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transnormer_jax import storage
+from transnormer_jax.data.shuffle import permutation
 from transnormer_jax.errors import UserError
 
 _FORMAT = 1
@@ -96,10 +98,10 @@ class TokenizedDocuments:
         """Takes the documents to lie end to end in the arrays `tokens`, none of them across a border."""
         self._tokens = tokens
         self._starts = np.cumsum([0, *map(len, tokens)]).tolist()
-        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self._firsts = np.cumsum(lengths) - lengths  # of the first token of each document
         self.lengths = lengths
         self.num_bytes = num_bytes
-        self.num_tokens = int(self._offsets[-1])
+        self.num_tokens = int(lengths.sum())
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -113,15 +115,24 @@ class TokenizedDocuments:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        start, stop = int(self._offsets[index]), int(self._offsets[index + 1])
+        start = int(self._firsts[index])
+        stop = start + int(self.lengths[index])
         shard = min(bisect.bisect_right(self._starts, start), len(self._tokens)) - 1
         first = self._starts[shard]
         return self._tokens[shard][start - first : stop - first]
 
-    def head(self, max_tokens: int) -> "TokenizedDocuments":
-        """Returns the first documents that have no more than `max_tokens` tokens together, but at least one of them."""
-        count = max(1, int(np.searchsorted(self._offsets, max_tokens, side="right")) - 1)
-        return TokenizedDocuments(self._tokens, self.lengths[:count], self.num_bytes[:count])
+    def sample(self, max_tokens: int) -> "TokenizedDocuments":
+        """Returns documents from all over the corpus, with at most `max_tokens` tokens together but at least one.
+
+        They are the first of an order that depends on the number of documents alone, and stand in the corpus's order.
+        """
+        order = permutation(len(self), 0)
+        count = max(1, int(np.searchsorted(np.cumsum(self.lengths[order]), max_tokens, side="right")))
+        chosen = np.sort(order[:count])
+        sample = copy.copy(self)
+        sample._firsts, sample.lengths = self._firsts[chosen], self.lengths[chosen]
+        sample.num_bytes, sample.num_tokens = self.num_bytes[chosen], int(sample.lengths.sum())
+        return sample
 
 
 def open_tokenized(directory: Path) -> TokenizedDocuments:

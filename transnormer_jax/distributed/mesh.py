@@ -29,8 +29,8 @@ class MeshConfig:
       tensor: number of parts into which heads and channels are split.
     """
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = 1
+    fsdp: int = -1
     context: int = 1
     tensor: int = 1
 
@@ -51,7 +51,7 @@ class MeshConfig:
         if math.prod(sizes.values()) != num_devices or min(sizes.values()) < 1:
             raise UserError(
                 f"mesh {dataclasses.asdict(self)} does not fit {num_devices} devices: "
-                "let the sizes multiply to that number, one of them may be -1."
+                "let the sizes multiply to that number, one of them may be -1, as config.mesh.fsdp is by default."
             )
         return sizes
 

@@ -1,6 +1,7 @@
 """What the configurations of models share: some have names, and their fields are checked alike."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ def from_preset[Config](
 
 
 def check_fields(config: Any, choices: Mapping[str, Collection[str]], *, may_be_zero: Collection[str] = ()) -> None:
-    """Checks what can be seen of each field of a configuration alone: whole numbers, words, dtypes and dropout.
+    """Checks what can be seen of each field of a configuration alone: numbers, words, dtypes and dropout.
 
     Args:
       config: a dataclass.
@@ -45,5 +46,7 @@ def check_fields(config: Any, choices: Mapping[str, Collection[str]], *, may_be_
         least = 0 if field.name in may_be_zero else 1
         if field.type is int and (not isinstance(value, int) or value < least):
             raise UserError(f"{field.name}={value!r} must be a whole number, {least} or more.")
+        if field.type is float and not 0 <= value < math.inf:
+            raise UserError(f"{field.name}={value} must be at least 0.")
         if field.name == "dropout" and not 0 <= value < 1:
             raise UserError(f"dropout={value} must be at least 0 and less than 1.")

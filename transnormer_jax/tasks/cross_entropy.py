@@ -41,22 +41,27 @@ def cross_entropy_sums(
     """
     mesh = auto_axes()
     rows = RULES.spec(("batch", "sequence"), targets.shape, mesh)
-    manual = [axis for axis in (*RULES.batch, *RULES.sequence) if mesh.get(axis, 1) > 1]
+    manual = tuple(axis for axis in (*RULES.batch, *RULES.sequence) if mesh.get(axis, 1) > 1)
     split_vocab = math.prod(mesh[axis] for axis in that_divide(vocab_size, RULES.vocab, mesh))
     # Axes that do not divide the batch or the sequence do the same work many times, and must not count it so.
     counted = tuple(axis for axis in manual if any(axis in (entry or ()) for entry in map(_as_tuple, rows)))
-
-    def on_device(readout: Any, hidden: Array, targets: Array, weights: Array) -> Sums:
-        sums = _sums_by_slices(unembed, readout, hidden, targets, weights, vocab_size // split_vocab)
-        return jax.tree.map(lambda x: jax.lax.psum(x, counted), sums) if counted else sums
-
     if not manual:
-        return on_device(readout, hidden, targets, weights)
-    in_specs = (PartitionSpec(), PartitionSpec(*rows, None), rows, rows)
+        return _sums_by_slices(unembed, readout, hidden, targets, weights, vocab_size // split_vocab)
+
+    # Nothing is summed inside `shard_map`: XLA cannot compile a bfloat16 sum there for CPUs while `tensor` is left to
+    # it. So each device gets a copy of `readout` of its own, and returns sums of its own.
+    def on_device(readout: Any, hidden: Array, targets: Array, weights: Array) -> Array:
+        own = jax.tree.map(lambda x: x[0], readout)
+        sums = _sums_by_slices(unembed, own, hidden, targets, weights, vocab_size // split_vocab)
+        return jnp.stack(sums)[None]
+
+    devices = math.prod(mesh[axis] for axis in manual)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (devices, *x.shape)), readout)
+    in_specs = (PartitionSpec(manual), PartitionSpec(*rows, None), rows, rows)
     on_mesh = jax.shard_map(
-        on_device, in_specs=in_specs, out_specs=PartitionSpec(), axis_names=set(manual), check_vma=False
+        on_device, in_specs=in_specs, out_specs=PartitionSpec(counted or None), axis_names=set(manual), check_vma=False
     )
-    return on_mesh(readout, hidden, targets, weights)
+    return Sums(*jnp.sum(on_mesh(copies, hidden, targets, weights), axis=0))
 
 
 def _sums_by_slices(

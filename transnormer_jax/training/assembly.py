@@ -6,9 +6,11 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.tasks import Batch, Task
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.curriculum import cut_rows
+from transnormer_jax.training.joined_gradients import saves_messages
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
 from transnormer_jax.training.placement import place_state
 from transnormer_jax.training.step import StepMetrics, TrainState, make_train_step
@@ -25,7 +27,7 @@ class Assembly(NamedTuple):
     """
 
     task: Task
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     schedule: optax.Schedule
     state: Any
 
@@ -44,7 +46,17 @@ def assemble(config: Config, task: Task, mesh: Mesh) -> Assembly:
 
 def jit_train_step(config: Config, assembly: Assembly, length: int) -> Any:
     """The jitted (state, batch) -> (state, metrics), which donates the state, on rows cut to `length` tokens."""
-    step = make_train_step(assembly.task, assembly.optimizer, assembly.schedule, config.accumulation_steps, config.seed)
+    layout = assembly.shardings.params
+    step = make_train_step(
+        assembly.task,
+        assembly.optimizer,
+        assembly.schedule,
+        config.accumulation_steps,
+        config.seed,
+        layout,
+        join=isinstance(config.model, TransNormerLLMConfig)  # which draws no random numbers
+        and saves_messages(assembly.state.params, jax.tree.leaves(layout)[0].mesh),
+    )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         return step(state, cut_rows(batch, length) if config.curriculum else batch)

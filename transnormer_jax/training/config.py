@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import numbers
+import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -34,17 +36,52 @@ TASKS_OF_FIELD = {
     "num_mixtures": ("images",),
 }
 
-_POSITIVE = (
-    "num_steps",
-    "batch_size",
-    "sequence_length",
-    "accumulation_steps",
-    "max_skipped_steps",
-    "log_every",
-    "keep_checkpoints",
-    "profile_steps",
+# In words, and as a test, what a number must be; and the keys of the numbers.
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        (
+            "num_steps",
+            "batch_size",
+            "sequence_length",
+            "accumulation_steps",
+            "max_skipped_steps",
+            "log_every",
+            "keep_checkpoints",
+            "profile_steps",
+            "evaluation.batch_size",
+            "evaluation.window",
+            "task.num_classes",
+            "task.num_features",
+            "task.frames_per_token",
+            "task.num_mixtures",
+        ),
+    ),
+    (
+        "at least 0",
+        lambda x: 0 <= x < math.inf,
+        (
+            "seed",
+            "checkpoint_every",
+            "checkpoint_minutes",
+            "keep_every",
+            "keep_best",
+            "profile_at",
+            "watchdog_seconds",
+            "evaluation.every",
+            "evaluation.max_tokens",
+            "optimizer.warmup_steps",
+            "optimizer.weight_decay",
+            "optimizer.clip_norm",
+        ),
+    ),
+    ("from 0 to 65535", lambda x: 0 <= x <= 65535, ("profiler_port",)),
+    ("greater than 0", lambda x: 0 < x < math.inf, ("optimizer.learning_rate", "optimizer.eps")),
+    ("at least 0 and less than 1", lambda x: 0 <= x < 1, ("optimizer.b1", "optimizer.b2")),
+    ("at least 0 and at most 1", lambda x: 0 <= x <= 1, ("optimizer.final_fraction",)),
+    ("greater than 0 and at most 1", lambda x: 0 < x <= 1, ("optimizer.decay_fraction",)),
 )
-_NOT_NEGATIVE = ("checkpoint_every", "checkpoint_minutes", "keep_every", "keep_best", "profiler_port")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +125,15 @@ class EvaluationConfig:
 
     Attributes:
       every: steps between evaluations during training; 0 evaluates only at the end.
-      max_tokens: tokens of the split that are evaluated during training, in whole documents or examples; 0 means all.
-        `eval.py` always reads all.
+      max_tokens: tokens of the split that are evaluated during training, in whole documents or examples from all over
+        it, the same ones each time; 0 means all. `eval.py` reads all.
       batch_size: rows per batch, over all hosts.
       window: tokens per row and call where a TransNormerLLM reads whole documents. The state is carried from window to
         window, so this affects memory and speed, not the result.
     """
 
     every: int = 500
-    max_tokens: int = 0
+    max_tokens: int = 1_000_000
     batch_size: int = 16
     window: int = 1024
 
@@ -195,15 +232,11 @@ class Config:
         """Raises UserError where the fields do not fit together."""
         if self.task.name not in TASKS:
             raise UserError(f"unknown task {self.task.name!r}: {did_you_mean(self.task.name, TASKS)}")
-        positive = {name: getattr(self, name) for name in _POSITIVE}
-        positive |= {f"evaluation.{name}": getattr(self.evaluation, name) for name in ("batch_size", "window")}
-        positive["task.frames_per_token"] = self.task.frames_per_token
-        for name, value in positive.items():
-            if value < 1:
-                raise UserError(f"config.{name}={value} must be at least 1.")
-        for name in _NOT_NEGATIVE:
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise UserError(f"config.{name}={value} must be at least 0.")
+        for words, is_right, keys in _RANGES:
+            for key in keys:
+                value = operator.attrgetter(key)(self)
+                if not is_right(value):
+                    raise UserError(f"config.{key}={value} must be {words}.")
         if not self.checkpoint_every and not self.checkpoint_minutes:
             raise UserError("config.checkpoint_every and config.checkpoint_minutes are both 0: set one of them.")
         if self.batch_size % self.accumulation_steps:
@@ -241,7 +274,7 @@ class Config:
           The configuration; what `values` lacks has its default.
 
         Raises:
-          UserError: a key or the architecture is unknown, or the fields do not fit together.
+          UserError: a key or the architecture is unknown, a value is of another type, or fields do not fit together.
         """
         model = _architecture(values.get("architecture", cls.architecture))
         return _build(cls, values, "config", {"model": model})
@@ -263,7 +296,8 @@ def default_config(architecture: str = "transnormer_llm", preset: str = "", **mo
     """
     kind: Any = _architecture(architecture)
     config = Config(architecture=architecture, model=kind.preset(preset, **model) if preset else kind(**model))
-    return ConfigDict(dataclasses.asdict(config))
+    # `Config.from_dict` checks types, and says which key is wrong; ConfigDict would answer with a traceback.
+    return ConfigDict(dataclasses.asdict(config), type_safe=False)
 
 
 def _architecture(name: str) -> type[ModelConfig]:
@@ -279,14 +313,45 @@ def _build(cls: Any, values: Mapping[str, Any], path: str, chosen: Mapping[str, 
     for name, value in values.items():
         if name not in fields:
             raise UserError(f"unknown config key {path}.{name}: {did_you_mean(name, fields)}")
-        kind = fields[name]
-        if dataclasses.is_dataclass(kind):
-            built[name] = _build(kind, value, f"{path}.{name}")
+        key, kind = f"{path}.{name}", fields[name]
+        if not dataclasses.is_dataclass(kind):
+            built[name] = _converted(value, kind, key)
+        elif isinstance(value, Mapping):
+            built[name] = _build(kind, value, key)
         else:
-            built[name] = _as_tuples(value)
+            raise UserError(f"{key}={value!r} must be a section of keys, as default_config() has it.")
     return cls(**built)
 
 
-def _as_tuples(value: Any) -> Any:
-    """JSON and ConfigDict know lists where a dataclass has tuples."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+def _converted(value: Any, kind: Any, key: str) -> Any:
+    """A value as its field's type has it: JSON and ConfigDict know lists where a dataclass has tuples."""
+    if typing.get_origin(kind) is tuple:
+        return _as_tuple(value, typing.get_args(kind), key)
+    if kind is int and _is_number(value) and value == value // 1 and abs(value) < math.inf:
+        return int(value)  # 1e3 is written for 1000
+    if kind is float and _is_number(value):
+        return float(value)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    if typing.get_origin(kind) is Mapping and isinstance(value, Mapping):
+        return dict(value)
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text in quotes"}
+    raise UserError(f"{key}={value!r} must be {words.get(kind, 'a dictionary')}.")
+
+
+def _as_tuple(value: Any, kinds: tuple[Any, ...], key: str) -> tuple[Any, ...]:
+    if _is_number(value):  # one number for all layers
+        value = (value,)
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{key}={value!r} must be a list.")
+    if kinds[-1] is Ellipsis:
+        return tuple(_converted(one, kinds[0], key) for one in value)
+    if len(value) != len(kinds):
+        raise UserError(f"{key} has an entry {value!r}, which must be {len(kinds)} values.")
+    return tuple(_converted(one, kind, key) for one, kind in zip(value, kinds, strict=True))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,13 +1,17 @@
 """The optimizer and its learning rate."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.tasks import Params
 from transnormer_jax.training.config import OptimizerConfig
 
 _DECAYED = ("kernel", "embedding", "head")
@@ -48,13 +52,16 @@ def _inverse_sqrt(peak: float, warmup_steps: int) -> optax.Schedule:
     return lambda step: peak * jnp.sqrt(first / (first + step))
 
 
-def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     """Clipping, then the optimizer; a gradient that is not finite changes nothing and is counted.
+
+    `update` also takes what the training step knows already, so that on a mesh nothing is summed twice: `norm`, the
+    global norm of the gradient; `finite`, whether loss and norm are; and `empty`, whether the batch had nothing to
+    learn from: then nothing changes, and nothing is counted.
 
     Raises:
       UserError: the optimizer is unknown.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     moments: Any = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
     known = {
         "adamw": lambda: optax.scale_by_adam(**moments),
@@ -67,9 +74,79 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     scale = known[config.name]()
     decay = optax.add_decayed_weights(config.weight_decay, mask=_decay_mask)
     update = optax.chain(scale, decay, optax.scale_by_learning_rate(schedule))
-    # The loop stops a run of bad steps by itself, so optax must never let one through.
-    never = jnp.iinfo(jnp.int32).max
-    return optax.apply_if_finite(optax.chain(clip, update), max_consecutive_errors=never)
+    return _clipped_if_finite(update, config.clip_norm)
+
+
+def learning_rate(opt_state: optax.ApplyIfFiniteState, schedule: optax.Schedule) -> Array:
+    """The rate of the next update: a function of the updates so far, skipped steps not counted."""
+    return schedule(opt_state.inner_state[1][2].count)
+
+
+def _clipped_if_finite(update: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.apply_if_finite(optax.chain(clip_by_global_norm, update))`, with one norm for all that it decides."""
+
+    def init(params: Params) -> optax.ApplyIfFiniteState:
+        zero = jnp.zeros((), jnp.int32)
+        return optax.ApplyIfFiniteState(zero, jnp.array(True), zero, (optax.EmptyState(), update.init(params)))
+
+    def apply(
+        gradients: Params,
+        state: optax.ApplyIfFiniteState,
+        params: Params | None = None,
+        *,
+        norm: Array | None = None,
+        finite: Array | None = None,
+        empty: Array | bool = False,
+    ) -> tuple[Params, optax.ApplyIfFiniteState]:
+        norm = global_norm(gradients) if norm is None else norm
+        finite = jnp.isfinite(norm) if finite is None else finite
+        bad, applied = ~finite & ~jnp.asarray(empty), finite & ~jnp.asarray(empty)
+        if clip_norm:
+            clip = lambda g: jnp.where(norm < clip_norm, g, g / norm.astype(g.dtype) * clip_norm)  # noqa: E731
+            gradients = jax.tree.map(clip, gradients)
+        unclipped, inner = state.inner_state
+        updates, new_inner = update.update(gradients, inner, params)
+        choose = lambda new, old: jnp.where(applied, new, old)  # noqa: E731
+        count = jnp.where(bad, state.notfinite_count + 1, jnp.where(applied, 0, state.notfinite_count))
+        return jax.tree.map(lambda u: choose(u, jnp.zeros_like(u)), updates), optax.ApplyIfFiniteState(
+            notfinite_count=count,
+            last_finite=jnp.where(bad, False, jnp.where(applied, True, state.last_finite)),
+            total_notfinite=state.total_notfinite + bad,
+            inner_state=(unclipped, jax.tree.map(choose, new_inner, inner)),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, apply)
+
+
+def global_norm(gradients: Params, layout: Any = None) -> Float[Array, ""]:
+    """The square root of the sum of all squares, in float32.
+
+    Args:
+      gradients: a tree of arrays.
+      layout: their shardings, on the mesh that is set. With them, devices exchange one number; else XLA sums over the
+        devices one number for each array.
+    """
+
+    def squares(gradients: Params) -> Array:
+        return jnp.stack([jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(gradients)])
+
+    shardings = jax.tree.leaves(layout)
+    if all(sharding.is_fully_replicated for sharding in shardings):
+        return jnp.sqrt(jnp.sum(squares(gradients)))
+    mesh = shardings[0].mesh
+    # An array that is not divided over all devices would be counted several times.
+    copies = [
+        mesh.size // (math.prod(g.shape) // math.prod(sharding.shard_shape(g.shape)))
+        for g, sharding in zip(jax.tree.leaves(gradients), shardings, strict=True)
+    ]
+    weights = 1 / jnp.array(copies, jnp.float32)
+    on_device = jax.shard_map(
+        lambda gradients: jnp.sum(squares(gradients) * weights, keepdims=True),
+        in_specs=(jax.tree.map(lambda x: x.spec, layout),),
+        out_specs=PartitionSpec(mesh.axis_names),
+        check_vma=False,
+    )
+    return jnp.sqrt(jnp.sum(on_device(gradients)))
 
 
 def _scale_by_muon(config: OptimizerConfig) -> optax.GradientTransformation:

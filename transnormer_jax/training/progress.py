@@ -19,12 +19,14 @@ def window_means(window: Sequence[StepMetrics]) -> dict[str, float]:
     Loss and accuracy are means over all predictions of the steps that were finite, tokens a sum; all else is that of
     the last step.
     """
-    finite = [one for one in window if math.isfinite(one.loss)]
+    finite = [one for one in window if math.isfinite(one.loss_sum)]
     predictions = sum(float(one.predictions) for one in finite)
-    scalars = {name: float(value) for name, value in window[-1]._asdict().items()}
-    for name in ("loss", "accuracy"):
-        total = sum(float(getattr(one, name)) * float(one.predictions) for one in finite)
-        scalars[name] = total / predictions if predictions else math.nan
+    loss, correct = (sum(float(getattr(one, name)) for one in finite) for name in ("loss_sum", "correct"))
+    scalars = {
+        name: float(value) for name, value in window[-1]._asdict().items() if name not in ("loss_sum", "correct")
+    }
+    means = {"loss": loss, "accuracy": correct}
+    scalars |= {name: total / predictions if predictions else math.nan for name, total in means.items()}
     for name in ("tokens", "predictions", "empty_steps"):
         scalars[name] = sum(float(getattr(one, name)) for one in window)
     return scalars

@@ -1,7 +1,6 @@
 """What a run trains and measures: from a configuration to a task, its rows of data, and its evaluation."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -144,7 +143,7 @@ def make_task(config: Config) -> Task:
 
 
 def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str, max_tokens: int = 0) -> Evaluation:
-    """The evaluation of parameters on a split, or on its first `max_tokens` tokens.
+    """The evaluation of parameters on a split, or on about `max_tokens` tokens from all over it.
 
     Raises:
       UserError: as `load_setup`.
@@ -155,7 +154,7 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
     if config.task.name in ("causal_lm", "masked_lm"):
         documents = load_split(config.data, tokenizer, split)
         if max_tokens:
-            documents = documents.head(max_tokens)
+            documents = documents.sample(max_tokens)
         if isinstance(task, CausalLM) and isinstance(task.model, TransNormerLLM):
             return DocumentEvaluator(task, documents, tokenizer, config.evaluation, mesh)
         packed = _packed(config, documents, tokenizer, _EVALUATION_SEED)
@@ -164,9 +163,8 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
         num_bytes = int(documents.num_bytes.sum()) if config.task.name == "causal_lm" else 0
         return RowEvaluator(task, lambda: batches_of(rows, count, batch_size), mesh, num_bytes=num_bytes)
     if config.task.name == "supervised_lm":
-        answers, _ = _conversation_rows(config, tokenizer, split, _EVALUATION_SEED)
-        count = _head(answers.rows_per_epoch, max_tokens, length)
-        return RowEvaluator(task, lambda: batches_of(answers, count, batch_size), mesh)
+        answers, _ = _conversation_rows(config, tokenizer, split, _EVALUATION_SEED, max_tokens)
+        return RowEvaluator(task, lambda: batches_of(answers, answers.rows_per_epoch, batch_size), mesh)
     if config.task.name == "duplication":
         # No training run has this seed: it may not be negative, and ours are small.
         unseen = DuplicationRows(seed=2**32)
@@ -176,8 +174,8 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
     if config.task.name == "images":
         images = ImageRows(examples, seed=_EVALUATION_SEED)
         return RowEvaluator(task, lambda: batches_of(images, count, batch_size), mesh)
-    lengths, batches = _lengths(config, examples), -(-count // batch_size)
-    return RowEvaluator(task, lambda: itertools.islice(example_batches(examples, lengths, batch_size), batches), mesh)
+    lengths = _lengths(config, examples)
+    return RowEvaluator(task, lambda: example_batches(examples, lengths, batch_size, count), mesh)
 
 
 def _head(rows: int, max_tokens: int, length: int) -> int:
@@ -255,7 +253,9 @@ def _training_text(config: Config, tokenizer: Tokenizer) -> TrainingRows:
     return TrainingRows(_text_rows(config, mixed, tokenizer, config.seed), all_rows, words, consumption)
 
 
-def _conversation_rows(config: Config, tokenizer: Tokenizer, split: str, seed: int) -> tuple[ConversationRows, str]:
+def _conversation_rows(
+    config: Config, tokenizer: Tokenizer, split: str, seed: int, max_tokens: int = 0
+) -> tuple[ConversationRows, str]:
     """Conversations by the chat template of the tokenizer, or by that of TransNormerLLM's fine-tuning."""
     if config.data.documents != "conversation" or config.data.dataset != "plain_text":
         raise UserError(
@@ -267,6 +267,8 @@ def _conversation_rows(config: Config, tokenizer: Tokenizer, split: str, seed: i
     own = None if directory is None else find_chat_template(directory)
     template = ChatTemplate(own or RELEASED_TEMPLATE, tokenizer)
     tokens, mask = load_conversations(config.data, tokenizer, template, split)
+    if max_tokens:  # the mask has the lengths of the tokens, so these are the same conversations
+        tokens, mask = tokens.sample(max_tokens), mask.sample(max_tokens)
     rows = ConversationRows(tokens, mask, config.sequence_length, **_special_ids(tokenizer), seed=seed)
     answered = sum(int(mask[i].sum()) for i in range(len(mask)))
     return rows, f"{len(tokens):,} conversations of {tokens.num_tokens:,} tokens, {answered:,} of them answers"
