@@ -33,6 +33,7 @@ def config(tmp_path) -> Config:
     values.model.vocab_size = 300
     values.data.tokenizer = str(tmp_path / "own")
     values.num_steps = values.checkpoint_every = 2
+    values.optimizer.warmup_steps = 1
     return Config.from_dict(values.to_dict())
 
 

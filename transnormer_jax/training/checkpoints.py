@@ -226,6 +226,8 @@ class Checkpoints:
             yield
         except Exception as error:
             reason = _refusal(error)
+            if not reason and storage.is_remote(self._directory) and not isinstance(error, UserError):
+                reason = first_line(error)  # stores have too many answers for a list
             if not reason:
                 raise
             raise UnwritableError(
