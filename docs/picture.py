@@ -45,7 +45,8 @@ def imports() -> set[tuple[str, str]]:
     """Pairs of rooms of which the first imports the second."""
     graph = grimp.build_graph("transnormer_jax")
     children = {name.rpartition(".")[2]: name for name in graph.find_children("transnormer_jax")}
-    commands = set(children) - set(_PLACES) - {"errors", "command", "command_help", "__main__"}
+    helpers = {"errors", "log", "start", "storage", "command", "command_help", "config_flag", "run_flags", "__main__"}
+    commands = set(children) - set(_PLACES) - helpers
     rooms = {name: [name] for name in _PLACES if name != "commands"} | {"commands": sorted(commands)}
 
     def direct(importers: Iterable[str], imported: Iterable[str]) -> bool:

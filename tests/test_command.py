@@ -1,12 +1,16 @@
 """What all commands share."""
 
+import runpy
 import signal
+import types
 
 import pytest
 
 from tests.commands import run, start
-from transnormer_jax import command
+from transnormer_jax import command, config_flag
 from transnormer_jax.errors import UserError
+from transnormer_jax.training import Config
+from transnormer_jax.training.workdir import write_config
 
 
 def test_a_missing_module_of_an_extra_is_told():
@@ -20,6 +24,28 @@ def test_other_failures_of_an_import_are_no_mistake_of_the_user(error):
     with pytest.raises(type(error)) as raised, command.extra("report", "matplotlib"):
         raise error
     assert raised.value is error
+
+
+def test_a_configuration_comes_before_its_overrides(monkeypatch):
+    monkeypatch.setattr(config_flag, "flags", types.SimpleNamespace(FLAGS={"config": object()}))
+    arguments = config_flag.prepared(["--config.num_steps=3", "--config", "quickstart", "--workdir=w"])
+    assert arguments[0].startswith("--config=/")
+    assert arguments[0].endswith("/configs/quickstart.py")
+    assert arguments[1:] == ["--config.num_steps=3", "--workdir=w"]
+    with pytest.raises(UserError, match=r"unknown config key --config\.num_stebs: did you mean '--config\.num_steps'"):
+        config_flag.prepared(["--config.num_stebs=3", "--config=quickstart"])
+
+
+def test_overrides_are_of_the_run_in_the_workdir(monkeypatch, tmp_path):
+    flag = types.SimpleNamespace(of_run=True, takes_file=False)
+    monkeypatch.setattr(config_flag, "flags", types.SimpleNamespace(FLAGS={"config": flag}))
+    config = Config(seed=3)
+    write_config(tmp_path, config)
+    found, *rest = config_flag.prepared(["--config.seed=4", "--workdir", str(tmp_path)])
+    path, _, workdir = found.removeprefix("--config=").partition(":")
+    assert rest == ["--config.seed=4", "--workdir", str(tmp_path)]
+    assert Config.from_dict(runpy.run_path(path)["get_config"](workdir).to_dict()) == config
+    assert config_flag.prepared(["--workdir=w"]) == ["--workdir=w"]  # nothing is read where nothing is overridden
 
 
 _SCRIPT = """

@@ -28,6 +28,9 @@ COMMANDS = {
 }
 
 
+_COMMON = "Every command takes --verbosity=N: -1 shows warnings of JAX, Orbax and TFDS, 0 what they do, 1 everything."
+
+
 def main() -> None:
     """Runs the command that the first argument names."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -50,7 +53,7 @@ def usage() -> str:
     """The commands, each with the first line of what its --help says."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{_first_line(module)}" for name, module in COMMANDS.items()]
-    return "\n".join(["transnormer COMMAND --flag=value; COMMAND --help lists the flags.", "", *lines])
+    return "\n".join(["transnormer COMMAND --flag=value; COMMAND --help lists the flags.", "", *lines, "", _COMMON])
 
 
 def _first_line(module: str) -> str:

@@ -32,7 +32,7 @@ def define_config_flag(*, required: bool = True, words: str = "") -> flags.FlagH
     from ml_collections import config_flags
 
     names = f"Python file with get_config(), or the name of one that comes with the package: {', '.join(_shipped())}."
-    holder = config_flags.DEFINE_config_file("config", None, f"{names} {words}", lock_config=True)
+    holder = config_flags.DEFINE_config_file("config", None, f"{names} {words}".strip(), lock_config=True)
     if required:
         flags.mark_flag_as_required("config")
     return holder

@@ -65,7 +65,8 @@ def test_the_page_says_what_the_run_wrote(workdir):
     assert page.of("h3") == ["Step 2", "Step 4"]
     samples = [sample.text for sample in contents.samples(workdir, "<b>3 and ", 8, 0.0)]
     assert [text for text in page.of("pre") if text.startswith("<b>3 and ")] == samples
-    assert text.count("<svg") == 6 + 2  # no MFU on a CPU
+    assert text.count("<svg") == 7 + 2  # no MFU on a CPU
+    assert "Where the time went" in page.of("h2")
     assert '"vocab_size": 259' in "".join(page.of("pre"))
 
 

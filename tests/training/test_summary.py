@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
+import types
 
 import jax
+import numpy as np
 import pytest
 
 from tests.training.small_config import small_config
@@ -13,7 +15,13 @@ from transnormer_jax.models import BiLSTMConfig, TransNormerConfig
 from transnormer_jax.training import Config
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.setup import make_task
-from transnormer_jax.training.summary import attention_words, checkpoint_words, parameter_table, summary
+from transnormer_jax.training.summary import (
+    attention_words,
+    checkpoint_words,
+    devices_words,
+    parameter_table,
+    summary,
+)
 
 
 def build(tmp_path, **values):
@@ -42,6 +50,13 @@ def test_the_summary_is_true_and_short(tmp_path):
     assert "300 of 16 rows x 64 tokens = 1,024 tokens; 12.5 steps per epoch" in text
     assert "causal_lm: 400 documents; held out: 40 documents" in text
     assert "every 100 steps" in text
+
+
+def test_the_devices_of_several_processes():
+    devices = np.array([types.SimpleNamespace(process_index=i // 2, device_kind="H100") for i in range(4)])
+    mesh = types.SimpleNamespace(devices=devices, size=4, shape={"data": 1, "fsdp": 4})
+    assert devices_words(mesh, hosts=2) == "4 x H100, 2 of them local, 2 processes on 2 hosts; mesh fsdp=4"
+    assert devices_words(mesh).endswith("2 processes on 1 host; mesh fsdp=4")
 
 
 def test_the_table_has_every_parameter(tmp_path):

@@ -51,11 +51,11 @@ def evaluate_run(
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, batch_size=rows))
     split = split or config.data.eval_split
     run = load_workdir(workdir, made, step, config)
+    with prepared_once(config.data.data_dir):
+        evaluate = load_evaluation(run.config, run.tokenizer, made, split, max_tokens)
     axes = ", ".join(f"{axis}={size}" for axis, size in made.shape.items() if size > 1)
     devices = f"{made.size} x {made.devices.flat[0].device_kind}" + (f" ({axes})" if axes else "")
     log(f"evaluating step {run.step} on {devices}, {rows} rows a batch")
-    with prepared_once(config.data.data_dir):
-        evaluate = load_evaluation(run.config, run.tokenizer, made, split, max_tokens)
     with jax.set_mesh(made):
         result = evaluate(run.params)
     report = {"step": run.step, "dataset": ", ".join(config.data.sources()), "split": split, **finite(result)}

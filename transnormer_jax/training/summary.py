@@ -112,7 +112,7 @@ def device_bytes(tree: Any) -> int:
 
 def devices_words(mesh: Mesh, hosts: int = 1) -> str:
     """Returns how many devices of which kind take part, on this process and in all, and how they are laid out."""
-    devices = mesh.devices.flat
+    devices = list(mesh.devices.flat)
     local = sum(device.process_index == jax.process_index() for device in devices)
     processes = len({device.process_index for device in devices})
     count = f"{mesh.size} x {devices[0].device_kind}"
