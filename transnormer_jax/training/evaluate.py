@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import make_mesh, multihost
+from transnormer_jax.distributed import make_mesh, shared_files
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.metrics import finite
@@ -43,7 +43,7 @@ def evaluate_run(workdir: Path, config: Config | None = None, split: str = "") -
     split = split or config.data.eval_split
     check_mesh(config, mesh)
     run = load_workdir(workdir, mesh)
-    with multihost.process0_first("preparing the data"):
+    with shared_files.prepared_once(config.data.data_dir):
         evaluate = load_evaluation(config, tokenizer, mesh, split)
     with jax.set_mesh(mesh):
         result = evaluate(run.params)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from transnormer_jax.data import load_tokenizer
-from transnormer_jax.distributed import make_mesh, multihost, placement_table
+from transnormer_jax.distributed import make_mesh, multihost, placement_table, shared_files
 from transnormer_jax.errors import UserError
 from transnormer_jax.tasks import Params
 from transnormer_jax.training.assembly import Assembly, assemble, jit_train_step
@@ -44,12 +44,14 @@ def train(config: Config, workdir: Path) -> dict[str, float] | None:
         not finite.
     """
     # ---- Devices and data: whatever cannot work fails here, before anything is written. ----
+    shared_files.check_shared(workdir)
     config = model_to_begin_with(config, workdir, load_tokenizer(config.data.tokenizer).fingerprint)
     mesh = make_mesh(config.mesh)
     check_mesh(config, mesh)
-    with multihost.process0_first("preparing the data"):
+    with shared_files.prepared_once(config.data.data_dir):
         setup = load_setup(config, mesh)
     rows = setup.training.rows
+    shared_files.check_same_data(setup.training.description, rows[0])
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
     assembly = assemble(config, setup.task, mesh)
