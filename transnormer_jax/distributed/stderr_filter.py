@@ -88,8 +88,8 @@ def lost_tasks(held: str) -> list[int] | None:
     """
     if _FATAL not in held:
         return None
-    if named := re.search(r"stopped sending heartbeats\):\s*((?:\S*\d+[\s,]+)+)", held):
-        return sorted({int(one) for one in re.findall(r"(\d+)[\s,]", named[1])})
+    if named := re.findall(r"stopped sending heartbeats\):\s*((?:\S*\d+[\s,]+)+)", held):
+        return sorted({int(one) for one in re.findall(r"(\d+)[\s,]", named[-1])})
     return [0] if "Failed to send RPC to coordination service" in held else []
 
 
@@ -120,6 +120,8 @@ def _filter(answer: int, prefix: str) -> None:
                     _answer(answer, text)
                 else:
                     os.write(1, prefix.encode() + line + b"\n")
+        if blank:
+            os.write(1, f"{prefix}\n".encode())
         if rest:
             os.write(1, prefix.encode() + rest + b"\n")
 
