@@ -174,3 +174,18 @@ def test_a_second_ctrl_c_saves_the_last_whole_step(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, tmp_path / "run")
     assert len(steps_in(tmp_path / "run")) == 1
+
+
+def test_no_process_begins_a_step_before_all_have_compiled_it(tmp_path, monkeypatch):
+    happened = []
+    batches = loop.batches_on_mesh
+
+    def observed(*given):
+        for batch in batches(*given):
+            happened.append("a batch")
+            yield batch
+
+    monkeypatch.setattr(loop.multihost, "barrier", happened.append)
+    monkeypatch.setattr(loop, "batches_on_mesh", observed)
+    loop.train(config_for(tmp_path, num_steps=5), tmp_path / "run")
+    assert happened.index("compiling the training step") < happened.index("a batch")

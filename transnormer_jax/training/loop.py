@@ -200,6 +200,8 @@ class _Loop:
         self._watchdog.pause()
         with self._stopwatch.during("compile"):
             compiled = jit_train_step(config, self._assembly, length).lower(self._assembly.state, batch).compile()
+            # The first step opens connections between the devices, which give up after 30 s on a CPU.
+            multihost.barrier("compiling the training step")
         self._watchdog.step()
         seconds = time.perf_counter() - begin
         rows_in_words = f" for rows of {length:,} tokens" if config.curriculum else ""
