@@ -22,15 +22,22 @@ with processes.joined(processes.Membership(port, count, own)):
     multihost.barrier("counting sheep")
     due = []
     with multihost.Requests() as requests:
-        for step in range(500):
-            time.sleep(0.004 if own else 0.006)
+        for step in range(1500):
+            time.sleep(0.002 if own else 0.003)
             if step == 20 and own == 2:
                 requests.make("save", "the clock")
             if step == 270 and own == 0:
                 requests.make("stop", "SIGTERM")
             due += [[step, kind, reason] for kind, reason in requests.poll().items()]
+    late = []
+    with multihost.Requests() as requests:  # process 1 makes its last poll before the others hear of the request
+        for step in range(5):
+            if own != 1 and step == 4:
+                requests.make("stop", "too late")
+                time.sleep(2)
+            late += requests.poll()
     with open(f"{sys.argv[0]}.{own}", "w") as file:
-        json.dump([gathered, first, agreed, due], file)
+        json.dump([gathered, first, agreed, due, late], file)
 """
 
 
@@ -41,7 +48,8 @@ def test_three_processes_agree(tmp_path):
     results = finish_well(start_all([str(program)], count=3, devices=1))
     one, *others = [json.loads((tmp_path / f"program.py.{i}").read_text()) for i in range(3)]
     assert others == [one, one]
-    gathered, first, agreed, due = one
+    gathered, first, agreed, due, late = one
+    assert late == []
     assert gathered == [{"own": 0}, {"own": 1}, {"own": 2}]
     assert (first, agreed) == (5, False)
     [[save, *saved], [stop, *stopped]] = due

@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ _FOREVER_MS = 30 * 24 * 3600 * 1000
 # A wait that is longer says every so often what it waits for.
 _REMINDER_SECONDS = 30.0
 _POLL_SECONDS = 0.5
+# What a process publishes instead of a number of polls when it will not poll again.
+_CLOSED, _NEVER = "closed", -1
 
 _calls = itertools.count()
 
@@ -112,7 +115,8 @@ class Requests:
 
     `poll` is called once a step by every process, and as a rule costs nothing: a thread asks the coordination service
     twice a second. Once a request is seen, each process publishes the number of its last poll and does not pass the
-    next one before it knows the numbers of all others. The request falls due at the largest number plus one.
+    next one before it knows the numbers of all others. The request falls due at the largest number plus one. One that
+    comes when a process has made its last poll is not fulfilled: the work is done.
     """
 
     def __init__(self) -> None:
@@ -137,7 +141,9 @@ class Requests:
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         if self._thread is not None:
-            self._thread.join(timeout=2.0)  # it may wait for a process that has closed already
+            self._thread.join(timeout=2.0)  # it may wait for a process that is gone
+            with self._lock, suppress(Exception):  # published already, or the service is gone
+                _client().key_value_set(f"{self._prefix}/{self._round}/polls/{jax.process_index()}", _CLOSED)
 
     def make(self, kind: str, reason: str) -> None:
         """Asks for `kind`; may be called from a signal handler, and more than once."""
@@ -183,9 +189,11 @@ class Requests:
         with self._lock:
             self._published = self._polls
         client.key_value_set(f"{key}/polls/{jax.process_index()}", str(self._published))
-        polls = [
-            int(client.blocking_key_value_get(f"{key}/polls/{one}", _FOREVER_MS)) for one in range(jax.process_count())
-        ]
+        polls = [client.blocking_key_value_get(f"{key}/polls/{one}", _FOREVER_MS) for one in range(jax.process_count())]
+        if _CLOSED in polls:  # a process has made its last poll: what is asked for now comes too late for all
+            with self._lock:
+                self._due = _NEVER
+            return
         # Process 0 reads the kinds once all have seen that there are some, so that all act on the same ones.
         if jax.process_index() == 0:
             kinds = {name.rpartition("/")[2]: reason for name, reason in client.key_value_dir_get(f"{key}/kinds/")}
@@ -194,4 +202,4 @@ class Requests:
         with self._lock:
             self._agreed = agreed
             self._reasons = {kind: reason for kind, reason in self._reasons.items() if kind not in agreed}
-            self._due = max(polls) + 1
+            self._due = max(map(int, polls)) + 1
