@@ -60,7 +60,8 @@ def test_a_child_process_dies_of_its_own_signals():
 def test_the_loops_own_handler_takes_over():
     program = (
         "import signal; from transnormer_jax import start; start.begin(); start.loop_begins()\n"
-        "old = signal.signal(signal.SIGTERM, lambda *_: print('noted', flush=True)); signal.raise_signal(signal.SIGTERM)\n"
+        "old = signal.signal(signal.SIGTERM, lambda *_: print('noted', flush=True))\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
         f"import time; time.sleep(0.3); signal.signal(signal.SIGTERM, old); {WAITS['an import']}"
     )
     process = subprocess.Popen(
