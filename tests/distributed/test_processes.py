@@ -18,6 +18,7 @@ from transnormer_jax.distributed.abort_handling import LOST
 from transnormer_jax.distributed.processes import Membership
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM
+from transnormer_jax.start import STOPPED
 from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.parameters import restore_params
 from transnormer_jax.training.workdir import read_config
@@ -205,6 +206,58 @@ def test_a_run_that_lost_its_first_process_resumes(config, two_processes, tmp_pa
     assert "resumed from checkpoint" in results[0][1]
     for a, b in zip(params_of(workdir), params_of(two_processes), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Two processes that have met; `program` is where the second, or each, ends. Process 0 waits for the other.
+MEETING = """
+import os, signal, sys, time
+from transnormer_jax import start
+start.begin()
+from transnormer_jax.distributed import multihost, processes
+from transnormer_jax.distributed.processes import Membership
+process = int(sys.argv[2])
+with processes.joined(Membership(sys.argv[1], 2, process)):
+    multihost.barrier("starting")
+    {program}
+    if process == 0:
+        multihost.barrier("waiting")
+    time.sleep(60)
+"""
+OOM = "RESOURCE_EXHAUSTED: out of memory while NCCL, gloo and the heartbeat of the coordination service were well"
+
+
+def end_meeting(directory: Path, program: str) -> list[tuple[int, str, str]]:
+    file, address = directory / "program.py", f"127.0.0.1:{free_port()}"
+    file.write_text(MEETING.format(program=program))
+    return finish([start(file, address, process) for process in range(2)])
+
+
+@pytest.mark.slow
+def test_an_error_of_its_own_is_no_loss(tmp_path):
+    (status, _, waiting), (own, _, err) = end_meeting(tmp_path, f"if process == 1: raise RuntimeError({OOM!r})")
+    assert own == 1, err
+    assert f"RuntimeError: {OOM}" in err
+    assert "Traceback" in err
+    assert "lost" not in err
+    assert status == LOST, waiting
+    assert f"ended with an error of its own (RuntimeError: {OOM})" in waiting
+
+
+@pytest.mark.slow
+def test_the_same_error_everywhere_is_no_loss(tmp_path):
+    for status, _, err in end_meeting(tmp_path, f"raise RuntimeError({OOM!r})"):
+        assert status == 1, err
+        assert f"RuntimeError: {OOM}" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_the_first_step_ends_all(tmp_path, number):
+    program = f"if process == 1: os.kill(os.getpid(), signal.{number})"
+    (waiting, _, said), (stopped, _, err) = end_meeting(tmp_path, program)
+    assert (waiting, stopped) == (STOPPED, STOPPED), (said, err)
+    assert f"stopped by {number} before the first step; run the same command to resume" in err
+    assert f"was stopped by {number} before the first step" in said
 
 
 @pytest.mark.parametrize(

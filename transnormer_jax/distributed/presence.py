@@ -93,6 +93,10 @@ class Presence:
         ends = [End(process, *json.loads(text)) for process, text in found.items() if process != self._process]
         return ends[0] if ends else None
 
+    def unreachable(self) -> list[int]:
+        """Returns process 0 if it does not answer."""
+        return [0] if _within(_RPC_SECONDS, lambda: self._read(_HOSTS)) is None else []
+
     def lost(self) -> list[int]:
         """Returns the processes that neither count up nor have left last words; waits until this is certain."""
         deadline = time.monotonic() + _SILENCE_SECONDS

@@ -125,7 +125,7 @@ def _join(told: Membership, output: StderrFilter, timeout_seconds: int) -> Prese
     )
 
     def on_loss(lost: list[int]) -> None:
-        leave(_lost(presence, lost), LOST)
+        leave(_lost(presence, lost or presence.unreachable()), LOST)
 
     def on_end(end: End) -> None:
         presence.wait_for_readers()
