@@ -128,10 +128,15 @@ def stopped(config) -> Path:
     return workdir
 
 
+def last_evaluation(workdir: Path) -> dict:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "eval/loss" in line][-1]
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one(one_process, two_processes):
     assert_same_losses(two_processes, one_process)
-    lines = [json.loads((w / "metrics.jsonl").read_text().splitlines()[-1]) for w in (two_processes, one_process)]
+    lines = [last_evaluation(workdir) for workdir in (two_processes, one_process)]
     assert lines[0]["eval/tokens"] == lines[1]["eval/tokens"]
     np.testing.assert_allclose(lines[0]["eval/loss"], lines[1]["eval/loss"], rtol=1e-6)
 
@@ -140,7 +145,7 @@ def test_two_processes_train_as_one(one_process, two_processes):
 def test_two_processes_evaluate_as_the_run_did(two_processes):
     results = finish_well(start_all(["eval.py", f"--workdir={two_processes}"], count=2, devices=2))
     said = json.loads(results[0][1].splitlines()[-1])
-    (*_, last) = map(json.loads, (two_processes / "metrics.jsonl").read_text().splitlines())
+    last = last_evaluation(two_processes)
     assert said == json.loads((two_processes / "eval.json").read_text())
     assert said["step"] == STEPS
     assert said["loss"] == last["eval/loss"]
