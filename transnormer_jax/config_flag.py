@@ -91,7 +91,7 @@ def read_run_config_flag(holder: flags.FlagHolder, workdir: AnyPath) -> Config |
     values = ConfigDict(holder.value.to_dict() | {key: own[key] for key in ("architecture", "model", "task")})
     values.update_from_flattened_dict(override_values(holder))
     config = Config.from_dict(values.to_dict())
-    check_identity(model_identity(Config.from_dict(own)), config)
+    check_identity(model_identity(Config.from_dict(own.to_dict())), config)
     return config
 
 
