@@ -181,3 +181,14 @@ def test_a_directory_and_a_file_are_made_on_a_store(gs):
         local.write_text("b")
     assert storage.as_path("gs://bench/made/directory/a.txt").read_text() == "a"
     assert storage.as_path("gs://bench/made/file.txt").read_text() == "b"
+
+
+@pytest.mark.parametrize("place", ["disk", "gs"])
+def test_a_directory_moves_where_no_parent_is(request, tmp_path, place):
+    if place == "gs":
+        request.getfixturevalue("gs")
+    root = storage.as_path(str(tmp_path) if place == "disk" else "gs://bench/moved")
+    storage.write_text(root / "checkpoints" / "5" / "params" / "a", "content")
+    storage.move(root / "checkpoints" / "5", root / "broken" / "5")
+    assert (root / "broken" / "5" / "params" / "a").read_text() == "content"
+    assert not (root / "checkpoints" / "5").exists()

@@ -150,6 +150,20 @@ def upload(directory: Path, target: AnyPath, *, last: str = "") -> None:
         store.put_file(str(directory / last), f"{root}/{last}")
 
 
+def move(directory: AnyPath, target: AnyPath) -> None:
+    """Moves a directory to a new place on the same disk or store, whose parent is made."""
+    if not is_remote(directory):
+        as_path(target).parent.mkdir(parents=True, exist_ok=True)
+        os.rename(directory, target)
+        return
+    # epath would ask for the parent to exist, and a store has no empty directories.
+    store, root = _store(directory)
+    _, aside = _store(target)
+    for name in store.find(root):
+        store.cp_file(name, aside + name.removeprefix(root))
+    store.rm(root, recursive=True)
+
+
 def local_copy(path: AnyPath | str) -> Path:
     """Returns a local path with the contents of a file or a directory; a local path is its own.
 

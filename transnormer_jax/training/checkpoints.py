@@ -212,10 +212,9 @@ class Checkpoints:
             return
         for step, reason in broken.items() if jax.process_index() == 0 else ():
             aside = self._directory.parent / "broken_checkpoints" / str(step)
-            aside.parent.mkdir(parents=True, exist_ok=True)
             while aside.exists():
                 aside = aside.with_name(aside.name + "_")
-            (self._directory / str(step)).rename(aside)
+            storage.move(self._directory / str(step), aside)
             log(f"warning: checkpoint {step} is broken ({reason}); it is now in {aside}")
         multihost.barrier("setting broken checkpoints aside")
         self._manager.reload()
