@@ -81,7 +81,7 @@ class StderrFilter:
 def lost_tasks(held: str) -> list[int] | None:
     r"""Returns which processes the runtime says are lost, by what was kept back; None if it did not end for a loss.
 
-    >>> lost_tasks("F1 client.h:86] ... JAX distributed service detected fatal errors. ... heartbeats):\n1\n2\nThe")
+    >>> lost_tasks("JAX distributed service detected fatal errors: (stopped sending heartbeats):\n1\n2\nThe tasks")
     [1, 2]
     >>> lost_tasks("... JAX distributed service detected fatal errors. ... Failed to send RPC to coordination service.")
     [0]
