@@ -1,8 +1,8 @@
 """Compiler flags by which communication overlaps with computation: those that MaxText sets for its runs.
 
 They are read once, when JAX starts its backend, from the environment: libtpu reads LIBTPU_INIT_ARGS, and XLA for GPUs
-XLA_FLAGS. A flag that stands there already is the user's, and keeps its value. A flag that a compiler does not know ends
-the process, so a test asks the installed one about each of them.
+XLA_FLAGS. A flag that is already set there keeps its value. A flag that a compiler does not know ends the process, so a
+test asks the installed compilers about each of them.
 """
 
 import importlib.util
