@@ -23,6 +23,7 @@ from absl import flags
 
 from transnormer_jax import command, config_flag
 from transnormer_jax.distributed import processes
+from transnormer_jax.distributed.compiler_flags import use_compiler_flags
 from transnormer_jax.training import train
 from transnormer_jax.training.goodput import process_start_time
 
@@ -38,6 +39,7 @@ _MEMBERSHIP = processes.define_flags()
 
 def main() -> None:
     """Trains."""
+    use_compiler_flags()
     with processes.joined(_MEMBERSHIP()):
         config = config_flag.read_config_flag(_CONFIG)
         result = train(config, _WORKDIR.value, began=process_start_time(), print_parameters=_PRINT_PARAMETERS.value)

@@ -1,16 +1,17 @@
 """Held-out metrics: over rows of examples, or over whole documents with the state carried from window to window."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows
-from transnormer_jax.distributed import batch_sharding
+from transnormer_jax.distributed import RULES, batch_sharding
 from transnormer_jax.models import Cache
 from transnormer_jax.tasks import Batch, CausalLM, Params, Sums, Task
 from transnormer_jax.training.config import EvaluationConfig
@@ -18,6 +19,11 @@ from transnormer_jax.training.placement import place_cache
 
 HostBatch = dict[str, np.ndarray]
 OnBatch = Callable[[], None]
+
+# Batches whose sums are read at once; the device is that many ahead, which a stop has to wait for.
+_READ_TOGETHER = 4
+# Parameters of fewer bytes are made whole on every device before an evaluation, and not gathered anew for each batch.
+_MAX_WHOLE = 2**28
 
 
 def _go_on() -> None:
@@ -38,11 +44,12 @@ class RowEvaluator:
         """
         self._task, self._batches, self._num_bytes = task, batches, num_bytes
         self._mesh = mesh
-        self._sums = jax.jit(task.sums)
+        self._sums, self._whole = jax.jit(task.sums), _WholeParameters(mesh)
 
     def __call__(self, params: Params, on_batch: OnBatch = _go_on) -> dict[str, float]:
         """Returns the task's report and `seconds`."""
         begin = time.perf_counter()
+        params = self._whole(params)
         totals = _total((self._sums(params, _on_devices(batch, self._mesh)) for batch in self._batches()), on_batch)
         report = self._task.report(totals)
         if self._num_bytes:
@@ -64,7 +71,7 @@ class DocumentEvaluator:
         """Reads nothing yet."""
         self._task, self._documents, self._tokenizer, self._config = task, documents, tokenizer, config
         model: Any = task.model
-        self._mesh = mesh
+        self._mesh, self._whole = mesh, _WholeParameters(mesh)
         self._cache_layout = jax.tree.map(
             lambda x: x.sharding, place_cache(jax.eval_shape(lambda: model.init_cache(config.batch_size)), mesh)
         )
@@ -78,7 +85,7 @@ class DocumentEvaluator:
     def __call__(self, params: Params, on_batch: OnBatch = _go_on) -> dict[str, float]:
         """Returns the task's report, `bits_per_byte` (comparable between tokenizers), and what was read in how long."""
         begin = time.perf_counter()
-        totals = _total(self._window_by_window(params), on_batch)
+        totals = _total(self._window_by_window(self._whole(params)), on_batch)
         return (
             self._task.report(totals)
             | _by_bytes(totals, int(self._documents.num_bytes.sum()))
@@ -113,6 +120,35 @@ class DocumentEvaluator:
         return cache, sums
 
 
+class _WholeParameters:
+    """Gathers the parameters of a small model over the axes that split them beside the batch or the rows."""
+
+    def __init__(self, mesh: Mesh):
+        """Compiles at the first call."""
+        self._mesh = mesh
+        self._gather: Any = None
+
+    def __call__(self, params: Params) -> Params:
+        """The same parameters, divided over `tensor` alone; larger ones as they are."""
+        leaves = jax.tree.leaves(params)
+        divided = math.prod(self._mesh.shape[axis] for axis in RULES.embed) > 1
+        if not divided or sum(x.size * x.dtype.itemsize for x in leaves) > _MAX_WHOLE:
+            return params
+        if self._gather is None:
+            self._gather = jax.jit(lambda x: x, out_shardings=jax.tree.map(self._layout, params))
+        return self._gather(params)
+
+    def _layout(self, x: jax.Array) -> NamedSharding:
+        spec = getattr(x.sharding, "spec", PartitionSpec())
+        kept = [_without(axes, RULES.embed) for axes in spec]
+        return NamedSharding(self._mesh, PartitionSpec(*kept))
+
+
+def _without(axes: Any, removed: Collection[str]) -> Any:
+    left = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if axis not in removed)
+    return left or None
+
+
 def _by_bytes(totals: Sums, num_bytes: int) -> dict[str, float]:
     """What is comparable between tokenizers."""
     return {"bits_per_byte": float(totals.loss / np.log(2) / num_bytes), "bytes": num_bytes}
@@ -126,11 +162,16 @@ def _on_devices(batch: HostBatch, mesh: Mesh) -> Batch:
 
 
 def _total(sums: Iterable[Sums], on_batch: OnBatch) -> Sums:
-    """Adds up, one batch late so that the device never waits; in float64, since float32 stops counting at 2^24."""
-    total, previous = np.zeros(len(Sums._fields)), None
+    """Adds up, some batches late so that the device never waits; in float64, since float32 stops counting at 2^24."""
+    total, waiting = np.zeros(len(Sums._fields)), list[Sums]()
     for one in sums:
-        total += 0.0 if previous is None else np.array(jax.device_get(previous), np.float64)
-        previous = one
+        waiting.append(one)
+        if len(waiting) == 2 * _READ_TOGETHER:
+            total += _read(waiting[:_READ_TOGETHER])
+            del waiting[:_READ_TOGETHER]
         on_batch()
-    total += np.array(jax.device_get(previous), np.float64)
-    return Sums._make(total)
+    return Sums._make(total + _read(waiting))
+
+
+def _read(sums: list[Sums]) -> np.ndarray:
+    return np.array(jax.device_get(sums), np.float64).sum(axis=0)

@@ -95,9 +95,8 @@ def _own(whole: Array, spec: PartitionSpec) -> Array:
 
 
 def _divided(spec: PartitionSpec) -> int | None:
-    return next(
-        (i for i, axes in enumerate(spec) if "fsdp" in ((axes,) if isinstance(axes, str) else axes or ())), None
-    )
+    """The dimension that lies in parts over `fsdp`, if one does."""
+    return next((i for i, axes in enumerate(spec) if axes == "fsdp" or "fsdp" in (axes or ())), None)
 
 
 def _flat(arrays: list[Array]) -> Float[Array, " numbers"]:
