@@ -323,9 +323,7 @@ class Run:
         return done
 
     def _is_done(self, processes: list[Process]) -> bool:
-        finished = f"step {self._settings.num_steps}/{self._settings.num_steps} |"
-        done = all(one.status == _DONE for one in processes) and finished in processes[0].text
-        return done and "stopped by " not in processes[0].text
+        return all(one.status == _DONE for one in processes) and "stopped by " not in processes[0].text
 
     def _start(self) -> list[Process]:
         self._attempts += 1

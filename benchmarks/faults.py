@@ -236,6 +236,7 @@ def _share_compiled_programs(scratch: Path) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(scratch / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"  # programs are lowered quicker
 
 
 if __name__ == "__main__":
