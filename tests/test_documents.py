@@ -91,6 +91,10 @@ def flags_of(module):
     names = set(re.findall(r"flags\.DEFINE_\w+\(\s*\"(\w+)\"", text)) | {"help"}
     if "define_config_flag" in text:
         names.add("config")
+    if "define_run_flags" in text:
+        names |= {"workdir", "step", "config"}
+    if "define_int8" in text:
+        names.add("int8")
     if "processes.define_flags" in text:
         names |= {"coordinator", "num_processes", "process_id"}
     return names

@@ -84,7 +84,11 @@ def tokenizer_directory(name: str) -> Path | None:
 
 
 def tokenizer_exists(name: str) -> bool:
-    """Returns whether `load_tokenizer` finds something of this name."""
+    """Returns whether `load_tokenizer` finds something of this name.
+
+    Raises:
+      UserError: a store does not answer.
+    """
     try:
         return name == "bytes" or storage.as_path(name).exists()
     except UserError:
@@ -96,11 +100,14 @@ def tokenizer_exists(name: str) -> bool:
 
 
 def copy_tokenizer(source: Path, target: storage.AnyPath) -> bool:
-    """Copies the files of a tokenizer and its chat template; whether there are any.
+    """Copies the files of a tokenizer and its chat template.
 
     Args:
-      source: a local directory, or a file of which the companions lie beside it.
+      source: a local directory, or a file of which the companions are beside it.
       target: a directory on a disk or a store.
+
+    Returns:
+      Whether there are any.
     """
     directory = source if source.is_dir() else source.parent
     files = {name: directory / name for name in (*_VOCABULARIES, *_BESIDE_THEM)}
