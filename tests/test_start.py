@@ -48,10 +48,12 @@ def test_others_are_told_before(tmp_path):
 
 def test_a_child_process_dies_of_its_own_signals():
     program = (
-        "import os, signal; from transnormer_jax import start; start.begin(); child = os.fork()\n"
-        "if child == 0: signal.pause()\n"
-        "os.kill(child, signal.SIGTERM); print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
-        "import time; time.sleep(0.3); print('goes on')"
+        "import os, signal, time; from transnormer_jax import start; start.begin()\n"
+        "reader, writer = os.pipe(); child = os.fork()\n"
+        "if child == 0: os.write(writer, b'x'); time.sleep(60); os._exit(0)\n"
+        "os.read(reader, 1); os.kill(child, signal.SIGTERM)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        "time.sleep(0.3); print('goes on')"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout == f"{-signal.SIGTERM}\ngoes on\n"
