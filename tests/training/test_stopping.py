@@ -202,4 +202,4 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_
     monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", check)
     with pytest.raises(UserError, match="No space left on device"):
         loop.train(config_for(tmp_path, num_steps=1000, checkpoint_every=5), tmp_path / "run")
-    assert steps_in(tmp_path / "run")[-1] <= 10
+    assert lines_of(tmp_path / "run")[-1]["step"] < 10
