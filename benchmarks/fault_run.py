@@ -115,7 +115,7 @@ class Run:
         self._lab, self._settings, self._plan = lab, settings, plan
         self._draw = random.Random(f"{settings.seed}/{plan.number}")
         self._directory = lab.scratch / (name or f"run_{plan.number}")
-        self._attempts, self._reached, self.failure = 0, 0, ""
+        self._attempts, self._reached, self._complete, self.failure = 0, 0, 0, ""
         self._network = Network(plan.processes) if lab.networks and plan.processes > 1 and not plan.in_bucket else None
         self._disk = self._proxy = None
         if plan.in_bucket:
@@ -306,8 +306,8 @@ class Run:
 
     def _account(self, processes: list[Process], rows: list[dict[str, Any]], own: list[dict[str, Any]]) -> bool:
         """Says what faults of earlier attempts cost, now that this one has resumed; returns whether the run is done."""
-        last = processes[0].last_step()
-        found = re.findall(r"resumed from checkpoint (\d+)", processes[0].text)
+        text, last = processes[0].text, processes[0].last_step()
+        found = re.findall(r"resumed from checkpoint (\d+)", text)
         resumed = int(found[-1]) if found else 0 if last else None
         if resumed is not None:
             for row in rows:
@@ -315,9 +315,16 @@ class Run:
                     row["resumed_from"] = resumed
                     row["steps_lost"] = max(0, self._reached - resumed)
                     row["problems"] += cost_problems(row, self._settings)
+            if resumed < self._complete:
+                raise RuntimeError(f"resumed from checkpoint {resumed}, though {self._complete} was complete")
             self._reached = max(last, resumed)
+        complete = [int(step) for step in re.findall(r"checkpoint (\d+) is complete", text)]
+        self._complete = max([self._complete, *complete])
         done = self._is_done(processes)
         for row in own:
+            row["checkpoint_under_way"] = self._complete < last // self._settings.checkpoint_every * (
+                self._settings.checkpoint_every
+            )
             if done or resumed is None:  # an attempt that did not begin has nothing to lose
                 row["steps_lost"] = 0
         return done
@@ -407,10 +414,15 @@ def _as_documented(row: dict[str, Any]) -> bool:
 
 
 def cost_problems(row: dict[str, Any], settings: Settings) -> list[str]:
-    """What is wrong with the number of steps that a fault cost."""
+    """What is wrong with the number of steps that a fault cost.
+
+    A checkpoint is written while training goes on: a fault in that time costs those steps too, as the row says.
+    """
     stopped = set(row["exit_statuses"]) == {_STOPPED} and not row["during_startup"]
-    bound = 0 if stopped else settings.checkpoint_every + 1
-    return [f"{row['steps_lost']} steps lost"] if row["steps_lost"] > bound else []
+    if stopped and row["steps_lost"]:
+        return [f"{row['steps_lost']} steps lost though all were stopped"]
+    over = row["steps_lost"] > settings.checkpoint_every + 1 and not row["checkpoint_under_way"]
+    return [f"{row['steps_lost']} steps lost"] if over else []
 
 
 def _last_sentence(text: str) -> str:

@@ -56,7 +56,7 @@ def get_config():
     config.optimizer.warmup_steps = 3
     config.num_steps = {num_steps}
     config.batch_size = 16
-    config.sequence_length = 128
+    config.sequence_length = 256
     config.log_every = 1
     config.checkpoint_every = {checkpoint_every}
     config.evaluation.every = {evaluate_every}
@@ -141,6 +141,9 @@ def summary(rows: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any
         "steps_lost_at_most": max((row["steps_lost"] or 0 for row in rows), default=0),
         "steps_lost_bound": bound,
         "over_the_bound": sum((row["steps_lost"] or 0) > bound for row in rows),
+        "over_the_bound_while_a_checkpoint_was_written": sum(
+            (row["steps_lost"] or 0) > bound and row["checkpoint_under_way"] for row in rows
+        ),
         "with_problems": sum(bool(row["problems"]) for row in rows),
     }
 

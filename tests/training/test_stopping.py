@@ -1,5 +1,6 @@
 """A run that is told to stop: what it saves, when, and how it ends."""
 
+import errno
 import json
 import os
 import signal
@@ -7,9 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.training.small_config import small_config, write_counting
+from transnormer_jax.errors import UserError
 from transnormer_jax.training import load_workdir, loop
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.goodput import Stopwatch
@@ -189,3 +192,14 @@ def test_no_process_begins_a_step_before_all_have_compiled_it(tmp_path, monkeypa
     monkeypatch.setattr(loop, "batches_on_mesh", observed)
     loop.train(config_for(tmp_path, num_steps=5), tmp_path / "run")
     assert happened.index("compiling the training step") < happened.index("a batch")
+
+
+def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_one(tmp_path, monkeypatch):
+    def check(manager):
+        if 5 in manager.all_steps():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", check)
+    with pytest.raises(UserError, match="No space left on device"):
+        loop.train(config_for(tmp_path, num_steps=1000, checkpoint_every=5), tmp_path / "run")
+    assert lines_of(tmp_path / "run")[-1]["step"] < 10

@@ -111,6 +111,15 @@ class Checkpoints:
         with self._told_if_refused("written"):
             self._manager.wait_until_finished()
 
+    def check(self) -> None:
+        """Looks whether the save in the background has failed.
+
+        Raises:
+          UnwritableError: as `save`.
+        """
+        with self._told_if_refused("written"):
+            self._manager.check_for_errors()
+
     def _written(self) -> None:
         # In Orbax's thread: nothing is lost any more if the run dies now.
         log(f"checkpoint {self._newest} is complete after {time.perf_counter() - self._save_began:.1f} s")

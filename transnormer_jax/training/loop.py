@@ -168,6 +168,7 @@ class _Loop:
             self._rows_read += config.batch_size
             self._window.append((step, metrics))
             self._poll()
+            self._checkpoints.check()
             self._log(step - 1)
             self._watchdog.step()
             self._profiler.end_step(step, self._state)
