@@ -195,11 +195,13 @@ def test_no_process_begins_a_step_before_all_have_compiled_it(tmp_path, monkeypa
 
 
 def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_one(tmp_path, monkeypatch):
-    def check(manager):
-        if 5 in manager.all_steps():
-            raise OSError(errno.ENOSPC, "No space left on device")
+    finalize = ocp.CheckpointManager._finalize_checkpoint
 
-    monkeypatch.setattr(ocp.CheckpointManager, "check_for_errors", check)
+    def failing(manager, step):
+        finalize(manager, step)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", failing)
     with pytest.raises(UserError, match="No space left on device"):
         loop.train(config_for(tmp_path, num_steps=1000, checkpoint_every=5), tmp_path / "run")
     assert lines_of(tmp_path / "run")[-1]["step"] < 10

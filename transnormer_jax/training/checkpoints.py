@@ -65,12 +65,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_preservation(config, self._losses),
             create=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._written),
         )
         with self._told_if_refused("made"):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._newest = -1
-        self._save_began = time.perf_counter()
+        self._under_way, self._save_began = False, time.perf_counter()
 
     def save(self, state: TrainState, *, rows: int) -> None:
         """Begins to save `state`, which may be donated at once, and the number of rows of data consumed.
@@ -91,11 +90,11 @@ class Checkpoints:
             metadata=ocp.args.JsonSave(metadata),
         )
         step = int(state.step)
+        self.wait()  # for the one before
         self._save_began = time.perf_counter()
         with self._told_if_refused("written"):
-            self._manager.wait_until_finished()  # of the one before, which `_written` names
-            self._newest = step
             self._manager.save(step, args=items, force=True)
+        self._newest, self._under_way = step, True
 
     @property
     def newest(self) -> int:
@@ -110,19 +109,18 @@ class Checkpoints:
         """
         with self._told_if_refused("written"):
             self._manager.wait_until_finished()
+        if self._under_way:  # not earlier: Orbax calls back before it gives a checkpoint its final name
+            self._under_way = False
+            log(f"checkpoint {self._newest} is complete after {time.perf_counter() - self._save_began:.1f} s")
 
     def check(self) -> None:
-        """Looks whether the save in the background has failed.
+        """Says so if the save in the background has ended since the last call.
 
         Raises:
           UnwritableError: as `save`.
         """
-        with self._told_if_refused("written"):
-            self._manager.check_for_errors()
-
-    def _written(self) -> None:
-        # In Orbax's thread: nothing is lost any more if the run dies now.
-        log(f"checkpoint {self._newest} is complete after {time.perf_counter() - self._save_began:.1f} s")
+        if self._under_way and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def evaluated(self, losses: Mapping[int, float]) -> None:
         """Notes held-out losses by step, by which the best checkpoints are kept."""

@@ -168,7 +168,6 @@ class _Loop:
             self._rows_read += config.batch_size
             self._window.append((step, metrics))
             self._poll()
-            self._checkpoints.check()
             self._log(step - 1)
             self._watchdog.step()
             self._profiler.end_step(step, self._state)
@@ -211,7 +210,8 @@ class _Loop:
         return compiled
 
     def _poll(self) -> None:
-        """Notes what falls due here, on all processes alike."""
+        """Notes what falls due here, on all processes alike, and whether the last save has ended."""
+        self._checkpoints.check()
         minutes = self._config.checkpoint_minutes
         old = minutes and time.monotonic() - self._saved_at >= 60 * minutes
         if old and not self._save_requested and jax.process_index() == 0:
