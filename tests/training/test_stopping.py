@@ -76,6 +76,23 @@ def test_checkpoints_by_time(tmp_path):
     assert steps_in(tmp_path / "run") == list(range(1, 13))
 
 
+def test_no_more_than_the_interval_and_one_step_are_ever_at_risk(tmp_path, monkeypatch):
+    at_risk, made = [], []
+
+    class Slow(loop.Checkpoints):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            made.append(self)
+
+        def check(self) -> None:
+            """Writing takes until somebody waits for it."""
+
+    monkeypatch.setattr(loop, "Checkpoints", Slow)
+    monkeypatch.setattr(loop.Profiler, "begin_step", lambda self, step: at_risk.append(step - max(made[0].complete, 0)))
+    loop.train(config_for(tmp_path, num_steps=14, checkpoint_every=4), tmp_path / "run")
+    assert at_risk == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4, 5, 2]
+
+
 def test_the_newest_multiples_and_the_best_are_kept(tmp_path, monkeypatch):
     losses = {2: 5.0, 4: 1.0, 6: 4.0, 8: 3.0, 10: 2.0}
     config = config_for(

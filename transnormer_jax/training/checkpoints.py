@@ -68,7 +68,7 @@ class Checkpoints:
         )
         with self._told_if_refused("made"):
             self._manager = ocp.CheckpointManager(self._directory, options=options)
-        self._newest = -1
+        self._newest = self._complete = -1
         self._under_way, self._save_began = False, time.perf_counter()
 
     def save(self, state: TrainState, *, rows: int) -> None:
@@ -101,6 +101,11 @@ class Checkpoints:
         """The step that was saved or restored last, -1 if there is none."""
         return self._newest
 
+    @property
+    def complete(self) -> int:
+        """The newest step that is known to be on disk, -1 if there is none."""
+        return self._complete
+
     def wait(self) -> None:
         """Returns once everything is written.
 
@@ -110,7 +115,7 @@ class Checkpoints:
         with self._told_if_refused("written"):
             self._manager.wait_until_finished()
         if self._under_way:  # not earlier: Orbax calls back before it gives a checkpoint its final name
-            self._under_way = False
+            self._under_way, self._complete = False, self._newest
             log(f"checkpoint {self._newest} is complete after {time.perf_counter() - self._save_began:.1f} s")
 
     def check(self) -> None:
@@ -163,7 +168,7 @@ class Checkpoints:
             return None
         self._set_aside(found.broken)
         log(f"resumed from checkpoint {found.step}")
-        self._newest = found.step
+        self._newest = self._complete = found.step
         state, metadata = found.content
         return state, metadata["rows"]
 

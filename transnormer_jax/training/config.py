@@ -184,9 +184,10 @@ class Config:
       accumulation_steps: micro-batches per step; more of them need less memory and do not change the result.
       max_skipped_steps: the run stops after this many consecutive steps whose loss or gradient is not finite.
       log_every: steps between lines of metrics.
-      checkpoint_every: steps between checkpoints; 0 saves by time alone.
-      checkpoint_minutes: a checkpoint is also saved when the last one is this many minutes old, so that a failure costs
-        no more work than that; 0 saves by steps alone.
+      checkpoint_every: steps between checkpoints; 0 saves by time alone. A failure costs at most so many steps and one
+        more: training waits for a checkpoint that is still being written when the step after it is done.
+      checkpoint_minutes: a checkpoint is also saved when the last one is this many minutes old; 0 saves by steps alone.
+        A failure costs so many minutes and the time in which a checkpoint is written, since training goes on meanwhile.
       keep_checkpoints: number of newest checkpoints to keep; older ones are deleted, except as the next two keys say.
       keep_every: checkpoints of steps that are a multiple of this are never deleted; 0 means none.
       keep_best: number of checkpoints with the lowest held-out loss to keep; 0 means none.

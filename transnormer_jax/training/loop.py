@@ -160,6 +160,9 @@ class _Loop:
         for step in range(first, last + 1):
             if step > first and row_length(config, step) != row_length(config, step - 1):
                 compiled = self._compile(step)
+            if config.checkpoint_every and step - 1 - max(self._checkpoints.complete, 0) > config.checkpoint_every:
+                with self._stopwatch.during("save"):  # a failure costs no more than the interval and one step
+                    self._checkpoints.wait()
             self._profiler.begin_step(step)
             with self._stopwatch.during("data"):
                 batch = next(batches)
