@@ -41,6 +41,11 @@ def close_all() -> None:
             one.close()
 
 
+def _forget(made: "Network | Disk | Store") -> None:
+    with suppress(ValueError):  # another thread was first
+        _made.remove(made)
+
+
 class Process:
     """`python ARGUMENTS` in a fork that has made its imports, on a host of a `Network` or on this machine."""
 
@@ -157,7 +162,7 @@ class Network:
 
     def close(self) -> None:
         """Removes the namespaces."""
-        _made.remove(self)
+        _forget(self)
         for name in (*self.hosts, self._switch):
             _ip("netns", "del", name)
             shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
@@ -198,7 +203,7 @@ class Disk:
 
     def close(self) -> None:
         """Unmounts it."""
-        _made.remove(self)
+        _forget(self)
         subprocess.run(["umount", "-l", str(self.path)], check=False)
 
 
@@ -239,7 +244,7 @@ class Store:
 
     def close(self) -> None:
         """Ends it."""
-        _made.remove(self)
+        _forget(self)
         self._server.kill()
         self._server.wait()
 

@@ -250,6 +250,7 @@ class Run:
         row["seconds_to_end"] = round(time.monotonic() - began, 1)
         row["exit_statuses"] = [one.status for one in processes]
         row["survived"] = heals and all(status in (None, _DONE) for status in row["exit_statuses"])
+        row["steps_lost"] = 0 if row["survived"] else None
         row["hung"] = not row["survived"] and None in row["exit_statuses"]
         if not row["survived"]:
             for one in processes:
