@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint._src.futures.synchronization import MultihostSynchronizedValue as Tracker
 
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.errors import UserError
@@ -221,4 +223,27 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_
     monkeypatch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", failing)
     with pytest.raises(UserError, match="No space left on device"):
         loop.train(config_for(tmp_path, num_steps=1000, checkpoint_every=5), tmp_path / "run")
+    assert lines_of(tmp_path / "run")[-1]["step"] < 10
+
+
+def test_a_process_that_cannot_write_says_so_while_the_others_wait_for_it(tmp_path, monkeypatch):
+    """Of several processes, Orbax meets all others before it passes a failure on, and they wait for this one's part."""
+    released, gave_up = threading.Event(), []
+    track = Tracker.set
+
+    def meet(tracker, value):
+        if value is False and not released.wait(20):
+            gave_up.append(tracker)
+        track(tracker, value)
+
+    def fail(checkpointer):
+        if threading.current_thread().name == "save_finalize":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Tracker, "set", meet)
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", fail)
+    with pytest.raises(UserError, match="No space left on device"):
+        loop.train(config_for(tmp_path, num_steps=1000, checkpoint_every=5), tmp_path / "run")
+    released.set()
+    assert not gave_up
     assert lines_of(tmp_path / "run")[-1]["step"] < 10

@@ -35,6 +35,8 @@ from transnormer_jax.training.step import TrainState
 # What a full, limited, read-only or failing disk answers; TensorStore passes on the words alone.
 _REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
+_POLL_SECONDS = 0.01
+
 
 class UnwritableError(UserError):
     """The file system refuses a checkpoint."""
@@ -67,7 +69,7 @@ class Checkpoints:
             create=True,
         )
         with self._told_if_refused("made"):
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager = _Manager(self._directory, options=options)
         self._newest = self._complete = -1
         self._under_way, self._save_began = False, time.perf_counter()
 
@@ -113,6 +115,10 @@ class Checkpoints:
           UnwritableError: as `save`.
         """
         with self._told_if_refused("written"):
+            while self._under_way and self._manager.is_saving_in_progress() and self._manager.failure is None:
+                time.sleep(_POLL_SECONDS)
+            if self._manager.failure is not None:
+                raise self._manager.failure
             self._manager.wait_until_finished()
         if self._under_way:  # not earlier: Orbax calls back before it gives a checkpoint its final name
             self._under_way, self._complete = False, self._newest
@@ -124,7 +130,7 @@ class Checkpoints:
         Raises:
           UnwritableError: as `save`.
         """
-        if self._under_way and not self._manager.is_saving_in_progress():
+        if self._manager.failure is not None or (self._under_way and not self._manager.is_saving_in_progress()):
             self.wait()
 
     def evaluated(self, losses: Mapping[int, float]) -> None:
@@ -245,6 +251,19 @@ class Checkpoints:
                 f"a checkpoint could not be {done} in {str(self._directory)!r} ({reason}): correct that, or make room, "
                 "and run the same command to resume from the newest one there, which is unharmed."
             ) from error
+
+
+class _Manager(ocp.CheckpointManager):
+    """Tells at once that this process has failed to write: Orbax first waits for the others, which wait for this one."""
+
+    failure: Exception | None = None
+
+    def _wait_for_checkpointers(self) -> None:  # in the thread of the save
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 class _Best(policies.PreservationPolicy):
