@@ -254,7 +254,7 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Tells at once that this process has failed to write: Orbax first waits for the others, which wait for this one."""
+    """Tells at once that this process failed to write: Orbax first waits for the others, which wait for this one."""
 
     failure: Exception | None = None
 
