@@ -323,9 +323,6 @@ class Run:
         self._complete = max([self._complete, *complete])
         done = self._is_done(processes)
         for row in own:
-            row["checkpoint_under_way"] = self._complete < last // self._settings.checkpoint_every * (
-                self._settings.checkpoint_every
-            )
             if done or resumed is None:  # an attempt that did not begin has nothing to lose
                 row["steps_lost"] = 0
         return done
@@ -415,15 +412,11 @@ def _as_documented(row: dict[str, Any]) -> bool:
 
 
 def cost_problems(row: dict[str, Any], settings: Settings) -> list[str]:
-    """What is wrong with the number of steps that a fault cost.
-
-    A checkpoint is written while training goes on: a fault in that time costs those steps too, as the row says.
-    """
+    """What is wrong with the number of steps that a fault cost."""
     stopped = set(row["exit_statuses"]) == {_STOPPED} and not row["during_startup"]
     if stopped and row["steps_lost"]:
         return [f"{row['steps_lost']} steps lost though all were stopped"]
-    over = row["steps_lost"] > settings.checkpoint_every + 1 and not row["checkpoint_under_way"]
-    return [f"{row['steps_lost']} steps lost"] if over else []
+    return [f"{row['steps_lost']} steps lost"] if row["steps_lost"] > settings.checkpoint_every + 1 else []
 
 
 def _last_sentence(text: str) -> str:

@@ -141,9 +141,6 @@ def summary(rows: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any
         "steps_lost_at_most": max((row["steps_lost"] or 0 for row in rows), default=0),
         "steps_lost_bound": bound,
         "over_the_bound": sum((row["steps_lost"] or 0) > bound for row in rows),
-        "over_the_bound_while_a_checkpoint_was_written": sum(
-            (row["steps_lost"] or 0) > bound and row["checkpoint_under_way"] for row in rows
-        ),
         "with_problems": sum(bool(row["problems"]) for row in rows),
     }
 

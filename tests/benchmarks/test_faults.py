@@ -31,7 +31,6 @@ def row(kind, statuses, victim=0, **others):
         "during_startup": False,
         "seconds_to_end": 1.0,
         "steps_lost": 0,
-        "checkpoint_under_way": False,
     } | others
 
 
@@ -67,7 +66,6 @@ def test_a_fault_may_cost_the_steps_between_checkpoints_and_one_more():
     settings = fault_run.Settings(checkpoint_every=5)
     assert fault_run.cost_problems(row("sigkill", [-9], steps_lost=6), settings) == []
     assert fault_run.cost_problems(row("sigkill", [-9], steps_lost=7), settings) == ["7 steps lost"]
-    assert fault_run.cost_problems(row("sigkill", [-9], steps_lost=7, checkpoint_under_way=True), settings) == []
     assert fault_run.cost_problems(row("sigterm", [75], steps_lost=1), settings)
 
 
@@ -176,4 +174,4 @@ def test_a_short_record(tmp_path):
     counts = record["summary"]
     assert record["failures"] == []
     assert [one["problems"] for one in record["rows"]] == [[]] * 6, record["rows"]
-    assert (counts["faults"], counts["same_parameters"], counts["hung"]) == (6, 6, 0)
+    assert (counts["faults"], counts["same_parameters"], counts["hung"], counts["over_the_bound"]) == (6, 6, 0, 0)
