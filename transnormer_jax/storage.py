@@ -358,6 +358,24 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def refusals_told(workdir: AnyPath) -> Iterator[None]:
+    """A context in which the files of a workdir are written.
+
+    Raises:
+      UserError: the disk or the store refuses them.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of any store
+        if not is_remote(workdir) and not isinstance(error, OSError):
+            raise
+        mend = remedy(error) if is_remote(workdir) else "correct that, or make room, and run the same command"
+        raise UserError(f"{str(workdir)!r} cannot be written ({reason(error)}): {mend}.") from error
+
+
 def reason(error: BaseException) -> str:
     """Returns what a disk or a store answered, in one line."""
     if isinstance(error, FileNotFoundError) and not error.strerror:

@@ -14,6 +14,7 @@ import pytest
 from orbax.checkpoint._src.futures.synchronization import MultihostSynchronizedValue as Tracker
 
 from tests.training.small_config import small_config, write_counting
+from transnormer_jax import storage
 from transnormer_jax.errors import UserError
 from transnormer_jax.training import load_workdir, loop
 from transnormer_jax.training.config import Config
@@ -247,3 +248,17 @@ def test_a_process_that_cannot_write_says_so_while_the_others_wait_for_it(tmp_pa
     released.set()
     assert not gave_up
     assert lines_of(tmp_path / "run")[-1]["step"] < 10
+
+
+@pytest.mark.parametrize("name", ["config.json", "parameters.txt"])
+def test_a_disk_that_is_full_at_the_start_is_one_sentence(tmp_path, monkeypatch, name):
+    write = storage.write_text
+
+    def refusing(path, text):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(storage, "write_text", refusing)
+    with pytest.raises(UserError, match=r"run' cannot be written \(No space left on device\): .* make room"):
+        loop.train(config_for(tmp_path, num_steps=5), tmp_path / "run")

@@ -92,15 +92,16 @@ def train(
             f"warning: {' and '.join(changed)} changed since the last start: the run goes on at row {rows_read:,} of "
             "the new rows, so some examples of this epoch may be repeated or skipped."
         )
-    keep_tokenizer(workdir, config)
-    write_config(workdir, config)
+    with storage.refusals_told(workdir):
+        keep_tokenizer(workdir, config)
+        write_config(workdir, config)
 
     stopwatch = Stopwatch(_last_until(former, first_step), began)
     writer = MetricWriter(
         workdir, first_step=first_step + 1, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
     )
-    introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
     try:
+        introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
         return _Loop(config, workdir, mesh, setup, assembly, checkpoints, writer, stopwatch, state, rows_read).run()
     finally:
         writer.close()

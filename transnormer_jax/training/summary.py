@@ -54,7 +54,8 @@ def introduce(
     for line in [*lines, f"workdir      {workdir}"]:
         log(line)
     if jax.process_index() == 0:
-        storage.write_text(workdir / "parameters.txt", table)
+        with storage.refusals_told(workdir):
+            storage.write_text(workdir / "parameters.txt", table)
         if print_parameters:
             print(table, end="", flush=True)
 
