@@ -54,9 +54,9 @@ def finish(run: list[forked.Program]) -> list[tuple[int, str, str]]:
     return [(process.returncode, *text) for process, text in zip(run, texts, strict=True)]
 
 
-def finish_well(run: list[forked.Program]) -> list[tuple[int, str, str]]:
+def finish_well(run: list[forked.Program], expected: int = 0) -> list[tuple[int, str, str]]:
     results = finish(run)
-    assert [status for status, _, _ in results] == [0] * len(run), "\n".join(
+    assert [status for status, _, _ in results] == [expected] * len(run), "\n".join(
         text for one in results for text in one[1:]
     )
     return results
@@ -123,8 +123,8 @@ def stopped(config) -> Path:
     run = launch(config, workdir, count=2, devices=4)
     wait_for_step(run[0], 5)
     run[1].send_signal(signal.SIGTERM)
-    (_, told, _), _ = finish_well(run)
-    assert "stopped by a signal to another process after step" in told
+    (_, out, _), _ = finish_well(run, expected=STOPPED)
+    assert "| stopped by SIGTERM on " in out
     return workdir
 
 
