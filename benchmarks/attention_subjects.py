@@ -15,7 +15,7 @@ from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.tasks import Task
 from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.config import TaskConfig
-from transnormer_jax.training.setup import Problem, load_setup
+from transnormer_jax.training.setup import TrainingSetup, load_setup
 
 _TRIED_ROWS = 50  # for each row that is wanted
 
@@ -78,15 +78,15 @@ def load_subjects(workdirs: tuple[str, ...], fresh: list[Config], rows: int, len
     return [_subject(name, run.step, run.config, run.params, rows, length) for name, run in runs]
 
 
-def whole_rows(problem: Problem, count: int, length: int) -> dict[str, np.ndarray]:
+def whole_rows(setup: TrainingSetup, count: int, length: int) -> dict[str, np.ndarray]:
     """Stacks `count` rows of `length` tokens without padding.
 
     Raises:
       UserError: there are not so many.
     """
     rows = list[dict[str, np.ndarray]]()
-    for index in range(min(len(problem.training.rows), _TRIED_ROWS * count)):
-        row = dict(problem.training.rows[index])
+    for index in range(min(len(setup.training.rows), _TRIED_ROWS * count)):
+        row = dict(setup.training.rows[index])
         for name in ("inputs", "targets", "mask", "segment_ids"):
             if name in row:
                 row[name] = row[name][:length]
@@ -101,8 +101,8 @@ def whole_rows(problem: Problem, count: int, length: int) -> dict[str, np.ndarra
 def _subject(name: str, step: int, config: Config, params: Any, rows: int, length: int) -> Subject:
     model = check_mapped(config.model)
     held_out = dataclasses.replace(config.data, train_split=config.data.eval_split)
-    problem = load_setup(dataclasses.replace(config, data=held_out), make_mesh(config.mesh))
+    setup = load_setup(dataclasses.replace(config, data=held_out), make_mesh(config.mesh))
     if params is None:
-        params = jax.jit(problem.task.init)(jax.random.key(0))
-    batch = whole_rows(problem, rows, min(length, config.sequence_length))
-    return Subject(f"{name} {model.attention}", step, model, problem.task, params, batch)
+        params = jax.jit(setup.task.init)(jax.random.key(0))
+    batch = whole_rows(setup, rows, min(length, config.sequence_length))
+    return Subject(f"{name} {model.attention}", step, model, setup.task, params, batch)

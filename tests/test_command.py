@@ -50,6 +50,7 @@ def test_overrides_are_of_the_run_in_the_workdir(monkeypatch, tmp_path):
 
 _SCRIPT = """
 import logging
+import signal
 import time
 
 from absl import logging as absl_logging
@@ -64,6 +65,7 @@ def main():
     time.sleep({seconds})
 
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 command.run(main)
 """
 

@@ -19,7 +19,12 @@ WAITS = {
 
 def stopped(program: str, number: signal.Signals) -> tuple[int, str, str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        # Where tests run in the background, SIGINT is ignored from the start.
+        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
@@ -67,7 +72,12 @@ def test_the_loops_own_handler_takes_over():
         f"import time; time.sleep(0.3); signal.signal(signal.SIGTERM, old); {WAITS['an import']}"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        # Where tests run in the background, SIGINT is ignored from the start.
+        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["noted\n", "here\n"]

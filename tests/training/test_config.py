@@ -34,7 +34,7 @@ def test_the_config_flag_has_both_forms_and_a_file_must_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("key", "values", "words"),
     [
-        ("optimizer.learning_rate", [0, -1e-3, math.inf, math.nan], "greater than 0"),
+        ("optimizer.learning_rate", [-1e-3, math.inf, math.nan], "at least 0"),
         ("optimizer.clip_norm", [-1, math.nan], "at least 0"),
         ("optimizer.b1", [-0.1, 1.0], "at least 0 and less than 1"),
         ("optimizer.b2", [1.0, 2], "at least 0 and less than 1"),

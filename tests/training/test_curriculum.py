@@ -63,7 +63,7 @@ def test_a_run_that_is_resumed_in_a_stage_is_the_uninterrupted_one(config, tmp_p
     [
         (((4, 24),), "rows of 24 tokens: they must divide config.sequence_length=64"),
         (((8, 16), (4, 32)), "the last steps must increase"),
-        ((8, 16), "must be pairs"),
+        ((8, 16), "must be 2 values"),
     ],
 )
 def test_what_cannot_be_is_said(config, stages, words):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.small_config import small_config
 from transnormer_jax.data import RELEASED_TEMPLATE, load_tokenizer
-from transnormer_jax.data.train_tokenizer import train_bpe, train_unigram
+from transnormer_jax.data.tokenizer_training import train_bpe, train_unigram
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.training import Config, evaluate_run, load_workdir, train

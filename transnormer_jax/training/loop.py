@@ -188,9 +188,9 @@ class _Loop:
         result = self._evaluate(step) if step >= last else None
         with self._stopwatch.during("save"):
             self._checkpoints.wait()
-        self._writer.write(step, self._stopwatch.metrics())
         log(self._progress.summary())
         if self._stopped_by:
+            self._writer.write(step, self._stopwatch.metrics())
             log(f"stopped by {self._stopped_by} after step {step}; run the same command to resume")
             return None
         return result
@@ -269,7 +269,7 @@ class _Loop:
         self._progress.evaluated(result["seconds"])
         scalars = {f"eval/{name}": value for name, value in result.items()}
         self._checkpoints.evaluated(held_out_losses([{"step": step, **scalars}]))
-        self._writer.write(step, scalars)
+        self._writer.write(step, scalars | self._stopwatch.metrics())
         log(f"step {step} | held out: {_in_words(result)}")
         return result
 
