@@ -17,7 +17,8 @@ WAITS = {
 }
 
 
-def stopped(program: str, number: signal.Signals) -> tuple[int, str, str]:
+def stopped(program: str, number: signal.Signals, said: tuple[str, ...] = ("here\n",)) -> tuple[int, str, str]:
+    """Sends the program a signal when it has said these lines; its status, and what else it wrote."""
     process = subprocess.Popen(
         # Where tests run in the background, SIGINT is ignored from the start.
         [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"],
@@ -27,7 +28,7 @@ def stopped(program: str, number: signal.Signals) -> tuple[int, str, str]:
         text=True,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "here\n"
+    assert tuple(process.stdout.readline() for _ in said) == said
     time.sleep(0.1)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
@@ -71,19 +72,8 @@ def test_the_loops_own_handler_takes_over():
         "signal.raise_signal(signal.SIGTERM)\n"
         f"import time; time.sleep(0.3); signal.signal(signal.SIGTERM, old); {WAITS['an import']}"
     )
-    process = subprocess.Popen(
-        # Where tests run in the background, SIGINT is ignored from the start.
-        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{program}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert [process.stdout.readline() for _ in range(2)] == ["noted\n", "here\n"]
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (75, "stopped by SIGTERM after the last step; run the same command to resume\n")
+    status, _, err = stopped(program, signal.SIGTERM, ("noted\n", "here\n"))
+    assert (status, err) == (75, "stopped by SIGTERM after the last step; run the same command to resume\n")
 
 
 def test_ctrl_c_ends_another_command_without_a_traceback():
