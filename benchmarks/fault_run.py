@@ -422,7 +422,8 @@ def cost_problems(row: dict[str, Any], settings: Settings) -> list[str]:
 def _last_sentence(text: str) -> str:
     """The line that says why a process ended."""
     lines = [line for line in text.splitlines() if "error: " in line or "stopped by " in line]
-    return re.sub(r"^.*?(?=error: |stopped by )", "", lines[-1]) if lines else ""
+    sentence = re.sub(r"^.*?(?=error: |stopped by )", "", lines[-1]) if lines else ""
+    return re.sub(r"'/\S*/(run_\d+/)", r"'\1", sentence)  # without the scratch directory
 
 
 def _restored(workdir: str, num_steps: int) -> list[np.ndarray]:
