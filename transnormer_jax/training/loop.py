@@ -79,8 +79,9 @@ def train(
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
     use_compilation_cache(config.compilation_cache, workdir)
     assembly = assemble(config, setup.task, mesh)
-    former = multihost.broadcast_from_process0(_former_metrics(workdir))
-    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer, losses=held_out_losses(former))
+    former = _former_metrics(workdir)
+    losses = dict(multihost.broadcast_from_process0(list(held_out_losses(former).items())))
+    checkpoints = Checkpoints(workdir, config=config, tokenizer=setup.tokenizer, losses=losses)
     restored = checkpoints.restore(assembly.state)
     with jax.set_mesh(mesh):
         state, rows_read = restored or (_begin(config, assembly), 0)
@@ -299,15 +300,9 @@ def _begin(config: Config, assembly: Assembly) -> TrainState:
 
 
 def _former_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Of former starts of the run: the lines of an evaluation, and the last line of every step that tells the time."""
-    if jax.process_index() or not (workdir / "metrics.jsonl").exists():
-        return []
-    kept = ("step", "time")
-    return [
-        {name: value for name, value in line.items() if name in kept or name.startswith(("eval/", "seconds/"))}
-        for line in read_metrics(workdir)
-        if "time" in line or any(name.startswith("eval/") for name in line)
-    ]
+    """The metrics of former starts of the run; in process 0 alone, which writes them."""
+    there = jax.process_index() == 0 and (workdir / "metrics.jsonl").exists()
+    return read_metrics(workdir) if there else []
 
 
 def _last_until(lines: list[dict[str, Any]], step: int) -> dict[str, Any] | None:
