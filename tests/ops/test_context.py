@@ -144,8 +144,8 @@ EXPLICIT = [(("rows", None, None), True), ((None, "tokens", None), True), (("a",
 def test_explicit_axes_of_any_name_gather_no_operand(spec, causal: bool):
     names = tuple(name for name in spec if name)
     mesh = jax.make_mesh((8,) if len(names) == 1 else (2, 2, 2)[: len(names)], names)
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 8, 64, 8, 4))
-    ids = jnp.asarray(make_segment_ids(8, 64)) if causal else None
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 8, 96, 8, 4))
+    ids = jnp.asarray(make_segment_ids(8, 96)) if causal else None
     log_decay = -jnp.exp(jax.random.normal(jax.random.key(1), q.shape[:3])) if causal else None
 
     def attend(q, k, v, log_decay, ids):
@@ -166,8 +166,8 @@ def test_explicit_axes_of_any_name_gather_no_operand(spec, causal: bool):
         assert (*a.sharding.spec, *[None] * 4)[: len(spec)] == spec
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", program.as_text())
-    tokens = q.size // mesh.size
-    assert all(np.prod([int(n) for n in shape.split(",")]) <= tokens for shape in gathered), gathered
+    lengths = {"96", "48", "12"}  # of rows and of their shards
+    assert not any(lengths & set(shape.split(",")) for shape in gathered), gathered
 
 
 def test_an_axis_without_a_rule_is_refused():

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.blocks import split_blocks
 from transnormer_jax.ops.hardware import target_hardware
-from transnormer_jax.ops.linear_attention.chunked import _cross
+from transnormer_jax.ops.linear_attention.chunked import cross_chunks
 from transnormer_jax.ops.linear_attention.decay import FLOOR, scan_states
 from transnormer_jax.ops.linear_attention.documents import ChunkDocuments, find_layout, set_states, states_of
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
@@ -164,7 +164,7 @@ def _chunked(
         scores, from_left, to_right = _scores(q, k, log_decay)
         kv_sum = dot("bmhtk,bmhtv->bmhkv", _scale(k, to_right), v)[..., None, :]
         enters = None if documents is None else (documents.first, states_of(initial, documents.document))
-        before, after = _cross(state, jnp.expm1(from_left[..., -1, :]), kv_sum, enters, parallel=False)
+        before, after = cross_chunks(state, jnp.expm1(from_left[..., -1, :]), kv_sum, enters, parallel=False)
         out = dot("bmhts,bmhsv->bmhtv", scores.astype(v.dtype), v)
         out += dot("bmhtk,bmhkv->bmhtv", _scale(q, from_left), before[..., 0, :].astype(q.dtype))
         if documents is not None:
