@@ -1,85 +1,118 @@
 """Linear attention on TPU: a fused forward and a fused backward kernel in Pallas."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from transnormer_jax.ops.hardware import Hardware, interpret_mode, target_hardware
-from transnormer_jax.ops.linear_attention.backends import Problem
-from transnormer_jax.ops.linear_attention.pallas_tpu.backward import backward
-from transnormer_jax.ops.linear_attention.pallas_tpu.forward import forward
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout, choose_layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.backward import backward_kernel
+from transnormer_jax.ops.linear_attention.pallas_tpu.forward import forward_kernel
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout, Problem, choose_layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import decay_operands
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 
-def refusal(problem: Problem, hardware: Hardware) -> str | None:
+def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
     """Why the kernels cannot run here, or None."""
     if hardware.platform != "tpu" and not interpret_mode():
         return f"it needs a TPU, and this is a {hardware.platform}"
     if problem.dtype == jnp.float16:
         return "a TPU computes in bfloat16 and float32, not in float16"
+    layout = choose_layout(problem, hardware, documents=True, chunk_size=None)
+    needed = max(layout.vmem_needed(backward=backward) for backward in (False, True))
+    if needed > layout.vmem_bytes:
+        return (
+            f"a block of {layout.heads} heads of {problem.key_dim} x {problem.value_dim} takes {needed / 2**20:.0f} MiB "
+            f"of vector memory, and the kernel may use {layout.vmem_bytes / 2**20:.0f} MiB"
+        )
     return None
 
 
-def attend(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    initial_state: Array,
+def forward(
+    q: Float[Array, "B N Hq K"],
+    k: Float[Array, "B N Hq K"],
+    v: Float[Array, "B N H V"],
+    log_decay: Float[Array, " H"] | Float[Array, "B N H"],
+    state: Float[Array, "B H K V"],
     segments: Segments | None,
     *,
-    reverse: bool,
     chunk_size: int | None,
-) -> tuple[Array, Array]:
-    """Linear attention; see `primitive.py` for the contract of a backend."""
-    layout = _layout(q, v, reverse, chunk_size)
-    state = _flat_state(initial_state)
-    out, state = forward(layout, _flat(q), _flat(k), _flat(v), log_decay, state, segments, save=False)
-    return out.reshape(v.shape), _state(state, initial_state)
+    save: bool,
+) -> tuple[Array, Array, Array | None]:
+    """Linear attention; see `primitive.py` for the contract of a backend.
+
+    Key heads that several heads share are read where they are if K is a multiple of 128, else they are repeated first.
+    What is saved are the states before each block, [B, blocks, K, H * V].
+    """
+    q, k = _repeat_keys(q, k, v)
+    layout = _layout(q, v, log_decay, segments, chunk_size)
+    decay = decay_operands(layout, log_decay, segments)
+    out, final_state, *saved = forward_kernel(layout, _flat(q), _flat(k), _flat(v), decay, _flat_state(state), save=save)
+    return out.reshape(v.shape), _state(final_state, state), saved[0] if save else None
 
 
-def attend_and_save(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    initial_state: Array,
+def backward(
+    q: Float[Array, "B N Hq K"],
+    k: Float[Array, "B N Hq K"],
+    v: Float[Array, "B N H V"],
+    log_decay: Float[Array, " H"] | Float[Array, "B N H"],
     segments: Segments | None,
+    final_state: Float[Array, "B H K V"],
+    saved: Float[Array, "B blocks K HV"],
+    d_out: Float[Array, "B N H V"],
+    d_state: Float[Array, "B H K V"],
     *,
-    reverse: bool,
     chunk_size: int | None,
-) -> tuple[Array, Array, Array]:
-    """As `attend`, with the states between blocks for `gradients`."""
-    layout = _layout(q, v, reverse, chunk_size)
-    state = _flat_state(initial_state)
-    out, state, states = forward(layout, _flat(q), _flat(k), _flat(v), log_decay, state, segments, save=True)
-    return out.reshape(v.shape), _state(state, initial_state), states
-
-
-def gradients(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    initial_state: Array,
-    segments: Segments | None,
-    states: Array,
-    d_out: Array,
-    d_state: Array,
-    *,
-    reverse: bool,
-    chunk_size: int | None,
-) -> tuple[Array, Array, Array, Array]:
-    """Gradients of q, k, v and the initial state."""
-    layout = _layout(q, v, reverse, chunk_size)
-    dq, dk, dv, d_initial_state = backward(
-        layout, _flat(q), _flat(k), _flat(v), log_decay, segments, states, _flat(d_out), _flat_state(d_state)
+    decay_gradient: bool,
+) -> tuple[Array, Array, Array, Array | None, Array]:
+    """Gradients of q, k, v, of the decay of each token (or None), and of the initial state."""
+    key_heads = q.shape[2]
+    q, k = _repeat_keys(q, k, v)
+    layout = _layout(q, v, log_decay, segments, chunk_size)
+    decay = decay_operands(layout, log_decay, segments)
+    dq, dk, dv, d_initial_state, *rows = backward_kernel(
+        layout,
+        _flat(q),
+        _flat(k),
+        _flat(v),
+        decay,
+        saved,
+        _flat(d_out),
+        _flat_state(d_state),
+        decay_gradient=decay_gradient,
     )
-    return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape), _state(d_initial_state, initial_state)
+    d_log_decay = None
+    if decay_gradient:
+        d_log_decay = _d_log_decay(layout, rows[0], jnp.sum(final_state * d_state, axis=(2, 3)))
+    dq, dk = (x.reshape(*x.shape[:2], key_heads, -1, q.shape[3]) for x in (dq, dk))
+    dq, dk = (x[:, :, :, 0] if x.shape[3] == 1 else x.astype(jnp.float32).sum(3).astype(q.dtype) for x in (dq, dk))
+    return dq, dk, dv.reshape(v.shape), d_log_decay, _state(d_initial_state, d_state)
 
 
-def _layout(q: Array, v: Array, reverse: bool, chunk_size: int | None) -> Layout:
-    return choose_layout(Problem.of(q, v), target_hardware(), reverse=reverse, chunk_size=chunk_size)
+def _layout(q: Array, v: Array, log_decay: Array, segments: Segments | None, chunk_size: int | None) -> Layout:
+    b, n, h, value_dim = v.shape
+    problem = Problem(b, n, h, q.shape[3], value_dim, q.dtype, q.shape[2], log_decay.ndim == 3)
+    return choose_layout(problem, target_hardware(), documents=segments is not None, chunk_size=chunk_size)
+
+
+def _repeat_keys(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Key heads whose lanes do not fill registers are repeated for the heads that share them."""
+    if q.shape[3] % LANES == 0:
+        return q, k
+    repeats = v.shape[2] // q.shape[2]
+    return jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
+
+
+def _d_log_decay(layout: Layout, rows: Float[Array, "B G R N"], last_border: Float[Array, "B H"]) -> Array:
+    """The gradient of each token's log decay [B, N, H]: that of every later c_t in its chunk, and of the border."""
+    batch, heads = rows.shape[0], layout.stage * layout.group
+    rows = rows[:, :, : 2 * layout.heads].reshape(batch, -1, 2, heads, layout.padded_tokens // layout.chunk, layout.chunk)
+    dc, borders = rows[:, :, 0], rows[:, :, 1, ..., 0]
+    borders = jnp.concatenate([borders[..., 1:], last_border.reshape(*borders.shape[:-1], 1)], axis=-1)
+    upper = jnp.triu(jnp.ones((layout.chunk, layout.chunk)))
+    steps = jnp.einsum("ts,bghms->bghmt", upper, dc, precision=jax.lax.Precision.HIGHEST) + borders[..., None]
+    return steps.reshape(batch, layout.problem.num_heads, -1).swapaxes(1, 2)[:, : layout.problem.num_tokens]
 
 
 def _flat(x: Array) -> Array:

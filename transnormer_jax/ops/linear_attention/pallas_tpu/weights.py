@@ -1,112 +1,167 @@
-"""Decay weights of a chunk inside a kernel: those of `linear_attention/weights.py`, from places instead of tables.
+"""Decay weights inside the kernels: those of `linear_attention/decay.py`, for one chunk and head at a time.
 
-Without documents all places are known when the kernel is traced, but for the short last chunk of a row. With documents
-they come as an array [B, 8, N], prepared by XLA, of which three rows are used. They are small whole numbers in float32.
+All follow from numbers c_t per token, counted from the border before the chunk: tokens times the rate of the head, or
+the cumulative log decay of each head. A constant decay of rows without documents needs no array at all. Otherwise XLA
+prepares rows [#B, blocks of heads or 1, 8k, N] of float32: 8 bytes per token and head.
+
+A document border is one more step of `FLOOR`, whose weight is 0 in float32. In half precision it is added to the
+cumulative decay. In float32 this would cost digits, so the borders have a row of their own, and the difference of two
+tokens of one document is what it is without borders.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.tile import join
 from transnormer_jax.ops.linear_attention.segments import Segments
 
-ROWS = 8  # sublanes of one float32 register
-_POSITION, _RUN, _TO_RIGHT = 0, 1, 2
-
-# Where no weight is due, the distance is so large that its weight is 0 for every decay, and no mask is needed. A head
-# without decay takes the smallest one, whose weight over any real distance is 1. All products stay finite.
-_NEVER = 1e34
-_SMALLEST = 1e-30
+FLOOR = -120.0
+_LOG2_E = math.log2(math.e)
 
 
-def decay_rates(log_decay: Array) -> Array:
-    """The base-2 logarithm of the decay, [H] float32 < 0."""
-    return jnp.minimum(log_decay * math.log2(math.e), -_SMALLEST)
-
-
-def decay(rate: Array, distance: Array) -> Array:
-    """The decay over a distance in tokens: 2^(rate * distance)."""
-    return jnp.exp2(rate * distance)
-
-
-def chunk_fades(layout: Layout, log_decay: Array, segments: Segments | None) -> Array:
-    """exp(.) - 1 of the factor on a state that passes through each chunk, [#B * blocks, 1, chunks * H] float32."""
-    num_tokens, padded = layout.problem.num_tokens, layout.num_blocks * layout.block
-    if segments is None:
-        ends = jnp.minimum(jnp.arange(0, padded + 1, layout.chunk), num_tokens)[None]
-        passes = None
-    else:
-        ends, runs = (_edges(x, padded, layout.chunk) for x in segments)
-        passes = (runs[:, 1:] == runs[:, :-1])[..., None]
-    exponent = (ends[:, 1:] - ends[:, :-1])[..., None] * log_decay[None, None]
-    fades = jnp.expm1(exponent if passes is None else jnp.where(passes, exponent, -jnp.inf))
-    return fades.reshape(-1, 1, layout.chunks * log_decay.shape[0])
-
-
-def chunk_places(layout: Layout, segments: Segments) -> Array:
-    """Places of tokens in their chunks, [B, ROWS, N] float32: position and run from the left, steps to the right."""
-    padded = layout.num_blocks * layout.block
-    columns = []
-    for x in segments:
-        edges = _edges(x, padded, layout.chunk)
-        x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1])), mode="edge")
-        x = x.reshape(x.shape[0], -1, layout.chunk)
-        columns.append((x - edges[:, :-1, None], edges[:, 1:, None] - x))
-    (position, to_right), (run, runs_to_right) = columns
-    to_right = jnp.where(runs_to_right == 0, to_right, _NEVER)
-    rows = [x.astype(jnp.float32).reshape(x.shape[0], padded) for x in (position, run, to_right)]
-    places = jnp.stack(rows, axis=1)
-    return jnp.pad(places, ((0, 0), (0, ROWS - len(rows)), (0, 0)))
-
-
-def _edges(x: Array, padded: int, chunk: int) -> Array:
-    """The value of a place [B, N] before each chunk and after the last, [B, M + 1]; it is 0 before the row."""
-    x = jnp.pad(x, ((0, 0), (1, padded - x.shape[1])), mode="edge").at[:, 0].set(0)
-    return x[:, ::chunk]
-
-
-class Distances(NamedTuple):
-    """Numbers of steps within a chunk of C tokens, float32; `_NEVER` where no weight is due.
+class DecayOperands(NamedTuple):
+    """What the kernels take for decay and documents: arrays, their blocks, or their refs.
 
     Attributes:
-      intra: [C, C] from the token that writes to the token that reads.
-      head: [C, 128] from the end where the state enters, the same in all lanes.
-      tail: [C, 128] to the end where it leaves.
+      rates: [H], log2 of a constant decay.
+      chunk_decay: [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1.
+      rows: [#B, blocks of heads or 1, rows, padded N]: the cumulative log2 decay of each head, or the number of tokens,
+        since the border before the chunk; then, if they are kept apart, the document borders. None if nothing differs
+        from chunk to chunk.
     """
 
-    intra: Array
-    head: Array
-    tail: Array
+    rates: Array
+    chunk_decay: Array
+    rows: Array | None
 
 
-def distances(layout: Layout, valid: Array | int, places: Array | None) -> Distances:
-    """Distances in a chunk whose first `valid` tokens lie in the row, or of the chunk's places [ROWS, C]."""
-    chunk = layout.chunk
-    if places is None:
-        row, column = (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
-        steps = (column - row) if layout.reverse else (row - column)
-        intra = jnp.where(steps >= 0, steps.astype(jnp.float32), _NEVER)
-        index = jax.lax.broadcasted_iota(jnp.int32, (chunk, LANES), 0)
-        to_left, to_right = jnp.minimum(index + 1, valid), jnp.maximum(valid - 1 - index, 0)
-        to_left, to_right = to_left.astype(jnp.float32), to_right.astype(jnp.float32)
-    else:
-        intra, to_left, to_right = _document_distances(places, layout.reverse)
-    return Distances(intra, *((to_right, to_left) if layout.reverse else (to_left, to_right)))
+def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) -> DecayOperands:
+    """The arrays for log_decay [H] or [B, N, H]."""
+    problem, padded = layout.problem, layout.padded_tokens
+
+    def pad(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, padded - problem.num_tokens), (0, 0)))
+
+    steps = pad(jnp.ones((1, problem.num_tokens, 1)))
+    borders = jnp.zeros_like(steps)
+    if segments is not None:
+        steps, borders = (pad(jnp.diff(x, axis=1, prepend=0)[..., None].astype(jnp.float32)) for x in segments)
+        borders = FLOOR * borders
+    rates = log_decay if log_decay.ndim == 1 else jnp.ones_like(log_decay[0, 0])
+    if log_decay.ndim == 3:
+        steps = pad(log_decay)
+    elif layout.per_token:
+        steps, rates = steps * rates[None, None], jnp.ones_like(rates)
+    if layout.border_row is None:
+        steps, borders = steps + borders, jnp.zeros_like(borders)
+    steps, borders = _cumulative(layout, steps), _cumulative(layout, borders)
+    chunk_decay = jnp.expm1(steps[:, :, -1] * rates[None, None] + borders[:, :, -1])
+    chunk_decay = chunk_decay.reshape(-1, 1, layout.chunks * problem.num_heads)
+    if not layout.num_rows:
+        return DecayOperands(rates * _LOG2_E, chunk_decay, None)
+    rows = steps.reshape(steps.shape[0], padded, -1, layout.heads if layout.per_token else 1).transpose(0, 2, 3, 1)
+    if layout.per_token:
+        rows = rows * _LOG2_E
+    if layout.border_row is not None:
+        borders = borders.reshape(-1, 1, 1, padded) * _LOG2_E
+        rows = jnp.concatenate([rows, jnp.broadcast_to(borders, (*rows.shape[:2], 1, padded))], axis=2)
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
+    return DecayOperands(rates * _LOG2_E, chunk_decay, rows)
 
 
-def _document_distances(places: Array, reverse: bool) -> tuple[Array, Array, Array]:
-    chunk = places.shape[1]
-    columns = places.T  # [C, ROWS]
-    position, run, to_right = (columns[:, i : i + 1] for i in (_POSITION, _RUN, _TO_RIGHT))
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
-    intra = position - places[_POSITION : _POSITION + 1]
-    if reverse:
-        row, column, intra = column, row, -intra
-    # Of two tokens at one place, only one is no padding. The order of the tokens decides, not that of the places.
-    intra = jnp.where((run == places[_RUN : _RUN + 1]) & (row >= column), intra, _NEVER)
-    to_left = jnp.where(run == 0, position, _NEVER)
-    return intra, jnp.broadcast_to(to_left, (chunk, LANES)), jnp.broadcast_to(to_right, (chunk, LANES))
+def _cumulative(layout: Layout, steps: Array) -> Array:
+    """Sums within each chunk: [#B, padded N, #H] -> [#B, M, C, #H]. XLA is slow to compile a cumsum for TPUs."""
+    steps = steps.reshape(steps.shape[0], -1, layout.chunk, steps.shape[2])
+    lower = jnp.tril(jnp.ones((layout.chunk, layout.chunk)))
+    return jnp.einsum("ts,bmsh->bmth", lower, steps, precision=jax.lax.Precision.HIGHEST)
+
+
+def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = False) -> list[pl.BlockSpec]:
+    """The blocks of the operands that are not None."""
+    specs = [pl.BlockSpec(memory_space=pltpu.SMEM), layout.scalars(operands.chunk_decay, reverse=reverse)]
+    if operands.rows is not None:
+        specs.append(layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse))
+    return specs
+
+
+def decay_and_add(state: Array, chunk_decay: Array, kv_sum: Array) -> Array:
+    return (state + chunk_decay * state) + kv_sum
+
+
+class ChunkWeights:
+    """The weights of chunk `index` of the block, whose first `valid` tokens are in the row."""
+
+    def __init__(self, layout: Layout, refs: DecayOperands, index: int, valid: Array | int):
+        self._layout = layout
+        self._refs = refs
+        self._first_chunk_decay = index * layout.problem.num_heads
+        self._columns = dict[int, Array]()
+        chunk = layout.chunk
+        if refs.rows is None:
+            # Differences of these need no `valid`: keys beyond the row are 0, and queries there are not written.
+            self._rows = 1.0 + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1).astype(jnp.float32)
+            count = 1 + jax.lax.broadcasted_iota(jnp.int32, (chunk, LANES), 0)
+            self._columns[0] = jnp.minimum(count, valid).astype(jnp.float32)
+            self._last = {0: jnp.asarray(valid, jnp.float32)}
+        else:
+            self._rows = refs.rows[0, 0, :, index * chunk : (index + 1) * chunk]
+            self._transposed = self._rows.T
+            self._last = {i: self._rows[i : i + 1, chunk - 1 :] for i in range(layout.num_rows)}
+
+    def between(self, head: int, *, transposed: bool = False) -> Array:
+        """The weights between its tokens, [C, C]: rows are queries, columns keys; or the transpose."""
+        query, key = (jax.lax.broadcasted_iota(jnp.int32, (self._layout.chunk,) * 2, axis) for axis in (0, 1))
+        if transposed:
+            query, key = key, query
+
+        def steps(i: int) -> Array:
+            column, row = _lanes(self._column(i), self._layout.chunk), self._rows[i : i + 1]
+            return row - column if transposed else column - row
+
+        return jnp.exp2(jnp.where(query >= key, self._exponent(head, steps), -jnp.inf))
+
+    def q_decay(self, heads: range) -> Array:
+        """The weight of the state before the chunk at each token, [C, lanes of v]."""
+        return self._per_token(heads, self._column)
+
+    def k_decay(self, heads: range) -> Array:
+        """The weight of each token in the state after the chunk, [C, lanes of v]."""
+        return self._per_token(heads, lambda i: self._last[i] - self._column(i))
+
+    def chunk_decay(self, heads: range) -> Array:
+        """exp(.) - 1 of the decay of a state that crosses the chunk, [1, lanes of v]."""
+        first = self._first_chunk_decay + pl.program_id(1) * self._layout.heads
+        lanes = len(heads) * self._layout.problem.value_dim
+        return join([jnp.full((1, lanes), self._refs.chunk_decay[0, 0, first + head]) for head in heads])
+
+    def _per_token(self, heads: range, steps: Callable[[int], Array]) -> Array:
+        exponent = join([self._exponent(head, steps) for head in heads])
+        return _lanes(jnp.exp2(exponent), len(heads) * self._layout.problem.value_dim)
+
+    def _exponent(self, head: int, steps: Callable[[int], Array]) -> Array:
+        """The log2 of a weight, of the difference of two tokens in each row."""
+        layout = self._layout
+        if layout.per_token:
+            exponent = steps(head)
+        else:
+            exponent = self._refs.rates[pl.program_id(1) * layout.heads + head] * steps(0)
+        return exponent if layout.border_row is None else exponent + steps(layout.border_row)
+
+    def _column(self, i: int) -> Array:
+        """Row i as a column, the same in all lanes. Broadcast once for all weights: [C, 128]."""
+        if i not in self._columns:
+            self._columns[i] = jnp.broadcast_to(self._transposed[:, i : i + 1], (self._layout.chunk, LANES))
+        return self._columns[i]
+
+
+def _lanes(x: Array, size: int) -> Array:
+    """x [rows, 128], the same in all lanes of a head, with `size` lanes."""
+    return x if size == LANES else jnp.concatenate([x] * -(-size // LANES), axis=1)[:, :size]
