@@ -1,5 +1,6 @@
 """The TPU kernels, emulated on the CPU, equal the recurrence in float64."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +53,29 @@ CASES = {
 }
 
 
+# Documents end inside chunks and between them; some slots are not used.
+STATES_PER_DOCUMENT = {
+    "constant": Case((2, 150, 3, 16, 24), documents=True, max_segments=6, chunk_size=16),
+    "gates": Case((1, 150, 4, 64, 64), _GATES, documents=True, max_segments=4, chunk_size=48),
+    "grouped_heads": Case((1, 150, 4, 128, 128), documents=True, max_segments=5, key_heads=2),
+    "bfloat16": Case((1, 150, 4, 64, 64), documents=True, max_segments=6, chunk_size=32, dtype=jnp.bfloat16),
+}
+
+
+@pytest.mark.parametrize("case", STATES_PER_DOCUMENT.values(), ids=STATES_PER_DOCUMENT)
+def test_every_document_has_an_initial_and_a_final_state(case: Case):
+    inputs = make_inputs(case)
+    segments = find_segments(jnp.asarray(inputs["ids"]))
+    with interpret_kernels(pltpu.InterpretParams()):
+        run = functools.partial(forward, chunk_size=case.chunk_size, save=False)
+        operands = [inputs[name] for name in ("q", "k", "v", "log_decay", "state")]
+        out, states, _ = jax.jit(run)(*operands, segments)
+    bound = 5e-3 if case.dtype == jnp.bfloat16 else 2e-6
+    expected_out, expected_states, *_ = define(inputs)
+    assert relative_rms(out, expected_out) <= bound
+    assert relative_rms(states, expected_states) <= bound
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_kernels_equal_the_recurrence(case: Case):
     inputs = make_inputs(case)
@@ -65,9 +89,7 @@ def test_kernels_equal_the_recurrence(case: Case):
     # This emulator fills memory with NaN, rows beyond the end of an array included, and moves blocks as a TPU does.
     with interpret_kernels(pltpu.InterpretParams()):
         actual = apply(case, inputs)
-    errors = {
-        name: relative_rms(a, np.asarray(b)) for name, a, b in zip(names, actual, expected, strict=True)
-    }
+    errors = {name: relative_rms(a, np.asarray(b)) for name, a, b in zip(names, actual, expected, strict=True)}
     assert all(error <= bound for error, bound in zip(errors.values(), bounds, strict=True)), errors
 
 
@@ -102,12 +124,19 @@ def apply(case: Case, inputs: Any) -> list[Any]:
     @jax.jit
     def run(q, k, v, log_decay, state, ids, d_out, d_state):
         segments = find_segments(ids) if case.documents else None
-        out, final_state, saved = forward(
-            q, k, v, log_decay, state, segments, chunk_size=case.chunk_size, save=True
-        )
+        out, final_state, saved = forward(q, k, v, log_decay, state, segments, chunk_size=case.chunk_size, save=True)
         dq, dk, dv, d_steps, d_initial_state = backward(
-            q, k, v, log_decay, segments, final_state, saved, d_out, d_state,
-            chunk_size=case.chunk_size, decay_gradient=True,
+            q,
+            k,
+            v,
+            log_decay,
+            segments,
+            final_state,
+            saved,
+            d_out,
+            d_state,
+            chunk_size=case.chunk_size,
+            decay_gradient=True,
         )
         index = find_segments(ids)[1]
         starts = jnp.diff(index, axis=1, prepend=0) > 0
@@ -149,7 +178,11 @@ def _recurrence(q, k, v, log_decay, states, ids):
         ends = ends.at[rows, index if own_states else 0].set(state)
         return (state, index, ends), jnp.einsum("bhk,bhkv->bhv", q, state)
 
-    log_decay = log_decay + jnp.zeros((*ids.shape, v.shape[2])) if log_decay.ndim == 3 else jnp.broadcast_to(log_decay, (*ids.shape, v.shape[2]))
+    log_decay = (
+        log_decay + jnp.zeros((*ids.shape, v.shape[2]))
+        if log_decay.ndim == 3
+        else jnp.broadcast_to(log_decay, (*ids.shape, v.shape[2]))
+    )
     tokens = [jnp.moveaxis(x, 1, 0) for x in (q, k, v, log_decay)]
     carry, out = jax.lax.scan(step, (states[:, 0], jnp.zeros_like(index[0]), states), (*tokens, index, (ids != 0).T))
     ends = carry[2]

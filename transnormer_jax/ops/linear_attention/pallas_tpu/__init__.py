@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from transnormer_jax.ops.hardware import Hardware, interpret_mode, target_hardware
 from transnormer_jax.ops.linear_attention.pallas_tpu.backward import backward_kernel
+from transnormer_jax.ops.linear_attention.pallas_tpu.documents import document_borders
 from transnormer_jax.ops.linear_attention.pallas_tpu.forward import forward_kernel
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout, Problem, choose_layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import decay_operands
@@ -34,7 +35,7 @@ def forward(
     k: Float[Array, "B N Hq K"],
     v: Float[Array, "B N H V"],
     log_decay: Float[Array, " H"] | Float[Array, "B N H"],
-    state: Float[Array, "B H K V"],
+    state: Float[Array, "B *S H K V"],
     segments: Segments | None,
     *,
     chunk_size: int | None,
@@ -46,9 +47,12 @@ def forward(
     What is saved are the states before each block, [B, blocks, K, H * V].
     """
     q, k = _repeat_keys(q, k, v)
-    layout = _layout(q, v, log_decay, segments, chunk_size)
+    layout = _layout(q, v, log_decay, segments, chunk_size, None if state.ndim == 4 else state.shape[1])
     decay = decay_operands(layout, log_decay, segments)
-    out, final_state, *saved = forward_kernel(layout, _flat(q), _flat(k), _flat(v), decay, _flat_state(state), save=save)
+    borders = [] if state.ndim == 4 else document_borders(layout, segments)
+    out, final_state, *saved = forward_kernel(
+        layout, _flat(q), _flat(k), _flat(v), decay, _flat_state(state), borders, save=save
+    )
     return out.reshape(v.shape), _state(final_state, state), saved[0] if save else None
 
 
@@ -90,9 +94,16 @@ def backward(
     return dq, dk, dv.reshape(v.shape), d_log_decay, _state(d_initial_state, d_state)
 
 
-def _layout(q: Array, v: Array, log_decay: Array, segments: Segments | None, chunk_size: int | None) -> Layout:
+def _layout(
+    q: Array,
+    v: Array,
+    log_decay: Array,
+    segments: Segments | None,
+    chunk_size: int | None,
+    max_segments: int | None = None,
+) -> Layout:
     b, n, h, value_dim = v.shape
-    problem = Problem(b, n, h, q.shape[3], value_dim, q.dtype, q.shape[2], log_decay.ndim == 3)
+    problem = Problem(b, n, h, q.shape[3], value_dim, q.dtype, q.shape[2], log_decay.ndim == 3, max_segments)
     return choose_layout(problem, target_hardware(), documents=segments is not None, chunk_size=chunk_size)
 
 
@@ -107,7 +118,9 @@ def _repeat_keys(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 def _d_log_decay(layout: Layout, rows: Float[Array, "B G R N"], last_border: Float[Array, "B H"]) -> Array:
     """The gradient of each token's log decay [B, N, H]: that of every later c_t in its chunk, and of the border."""
     batch, heads = rows.shape[0], layout.stage * layout.group
-    rows = rows[:, :, : 2 * layout.heads].reshape(batch, -1, 2, heads, layout.padded_tokens // layout.chunk, layout.chunk)
+    rows = rows[:, :, : 2 * layout.heads].reshape(
+        batch, -1, 2, heads, layout.padded_tokens // layout.chunk, layout.chunk
+    )
     dc, borders = rows[:, :, 0], rows[:, :, 1, ..., 0]
     borders = jnp.concatenate([borders[..., 1:], last_border.reshape(*borders.shape[:-1], 1)], axis=-1)
     upper = jnp.triu(jnp.ones((layout.chunk, layout.chunk)))
@@ -121,10 +134,11 @@ def _flat(x: Array) -> Array:
 
 
 def _flat_state(state: Array) -> Array:
-    """[B, H, K, V] -> [B, K, H * V]: the lanes of v."""
-    return _flat(jnp.moveaxis(state, 1, 2))
+    """[B, ..., H, K, V] -> [B, ..., K, H * V]: the lanes of v."""
+    state = jnp.moveaxis(state, -3, -2)
+    return state.reshape(*state.shape[:-2], -1)
 
 
 def _state(flat: Array, like: Array) -> Array:
-    b, h, k, v = like.shape
-    return jnp.moveaxis(flat.reshape(b, k, h, v), 1, 2)
+    *leading, h, k, v = like.shape
+    return jnp.moveaxis(flat.reshape(*leading, k, h, v), -2, -3)

@@ -29,7 +29,6 @@ from jax.experimental.pallas import tpu as pltpu
 from transnormer_jax.ops.hardware import interpret_mode
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
-    ChunkTokens,
     Group,
     dot,
     head_groups,
@@ -40,7 +39,7 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     stack_state,
 )
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import (
-    ChunkWeights,
+    Chunk,
     DecayOperands,
     decay_and_add,
     decay_specs,
@@ -69,7 +68,7 @@ def backward_kernel(
     problem = layout.problem
     keys = layout.tokens(problem.key_dim, keys=True, reverse=True)
     values = layout.tokens(problem.value_dim, reverse=True)
-    out_specs = [keys, keys, values, layout.state()]
+    out_specs = [keys, keys, values, layout.state(d_state)]
     out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, d_state)]
     if decay_gradient:
         shape = problem.batch, problem.num_heads // layout.heads, layout.num_gradient_rows, layout.padded_tokens
@@ -86,7 +85,7 @@ def backward_kernel(
             values,
             values,
             layout.saved_states(reverse=True),
-            layout.state(),
+            layout.state(d_state),
         ],
         out_specs=out_specs,
         out_shape=out_shape,
@@ -111,55 +110,40 @@ def _kernel(layout: Layout, num_decay: int, *refs) -> None:
         d_state_ref[...] = d_last_state_ref[0]
 
     block = pl.num_programs(2) - 1 - pl.program_id(2)
-    chunks = []
-    for index in range(layout.chunks):
-        tokens = ChunkTokens(layout, index, block)
-        chunks.append((tokens, ChunkWeights(layout, decay, index, tokens.valid)))
+    chunks = [Chunk(layout, decay, index, block) for index in range(layout.chunks)]
 
     state_ref[0] = saved_ref[0, 0]
-    for index, (tokens, weights) in enumerate(chunks[:-1]):
+    for index, chunk in enumerate(chunks[:-1]):
         for group in head_groups(layout):
             state = state_ref[index, :, group.lanes]
-            state_ref[index + 1, :, group.lanes] = _next_state(tokens, weights, group, operand_refs, state)
-    for index, (tokens, weights) in reversed([*enumerate(chunks)]):
+            state_ref[index + 1, :, group.lanes] = _next_state(chunk, group, operand_refs, state)
+    for index, chunk in reversed([*enumerate(chunks)]):
         for groups in itertools.batched(head_groups(layout), layout.stage):
-            _sweep(tokens, weights, groups, operand_refs, state_ref.at[index], d_state_ref, gradient_refs)
+            _sweep(chunk, groups, operand_refs, state_ref.at[index], d_state_ref, gradient_refs)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         d_first_state_ref[0] = d_state_ref[...]
 
 
-def _next_state(tokens: ChunkTokens, weights: ChunkWeights, group: Group, operand_refs, state: Array) -> Array:
+def _next_state(chunk: Chunk, group: Group, operand_refs, state: Array) -> Array:
     _, k_ref, v_ref, _ = operand_refs
-    v = tokens.load(v_ref, group.lanes)
-    decayed = (v * weights.k_decay(group.heads)).astype(v.dtype)
-    kv_sum = outer([tokens.load(k_ref, tile.lanes) for tile in group.keys], decayed, group)
-    return decay_and_add(state, weights.chunk_decay(group.heads), kv_sum)
+    decayed = (chunk.load(v_ref, group.lanes) * chunk.k_decay(group.heads)).astype(v_ref.dtype)
+    return decay_and_add(state, chunk.chunk_decay(group.heads), outer(chunk.load_keys(k_ref, group), decayed, group))
 
 
-def _sweep(
-    tokens: ChunkTokens,
-    weights: ChunkWeights,
-    groups: Sequence[Group],
-    operand_refs,
-    state_ref,
-    d_state_ref,
-    gradient_refs,
-) -> None:
-    """Writes the gradients of a chunk, and takes `d_state_ref` to the other side of it."""
+def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_state_ref, gradient_refs) -> None:
+    """Writes the gradients of a chunk, and takes `d_state_ref` from its right to its left border."""
     q_ref, k_ref, v_ref, d_out_ref = operand_refs
     dq_ref, dk_ref, dv_ref, *decay_gradient_ref = gradient_refs
-    dtype, chunk = v_ref.dtype, tokens.rows.stop - tokens.rows.start
-    queries = [[tokens.load(q_ref, tile.lanes) for tile in group.keys] for group in groups]
-    keys = [[tokens.load(k_ref, tile.lanes) for tile in group.keys] for group in groups]
-    values = [tokens.load(v_ref, group.lanes) for group in groups]
-    d_outs = [tokens.load(d_out_ref, group.lanes) for group in groups]
+    dtype = v_ref.dtype
+    queries, keys = ([chunk.load_keys(ref, group) for group in groups] for ref in (q_ref, k_ref))
+    values, d_outs = ([chunk.load(ref, group.lanes) for group in groups] for ref in (v_ref, d_out_ref))
 
     # Transposed: rows are keys, columns queries, the heads of a group side by side.
     scores, d_scores = [], []
     for group, x, v, d_out in zip(groups, key_scores(groups, keys, queries), values, d_outs, strict=True):
-        intra = jnp.concatenate([weights.between(head, transposed=True) for head in group.heads], axis=1)
+        intra = jnp.concatenate([chunk.between(head, transposed=True) for head in group.heads], axis=1)
         scores.append((x * intra).astype(dtype))
         d_scores.append((dot(v, stack(d_out, group.heads), (1, 1)) * intra).astype(dtype))
 
@@ -169,14 +153,13 @@ def _sweep(
     for i, group in enumerate(groups):
         v, d_out = values[i], d_outs[i]
         state, d_state = state_ref[:, group.lanes], d_state_ref[:, group.lanes]
-        k_decay = weights.k_decay(group.heads)
-        decayed_v, decayed_d_out = (v * k_decay).astype(dtype), (d_out * weights.q_decay(group.heads)).astype(dtype)
+        k_decay = chunk.k_decay(group.heads)
+        decayed_v, decayed_d_out = (v * k_decay).astype(dtype), (d_out * chunk.q_decay(group.heads)).astype(dtype)
         decayed_d_outs.append(decayed_d_out)
         dv = []
-        for tile, q, k in zip(group.keys, queries[i], keys[i], strict=True):
+        for j, (tile, q, k) in enumerate(zip(group.keys, queries[i], keys[i], strict=True)):
             before, after = (stack_state(x, tile, group, dtype) for x in (state, d_state))
-            first, last = ((head - group.heads.start) * chunk for head in (tile.heads.start, tile.heads.stop))
-            by_key = d_scores[i][:, first:last]
+            by_key = jnp.split(d_scores[i], len(group.keys), axis=1)[j]
             by_query = jnp.concatenate([x.T for x in jnp.split(by_key, len(tile.heads), axis=1)], axis=1)
             dq = dot(by_query, stack(k, tile.heads), (1, 0)) + dot(decayed_d_out, before, (1, 1))
             dk = dot(by_key, stack(q, tile.heads), (1, 0)) + dot(decayed_v, after, (1, 1))
@@ -186,18 +169,18 @@ def _sweep(
             dq_others, dk_others = key_gradients.get(tile.lanes, (0, 0))
             key_gradients[tile.lanes] = dq_others + dq, dk_others + dk
         dv = dot(scores[i], stack(d_out, group.heads), (1, 0)) + k_decay * sum(dv[1:], dv[0])
-        dv_ref[0, tokens.rows, group.lanes] = dv.astype(dtype)
+        dv_ref[0, chunk.rows, group.lanes] = dv.astype(dtype)
     for lanes, (dq, dk) in key_gradients.items():
-        dq_ref[0, tokens.rows, lanes] = dq.astype(dtype)
-        dk_ref[0, tokens.rows, lanes] = dk.astype(dtype)
+        dq_ref[0, chunk.rows, lanes] = dq.astype(dtype)
+        dk_ref[0, chunk.rows, lanes] = dk.astype(dtype)
 
     for group, q, d_out in zip(groups, queries, decayed_d_outs, strict=True):
         d_state = d_state_ref[:, group.lanes]
-        d_state = decay_and_add(d_state, weights.chunk_decay(group.heads), outer(q, d_out, group))
+        d_state = decay_and_add(d_state, chunk.chunk_decay(group.heads), outer(q, d_out, group))
         d_state_ref[:, group.lanes] = d_state
         if decay_gradient_ref:
             borders += head_sums(jnp.sum(state_ref[:, group.lanes] * d_state, axis=0, keepdims=True), len(group.heads))
     for ref in decay_gradient_ref:
-        columns = jnp.concatenate([*dc, *(jnp.broadcast_to(x, (chunk, 1)) for x in borders)], axis=1)
+        columns = jnp.concatenate([*dc, *(jnp.broadcast_to(x, dc[0].shape) for x in borders)], axis=1)
         first = 2 * groups[0].heads.start
-        ref[0, 0, first : first + columns.shape[1], tokens.rows] = columns.T
+        ref[0, 0, first : first + columns.shape[1], chunk.rows] = columns.T

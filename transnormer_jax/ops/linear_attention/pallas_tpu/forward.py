@@ -16,37 +16,46 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.hardware import interpret_mode
+from transnormer_jax.ops.linear_attention.pallas_tpu.documents import cross_borders
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
-    ChunkTokens,
+    Group,
     dot,
     head_groups,
     key_scores,
     outer,
+    read_state,
     stack,
-    stack_state,
 )
-from transnormer_jax.ops.linear_attention.pallas_tpu.weights import (
-    ChunkWeights,
-    DecayOperands,
-    decay_and_add,
-    decay_specs,
-)
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands, decay_and_add, decay_specs
 
 
 def forward_kernel(
-    layout: Layout, q: Array, k: Array, v: Array, decay: DecayOperands, state: Array, *, save: bool
+    layout: Layout,
+    q: Array,
+    k: Array,
+    v: Array,
+    decay: DecayOperands,
+    state: Array,
+    borders: Sequence[Array],
+    *,
+    save: bool,
 ) -> Sequence[Array]:
     """Linear attention of q, k [B, N, Hq * K] and v [B, N, H * V], with states [B, K, H * V] float32.
+
+    With `borders` of documents, states are [B, S, K, H * V].
 
     Returns:
       out [B, N, H * V] in v's dtype, the final state, and, if `save`, the state before each block
       [B, blocks, K, H * V] float32.
     """
     problem = layout.problem
-    keys, values = layout.tokens(problem.key_dim, keys=True), layout.tokens(problem.value_dim)
-    out_specs = [values, layout.state()]
-    out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
+    keys, values, states = (
+        layout.tokens(problem.key_dim, keys=True),
+        layout.tokens(problem.value_dim),
+        layout.state(state),
+    )
+    out_specs, out_shape = [values, states], [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
     if save:
         out_specs.append(layout.saved_states())
         out_shape.append(jax.ShapeDtypeStruct((state.shape[0], layout.num_blocks, *state.shape[1:]), jnp.float32))
@@ -54,53 +63,73 @@ def forward_kernel(
     return pl.pallas_call(
         functools.partial(_kernel, layout, len(arrays)),
         grid=layout.grid,
-        in_specs=[*decay_specs(layout, decay), keys, keys, values, layout.state()],
+        in_specs=[
+            *decay_specs(layout, decay),
+            *(layout.scalars(x) for x in borders),
+            keys,
+            keys,
+            values,
+            states,
+        ],
         out_specs=out_specs,
         out_shape=out_shape,
-        scratch_shapes=[pltpu.VMEM(layout.state_shape, jnp.float32)],
+        scratch_shapes=[pltpu.VMEM(layout.state_shape, jnp.float32)] * (2 if borders else 1),
         compiler_params=layout.compiler_params,
         interpret=interpret_mode(),
         name="linear_attention",
-    )(*arrays, q, k, v, state)
+    )(*arrays, *borders, q, k, v, state)
 
 
 def _kernel(layout: Layout, num_decay: int, *refs) -> None:
     decay = DecayOperands(*refs[:num_decay], *[None] * (3 - num_decay))
-    q_ref, k_ref, v_ref, first_state_ref, out_ref, last_state_ref, *saved_ref, state_ref = refs[num_decay:]
+    refs = refs[num_decay:]
+    if layout.problem.max_segments is None:
+        q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, *saved_ref, state_ref = refs
+        first_state, last_state = (0,), (0,)
+    else:
+        documents_ref, starts_ref, q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, before_ref, state_ref = refs
+        first_state, last_state = (0, 0), (0, documents_ref[0, 0, layout.chunks])
+        saved_ref = ()
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        state_ref[...] = first_state_ref[0]
+        state_ref[...] = initial_ref[first_state]
+        if layout.problem.max_segments is not None:
+            final_ref[...] = initial_ref[...]
 
     for saved in saved_ref:
         saved[0, 0] = state_ref[...]
 
     for index in range(layout.chunks):
-        tokens = ChunkTokens(layout, index, pl.program_id(2))
-        weights = ChunkWeights(layout, decay, index, tokens.valid)
+        chunk = Chunk(layout, decay, index, pl.program_id(2))
+        if layout.problem.max_segments is not None:
+            before_ref[...] = state_ref[...]
         for groups in itertools.batched(head_groups(layout), layout.stage):
-            queries = [[tokens.load(q_ref, tile.lanes) for tile in group.keys] for group in groups]
-            keys = [[tokens.load(k_ref, tile.lanes) for tile in group.keys] for group in groups]
-            values = [tokens.load(v_ref, group.lanes) for group in groups]
-            scores = key_scores(groups, queries, keys)
-            scores = [
-                (x * jnp.concatenate([weights.between(head) for head in group.heads], axis=1)).astype(v_ref.dtype)
-                for x, group in zip(scores, groups, strict=True)
-            ]
-            for group, q, p, v in zip(groups, queries, scores, values, strict=True):
-                state = state_ref[:, group.lanes]
-                across = [
-                    dot(x, stack_state(state, tile, group, v.dtype), (1, 0))
-                    for x, tile in zip(q, group.keys, strict=True)
-                ]
-                out = dot(p, stack(v, group.heads), (1, 0)) + weights.q_decay(group.heads) * sum(across[1:], across[0])
-                out_ref[0, tokens.rows, group.lanes] = out.astype(out_ref.dtype)
-            for group, k, v in zip(groups, keys, values, strict=True):
-                decayed = (v * weights.k_decay(group.heads)).astype(v.dtype)
-                state_ref[:, group.lanes] = decay_and_add(
-                    state_ref[:, group.lanes], weights.chunk_decay(group.heads), outer(k, decayed, group)
-                )
+            _attend(chunk, groups, q_ref, k_ref, v_ref, out_ref, state_ref)
+        if layout.problem.max_segments is not None:
+            left, right = (documents_ref[0, 0, index + i] for i in range(2))
+            refs = q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, before_ref, state_ref
+            cross_borders(layout, chunk, left, right, starts_ref, refs)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
-        last_state_ref[0] = state_ref[...]
+        final_ref[last_state] = state_ref[...]
+
+
+def _attend(chunk: Chunk, groups: Sequence[Group], q_ref, k_ref, v_ref, out_ref, state_ref) -> None:
+    """Writes the outputs of a chunk, and takes `state_ref` from its left to its right border."""
+    dtype = v_ref.dtype
+    queries, keys = ([chunk.load_keys(ref, group) for group in groups] for ref in (q_ref, k_ref))
+    values = [chunk.load(v_ref, group.lanes) for group in groups]
+    scores = [
+        (x * jnp.concatenate([chunk.between(head) for head in group.heads], axis=1)).astype(dtype)
+        for x, group in zip(key_scores(groups, queries, keys), groups, strict=True)
+    ]
+    for group, q, x, v in zip(groups, queries, scores, values, strict=True):
+        out = dot(x, stack(v, group.heads), (1, 0))
+        out += chunk.q_decay(group.heads) * read_state(q, state_ref[:, group.lanes], group, dtype)
+        out_ref[0, chunk.rows, group.lanes] = out.astype(dtype)
+    for group, k, v in zip(groups, keys, values, strict=True):
+        kv_sum = outer(k, (v * chunk.k_decay(group.heads)).astype(dtype), group)
+        state = decay_and_add(state_ref[:, group.lanes], chunk.chunk_decay(group.heads), kv_sum)
+        state_ref[:, group.lanes] = state

@@ -19,6 +19,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops.hardware import Hardware
 
 LANES = 128
+FLOOR = -120.0
 
 
 class Problem(NamedTuple):
@@ -134,6 +135,10 @@ class Layout:
         """The row of `decay_rows` with the document borders, if they are kept apart."""
         return (self.heads if self.per_token else 1) if self.documents and self.exact else None
 
+    def border_step(self, row: int) -> float:
+        """What a document border adds to a row of `decay_rows`."""
+        return FLOOR * math.log2(math.e) if self.border_row in (None, row) else 0.0
+
     @property
     def num_rows(self) -> int:
         """Rows of `decay_rows`: whole registers of 8 sublanes, or none."""
@@ -166,10 +171,10 @@ class Layout:
         lanes = self.heads // (self.heads_per_key if keys else 1) * size
         return pl.BlockSpec((1, self.block, lanes), lambda b, h, n: (b, self.time(n, reverse), h))
 
-    def state(self, num_states: int | None = None) -> pl.BlockSpec:
+    def state(self, x: Array) -> pl.BlockSpec:
         """The states [B, K, H * V], or [B, S, K, H * V]."""
-        leading = (1,) if num_states is None else (1, num_states)
-        return pl.BlockSpec((*leading, *self.state_shape), lambda b, h, n: (b, *[0] * len(leading), h))
+        axes = x.shape[1:-2]
+        return pl.BlockSpec((1, *axes, *self.state_shape), lambda b, h, n: (b, *[0] * len(axes), 0, h))
 
     def saved_states(self, *, reverse: bool = False) -> pl.BlockSpec:
         """The states before each block, [B, blocks, K, H * V]."""
@@ -182,13 +187,15 @@ class Layout:
         )
 
     def scalars(self, x: Array, *, reverse: bool = False) -> pl.BlockSpec:
-        """Scalars of each block, [#B * blocks, 1, n]."""
-        per_row = x.shape[0] > self.num_blocks
+        """Scalars [R, 1, n] of the whole call, of each row, or of each block of the first row or all rows."""
+        rows, blocks = self.problem.batch, self.num_blocks
 
-        def row(b: Array, h: Array, n: Array) -> tuple[Array | int, ...]:
-            return b * self.num_blocks * per_row + self.time(n, reverse), 0, 0
+        def index(b: Array, h: Array, n: Array) -> tuple[Array | int, ...]:
+            if x.shape[0] == rows * blocks:
+                return b * blocks + self.time(n, reverse), 0, 0
+            return self.time(n, reverse) if x.shape[0] == blocks else b, 0, 0
 
-        return pl.BlockSpec((1, *x.shape[1:]), row, memory_space=pltpu.SMEM)
+        return pl.BlockSpec((1, *x.shape[1:]), index, memory_space=pltpu.SMEM)
 
     def time(self, step: Array, reverse: bool) -> Array:
         """The block of tokens at a step of the grid."""

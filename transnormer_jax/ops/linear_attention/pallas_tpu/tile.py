@@ -57,32 +57,9 @@ def _lanes(heads: range, size: int) -> slice:
     return slice(heads.start * size, heads.stop * size)
 
 
-class ChunkTokens:
-    """The tokens of chunk `index` of block `block` of the row.
-
-    Attributes:
-      rows: their rows of the block.
-      valid: how many of them are in the row.
-    """
-
-    def __init__(self, layout: Layout, index: int, block: Array):
-        self.rows = slice(index * layout.chunk, (index + 1) * layout.chunk)
-        self.valid: Array | int = layout.chunk
-        self._ragged = layout.ragged
-        if layout.ragged:
-            start = block * layout.block + self.rows.start
-            self.valid = jnp.clip(layout.problem.num_tokens - start, 0, layout.chunk)
-
-    def load(self, ref: jax.Ref, lanes: slice) -> Array:
-        """Tokens from a block [1, T, lanes]: [C, lanes]. Beyond the row they are zero, not what memory contains."""
-        x = ref[0, self.rows, lanes]
-        if not self._ragged:
-            return x
-        row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
-        return jnp.where(row < self.valid, x, jnp.zeros_like(x))
-
-
-def key_scores(groups: Sequence[Group], left: Sequence[Sequence[Array]], right: Sequence[Sequence[Array]]) -> list[Array]:
+def key_scores(
+    groups: Sequence[Group], left: Sequence[Sequence[Array]], right: Sequence[Sequence[Array]]
+) -> list[Array]:
     """left right^T of the key tiles of each group, the heads side by side: [C, heads * C]. Once for each key head."""
     done = dict[slice, Array]()
     for group, xs, ys in zip(groups, left, right, strict=True):
@@ -105,6 +82,14 @@ def outer(keys: Sequence[Array], values: Array, group: Group) -> Array:
     for x, tile in zip(keys, group.keys, strict=True):
         parts += jnp.split(dot(x, values, (0, 0)), len(tile.heads))
     return join(parts)
+
+
+def read_state(queries: Sequence[Array], state: Array, group: Group, dtype: jnp.dtype) -> Array:
+    """q S, head by head: [C, lanes] of the tiles of queries and the state [K, lanes] give [C, lanes]."""
+    parts = [
+        dot(q, stack_state(state, tile, group, dtype), (1, 0)) for q, tile in zip(queries, group.keys, strict=True)
+    ]
+    return sum(parts[1:], parts[0])
 
 
 def stack(x: Array, heads: range) -> Array:

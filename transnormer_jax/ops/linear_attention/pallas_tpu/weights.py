@@ -19,11 +19,12 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
-from transnormer_jax.ops.linear_attention.pallas_tpu.tile import join
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import FLOOR, LANES, Layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, join
 from transnormer_jax.ops.linear_attention.segments import Segments
 
-FLOOR = -120.0
+# A head without decay takes this rate, so that its product with -inf, where no weight is due, is -inf.
+_SMALLEST_RATE = 1e-30
 _LOG2_E = math.log2(math.e)
 
 
@@ -65,16 +66,16 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
     steps, borders = _cumulative(layout, steps), _cumulative(layout, borders)
     chunk_decay = jnp.expm1(steps[:, :, -1] * rates[None, None] + borders[:, :, -1])
     chunk_decay = chunk_decay.reshape(-1, 1, layout.chunks * problem.num_heads)
+    rates = jnp.maximum(-rates * _LOG2_E, _SMALLEST_RATE)
     if not layout.num_rows:
-        return DecayOperands(rates * _LOG2_E, chunk_decay, None)
+        return DecayOperands(rates, chunk_decay, None)
     rows = steps.reshape(steps.shape[0], padded, -1, layout.heads if layout.per_token else 1).transpose(0, 2, 3, 1)
-    if layout.per_token:
-        rows = rows * _LOG2_E
+    rows = rows * (_LOG2_E if layout.per_token else -1.0)
     if layout.border_row is not None:
         borders = borders.reshape(-1, 1, 1, padded) * _LOG2_E
         rows = jnp.concatenate([rows, jnp.broadcast_to(borders, (*rows.shape[:2], 1, padded))], axis=2)
     rows = jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
-    return DecayOperands(rates * _LOG2_E, chunk_decay, rows)
+    return DecayOperands(rates, chunk_decay, rows)
 
 
 def _cumulative(layout: Layout, steps: Array) -> Array:
@@ -96,72 +97,107 @@ def decay_and_add(state: Array, chunk_decay: Array, kv_sum: Array) -> Array:
     return (state + chunk_decay * state) + kv_sum
 
 
-class ChunkWeights:
-    """The weights of chunk `index` of the block, whose first `valid` tokens are in the row."""
+class Chunk:
+    """Chunk `index` of block `block` of the row: its tokens and their weights.
 
-    def __init__(self, layout: Layout, refs: DecayOperands, index: int, valid: Array | int):
-        self._layout = layout
-        self._refs = refs
-        self._first_chunk_decay = index * layout.problem.num_heads
-        self._columns = dict[int, Array]()
+    Attributes:
+      rows: its rows of the block.
+      start: its first token.
+    """
+
+    def __init__(self, layout: Layout, operands: DecayOperands, index: int, block: Array):
         chunk = layout.chunk
-        if refs.rows is None:
-            # Differences of these need no `valid`: keys beyond the row are 0, and queries there are not written.
-            self._rows = 1.0 + jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1).astype(jnp.float32)
-            count = 1 + jax.lax.broadcasted_iota(jnp.int32, (chunk, LANES), 0)
-            self._columns[0] = jnp.minimum(count, valid).astype(jnp.float32)
-            self._last = {0: jnp.asarray(valid, jnp.float32)}
+        self.rows = slice(index * chunk, (index + 1) * chunk)
+        self.start = block * layout.block + index * chunk
+        self._layout, self._operands = layout, operands
+        self._first_chunk_decay = index * layout.problem.num_heads + pl.program_id(1) * layout.heads
+        self._valid: Array | int = chunk
+        if layout.ragged:
+            self._valid = jnp.clip(layout.problem.num_tokens - self.start, 0, chunk)
+        self._columns = dict[int, Array]()
+        if operands.rows is not None:
+            self._steps = operands.rows[0, 0, :, self.rows]
+            self._last = self._steps[:, chunk - 1 :]
+            self._transposed = self._steps.T
         else:
-            self._rows = refs.rows[0, 0, :, index * chunk : (index + 1) * chunk]
-            self._transposed = self._rows.T
-            self._last = {i: self._rows[i : i + 1, chunk - 1 :] for i in range(layout.num_rows)}
+            # Differences of these need no `valid`: keys beyond the row are 0, and queries there are not written.
+            self._steps = -1.0 - jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1).astype(jnp.float32)
+            self._last = jnp.full((1, 1), -self._valid, jnp.float32)
+            count = 1 + jax.lax.broadcasted_iota(jnp.int32, (chunk, LANES), 0)
+            self._columns[0] = -jnp.minimum(count, self._valid).astype(jnp.float32)
+
+    def load(self, ref: jax.Ref, lanes: slice) -> Array:
+        """Its tokens from a block [1, T, lanes]: [C, lanes]. Beyond the row they are zero, not what memory contains."""
+        x = ref[0, self.rows, lanes]
+        if not self._layout.ragged:
+            return x
+        row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        return jnp.where(row < self._valid, x, jnp.zeros_like(x))
+
+    def load_keys(self, ref: jax.Ref, group: Group) -> list[Array]:
+        """The tiles of keys or queries of a group."""
+        return [self.load(ref, tile.lanes) for tile in group.keys]
 
     def between(self, head: int, *, transposed: bool = False) -> Array:
         """The weights between its tokens, [C, C]: rows are queries, columns keys; or the transpose."""
-        query, key = (jax.lax.broadcasted_iota(jnp.int32, (self._layout.chunk,) * 2, axis) for axis in (0, 1))
+        chunk = self._layout.chunk
+        query, key = (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
         if transposed:
             query, key = key, query
 
         def steps(i: int) -> Array:
-            column, row = _lanes(self._column(i), self._layout.chunk), self._rows[i : i + 1]
-            return row - column if transposed else column - row
+            column, row = _lanes(self.column(i), chunk), self._steps[i : i + 1]
+            return jnp.where(query >= key, row - column if transposed else column - row, -jnp.inf)
 
-        return jnp.exp2(jnp.where(query >= key, self._exponent(head, steps), -jnp.inf))
+        return jnp.exp2(self._exponent(range(head, head + 1), steps))
 
     def q_decay(self, heads: range) -> Array:
         """The weight of the state before the chunk at each token, [C, lanes of v]."""
-        return self._per_token(heads, self._column)
+        return self.decay(heads, self.column)
 
     def k_decay(self, heads: range) -> Array:
         """The weight of each token in the state after the chunk, [C, lanes of v]."""
-        return self._per_token(heads, lambda i: self._last[i] - self._column(i))
+        return self.decay(heads, lambda i: self.last(i) - self.column(i))
 
     def chunk_decay(self, heads: range) -> Array:
         """exp(.) - 1 of the decay of a state that crosses the chunk, [1, lanes of v]."""
-        first = self._first_chunk_decay + pl.program_id(1) * self._layout.heads
-        lanes = len(heads) * self._layout.problem.value_dim
-        return join([jnp.full((1, lanes), self._refs.chunk_decay[0, 0, first + head]) for head in heads])
+        factors = [self._operands.chunk_decay[0, 0, self._first_chunk_decay + head] for head in heads]
+        return join([jnp.full((1, len(heads) * self._layout.problem.value_dim), factor) for factor in factors])
 
-    def _per_token(self, heads: range, steps: Callable[[int], Array]) -> Array:
-        exponent = join([self._exponent(head, steps) for head in heads])
+    def decay(self, heads: range, steps: Callable[[int], Array], mask: Array | None = None) -> Array:
+        """The decay over `steps(i)` [C or 1, 128] of row i, as [C or 1, lanes of v]; 0 where `mask` does not hold."""
+        exponent = self._exponent(heads, steps)
+        exponent = exponent if mask is None else jnp.where(mask, exponent, -jnp.inf)
         return _lanes(jnp.exp2(exponent), len(heads) * self._layout.problem.value_dim)
 
-    def _exponent(self, head: int, steps: Callable[[int], Array]) -> Array:
-        """The log2 of a weight, of the difference of two tokens in each row."""
-        layout = self._layout
-        if layout.per_token:
-            exponent = steps(head)
-        else:
-            exponent = self._refs.rates[pl.program_id(1) * layout.heads + head] * steps(0)
-        return exponent if layout.border_row is None else exponent + steps(layout.border_row)
-
-    def _column(self, i: int) -> Array:
+    def column(self, i: int) -> Array:
         """Row i as a column, the same in all lanes. Broadcast once for all weights: [C, 128]."""
         if i not in self._columns:
             self._columns[i] = jnp.broadcast_to(self._transposed[:, i : i + 1], (self._layout.chunk, LANES))
         return self._columns[i]
 
+    def last(self, i: int) -> Array:
+        """Row i at the last token, [1, 1]."""
+        return self._last[i : i + 1]
+
+    def at(self, i: int, end: Array) -> Array:
+        """Row i before token `end` of the chunk, [1, 128]; 0 before the first one."""
+        token = jax.lax.broadcasted_iota(jnp.int32, (1, self._layout.chunk), 1)
+        step = jnp.sum(jnp.where(token == end - 1, self._steps[i : i + 1], 0.0), axis=1, keepdims=True)
+        return jnp.broadcast_to(step, (1, LANES))
+
+    def _exponent(self, heads: range, steps: Callable[[int], Array]) -> Array:
+        """The log2 of a weight, from the difference of two tokens in each row."""
+        layout = self._layout
+        if layout.per_token:
+            exponent = join([steps(head) for head in heads])
+        else:
+            rates = [self._operands.rates[pl.program_id(1) * layout.heads + head] for head in heads]
+            rate = rates[0] if len(heads) == 1 else join([jnp.full((1, LANES), rate) for rate in rates])
+            exponent = rate * steps(0)
+        return exponent if layout.border_row is None else exponent + steps(layout.border_row)
+
 
 def _lanes(x: Array, size: int) -> Array:
     """x [rows, 128], the same in all lanes of a head, with `size` lanes."""
-    return x if size == LANES else jnp.concatenate([x] * -(-size // LANES), axis=1)[:, :size]
+    return x if x.shape[1] == size else jnp.concatenate([x] * -(-size // LANES), axis=1)[:, :size]
