@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
 
 # Lanes of one array in a block: enough independent heads to keep the matrix units busy.
-_LANES_PER_BLOCK = 512
+_LANES_PER_BLOCK = 1024
 
 
 class Generation(NamedTuple):
