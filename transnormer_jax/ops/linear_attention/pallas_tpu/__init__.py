@@ -117,7 +117,7 @@ def _repeat_keys(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 def _d_log_decay(layout: Layout, rows: Float[Array, "B G R N"], last_border: Float[Array, "B H"]) -> Array:
     """The gradient of each token's log decay [B, N, H]: that of every later c_t in its chunk, and of the border."""
-    batch, heads = rows.shape[0], layout.stage * layout.group
+    batch, heads = rows.shape[0], layout.heads
     rows = rows[:, :, : 2 * layout.heads].reshape(
         batch, -1, 2, heads, layout.padded_tokens // layout.chunk, layout.chunk
     )

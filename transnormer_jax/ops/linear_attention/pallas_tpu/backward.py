@@ -16,7 +16,6 @@ The gradient of the cumulative log decay of a token is dc = sum_K(q dq - k dk), 
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +61,7 @@ def backward_kernel(
 
     Returns:
       dq, dk, dv, the gradient of the initial state, and, if `decay_gradient`, float32
-      [B, blocks of heads, rows, padded N]: for the heads of each stage dc, then <S, dS> at the left border of the
+      [B, blocks of heads, rows, padded N]: dc of each head, then <S, dS> of each head at the left border of the
       token's chunk. The rows after these are not written.
     """
     problem = layout.problem
@@ -118,8 +117,7 @@ def _kernel(layout: Layout, num_decay: int, *refs) -> None:
             state = state_ref[index, :, group.lanes]
             state_ref[index + 1, :, group.lanes] = _next_state(chunk, group, operand_refs, state)
     for index, chunk in reversed([*enumerate(chunks)]):
-        for groups in itertools.batched(head_groups(layout), layout.stage):
-            _sweep(chunk, groups, operand_refs, state_ref.at[index], d_state_ref, gradient_refs)
+        _sweep(chunk, head_groups(layout), operand_refs, state_ref.at[index], d_state_ref, gradient_refs)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -182,5 +180,4 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
             borders += head_sums(jnp.sum(state_ref[:, group.lanes] * d_state, axis=0, keepdims=True), len(group.heads))
     for ref in decay_gradient_ref:
         columns = jnp.concatenate([*dc, *(jnp.broadcast_to(x, dc[0].shape) for x in borders)], axis=1)
-        first = 2 * groups[0].heads.start
-        ref[0, 0, first : first + columns.shape[1], chunk.rows] = columns.T
+        ref[0, 0, : columns.shape[1], chunk.rows] = columns.T

@@ -29,6 +29,9 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
 )
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands, decay_and_add, decay_specs
 
+# Groups whose products are interleaved: with more of them the scores no longer fit in registers.
+_GROUPS_PER_STAGE = 4
+
 
 def forward_kernel(
     layout: Layout,
@@ -73,7 +76,7 @@ def forward_kernel(
         ],
         out_specs=out_specs,
         out_shape=out_shape,
-        scratch_shapes=[pltpu.VMEM(layout.state_shape, jnp.float32)] * (2 if borders else 1),
+        scratch_shapes=[] if borders else [pltpu.VMEM((1, *layout.state_shape), jnp.float32)],
         compiler_params=layout.compiler_params,
         interpret=interpret_mode(),
         name="linear_attention",
@@ -83,41 +86,39 @@ def forward_kernel(
 def _kernel(layout: Layout, num_decay: int, *refs) -> None:
     decay = DecayOperands(*refs[:num_decay], *[None] * (3 - num_decay))
     refs = refs[num_decay:]
-    if layout.problem.max_segments is None:
-        q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, *saved_ref, state_ref = refs
-        first_state, last_state = (0,), (0,)
+    per_document = layout.problem.max_segments is not None
+    if per_document:
+        documents_ref, starts_ref, *refs = refs
+        q_ref, k_ref, v_ref, initial_ref, out_ref, state_ref = refs
+        saved_ref, chunk_states = [], [state_ref.at[0, documents_ref[0, 0, i]] for i in range(layout.chunks + 1)]
     else:
-        documents_ref, starts_ref, q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, before_ref, state_ref = refs
-        first_state, last_state = (0, 0), (0, documents_ref[0, 0, layout.chunks])
-        saved_ref = ()
+        q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, *saved_ref, state_ref = refs
+        chunk_states = [state_ref.at[0]] * (layout.chunks + 1)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        state_ref[...] = initial_ref[first_state]
-        if layout.problem.max_segments is not None:
-            final_ref[...] = initial_ref[...]
+        state_ref[...] = initial_ref[...]
 
     for saved in saved_ref:
-        saved[0, 0] = state_ref[...]
+        saved[0] = state_ref[...]
 
     for index in range(layout.chunks):
         chunk = Chunk(layout, decay, index, pl.program_id(2))
-        if layout.problem.max_segments is not None:
-            before_ref[...] = state_ref[...]
-        for groups in itertools.batched(head_groups(layout), layout.stage):
-            _attend(chunk, groups, q_ref, k_ref, v_ref, out_ref, state_ref)
-        if layout.problem.max_segments is not None:
-            left, right = (documents_ref[0, 0, index + i] for i in range(2))
-            refs = q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, before_ref, state_ref
-            cross_borders(layout, chunk, left, right, starts_ref, refs)
+        for groups in itertools.batched(head_groups(layout), _GROUPS_PER_STAGE):
+            _attend(chunk, groups, q_ref, k_ref, v_ref, out_ref, *chunk_states[index : index + 2])
 
-    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
-    def _():
-        final_ref[last_state] = state_ref[...]
+    if per_document:
+        left, right = (documents_ref[0, 0, i] for i in (0, layout.chunks))
+        cross_borders(layout, decay, left, right, starts_ref, refs)
+    else:
+
+        @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+        def _():
+            final_ref[...] = state_ref[...]
 
 
-def _attend(chunk: Chunk, groups: Sequence[Group], q_ref, k_ref, v_ref, out_ref, state_ref) -> None:
-    """Writes the outputs of a chunk, and takes `state_ref` from its left to its right border."""
+def _attend(chunk: Chunk, groups: Sequence[Group], q_ref, k_ref, v_ref, out_ref, before_ref, after_ref) -> None:
+    """Writes the outputs of a chunk, and takes the states from its left to its right border."""
     dtype = v_ref.dtype
     queries, keys = ([chunk.load_keys(ref, group) for group in groups] for ref in (q_ref, k_ref))
     values = [chunk.load(v_ref, group.lanes) for group in groups]
@@ -127,9 +128,8 @@ def _attend(chunk: Chunk, groups: Sequence[Group], q_ref, k_ref, v_ref, out_ref,
     ]
     for group, q, x, v in zip(groups, queries, scores, values, strict=True):
         out = dot(x, stack(v, group.heads), (1, 0))
-        out += chunk.q_decay(group.heads) * read_state(q, state_ref[:, group.lanes], group, dtype)
+        out += chunk.q_decay(group.heads) * read_state(q, before_ref[:, group.lanes], group, dtype)
         out_ref[0, chunk.rows, group.lanes] = out.astype(dtype)
     for group, k, v in zip(groups, keys, values, strict=True):
         kv_sum = outer(k, (v * chunk.k_decay(group.heads)).astype(dtype), group)
-        state = decay_and_add(state_ref[:, group.lanes], chunk.chunk_decay(group.heads), kv_sum)
-        state_ref[:, group.lanes] = state
+        after_ref[:, group.lanes] = decay_and_add(after_ref[:, group.lanes], chunk.chunk_decay(group.heads), kv_sum)

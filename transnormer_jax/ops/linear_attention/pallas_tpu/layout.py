@@ -74,7 +74,6 @@ class Layout:
       chunks: chunks per block.
       heads: heads per block.
       group: heads that share the lanes of v.
-      stage: groups whose products are interleaved.
       vmem_bytes: what a kernel may use of VMEM.
     """
 
@@ -84,7 +83,6 @@ class Layout:
     chunks: int
     heads: int
     group: int
-    stage: int
     vmem_bytes: int
 
     @property
@@ -235,7 +233,7 @@ def choose_layout(problem: Problem, hardware: Hardware, *, documents: bool, chun
         bytes_per_chunk = chunk * heads * max(problem.key_dim, problem.value_dim) * size
         chunks = min(max(1, generation.block_bytes // bytes_per_chunk), -(-problem.num_tokens // chunk))
         for chunks in itertools.takewhile(bool, (chunks >> i for i in itertools.count())):
-            layout = Layout(problem, documents, chunk, chunks, heads, group, heads // group, generation.vmem_bytes)
+            layout = Layout(problem, documents, chunk, chunks, heads, group, generation.vmem_bytes)
             if max(layout.vmem_needed(backward=b) for b in (False, True)) <= layout.vmem_bytes:
                 return layout
     return layout

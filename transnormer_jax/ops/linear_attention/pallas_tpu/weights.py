@@ -46,43 +46,48 @@ class DecayOperands(NamedTuple):
 
 def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) -> DecayOperands:
     """The arrays for log_decay [H] or [B, N, H]."""
-    problem, padded = layout.problem, layout.padded_tokens
+    problem, pad = layout.problem, layout.padded_tokens - layout.problem.num_tokens
 
-    def pad(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, padded - problem.num_tokens), (0, 0)))
+    def chunks(x: Array) -> Array:
+        """Zeros take no step: [#B, N, #H] -> [#B, M, C, #H]."""
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(x.shape[0], -1, layout.chunk, x.shape[2])
 
-    steps = pad(jnp.ones((1, problem.num_tokens, 1)))
+    steps = jnp.ones((1, problem.num_tokens, 1))
     borders = jnp.zeros_like(steps)
     if segments is not None:
-        steps, borders = (pad(jnp.diff(x, axis=1, prepend=0)[..., None].astype(jnp.float32)) for x in segments)
-        borders = FLOOR * borders
+        steps, borders = (jnp.diff(x, axis=1, prepend=0)[..., None].astype(jnp.float32) for x in segments)
     rates = log_decay if log_decay.ndim == 1 else jnp.ones_like(log_decay[0, 0])
     if log_decay.ndim == 3:
-        steps = pad(log_decay)
+        steps = log_decay
     elif layout.per_token:
         steps, rates = steps * rates[None, None], jnp.ones_like(rates)
-    if layout.border_row is None:
-        steps, borders = steps + borders, jnp.zeros_like(borders)
-    steps, borders = _cumulative(layout, steps), _cumulative(layout, borders)
-    chunk_decay = jnp.expm1(steps[:, :, -1] * rates[None, None] + borders[:, :, -1])
-    chunk_decay = chunk_decay.reshape(-1, 1, layout.chunks * problem.num_heads)
+    steps, borders = chunks(steps), FLOOR * chunks(borders)
+
+    if problem.max_segments is None:
+        across = steps.sum(2) * rates[None, None] + borders.sum(2)
+    else:  # since the start of the last document
+        index = chunks(segments[1][..., None])
+        last = jnp.max(index, axis=2, keepdims=True)
+        across = jnp.where(index == last, steps, 0).sum(2) * rates[None, None]
+    chunk_decay = jnp.expm1(across).reshape(-1, 1, layout.chunks * problem.num_heads)
     rates = jnp.maximum(-rates * _LOG2_E, _SMALLEST_RATE)
     if not layout.num_rows:
         return DecayOperands(rates, chunk_decay, None)
-    rows = steps.reshape(steps.shape[0], padded, -1, layout.heads if layout.per_token else 1).transpose(0, 2, 3, 1)
-    rows = rows * (_LOG2_E if layout.per_token else -1.0)
-    if layout.border_row is not None:
-        borders = borders.reshape(-1, 1, 1, padded) * _LOG2_E
-        rows = jnp.concatenate([rows, jnp.broadcast_to(borders, (*rows.shape[:2], 1, padded))], axis=2)
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
-    return DecayOperands(rates, chunk_decay, rows)
 
-
-def _cumulative(layout: Layout, steps: Array) -> Array:
-    """Sums within each chunk: [#B, padded N, #H] -> [#B, M, C, #H]. XLA is slow to compile a cumsum for TPUs."""
-    steps = steps.reshape(steps.shape[0], -1, layout.chunk, steps.shape[2])
+    # XLA is slow to compile a cumsum for TPUs.
     lower = jnp.tril(jnp.ones((layout.chunk, layout.chunk)))
-    return jnp.einsum("ts,bmsh->bmth", lower, steps, precision=jax.lax.Precision.HIGHEST)
+    steps = steps if layout.border_row is not None else steps + borders
+    steps, borders = (
+        jnp.einsum("ts,bmsh->bhmt", lower, x, precision=jax.lax.Precision.HIGHEST) for x in (steps, borders)
+    )
+    steps = steps * (_LOG2_E if layout.per_token else -1.0)
+    rows = steps.reshape(steps.shape[0], -1, layout.heads if layout.per_token else 1, layout.padded_tokens)
+    if layout.border_row is not None:
+        borders = borders.reshape(-1, 1, 1, layout.padded_tokens) * _LOG2_E
+        rows = jnp.concatenate([rows, jnp.broadcast_to(borders, (*rows.shape[:2], *borders.shape[2:]))], axis=2)
+    return DecayOperands(
+        rates, chunk_decay, jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
+    )
 
 
 def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = False) -> list[pl.BlockSpec]:
@@ -105,9 +110,9 @@ class Chunk:
       start: its first token.
     """
 
-    def __init__(self, layout: Layout, operands: DecayOperands, index: int, block: Array):
+    def __init__(self, layout: Layout, operands: DecayOperands, index: Array | int, block: Array):
         chunk = layout.chunk
-        self.rows = slice(index * chunk, (index + 1) * chunk)
+        self.rows = pl.ds(index * chunk if isinstance(index, int) else pl.multiple_of(index * chunk, chunk), chunk)
         self.start = block * layout.block + index * chunk
         self._layout, self._operands = layout, operands
         self._first_chunk_decay = index * layout.problem.num_heads + pl.program_id(1) * layout.heads
@@ -180,11 +185,11 @@ class Chunk:
         """Row i at the last token, [1, 1]."""
         return self._last[i : i + 1]
 
-    def at(self, i: int, end: Array) -> Array:
-        """Row i before token `end` of the chunk, [1, 128]; 0 before the first one."""
-        token = jax.lax.broadcasted_iota(jnp.int32, (1, self._layout.chunk), 1)
-        step = jnp.sum(jnp.where(token == end - 1, self._steps[i : i + 1], 0.0), axis=1, keepdims=True)
-        return jnp.broadcast_to(step, (1, LANES))
+    def before(self, end: Array) -> list[Array]:
+        """Every row at the token before token `end` of the chunk, [1, 128] each; 0 before the first one."""
+        token = jax.lax.broadcasted_iota(jnp.int32, self._steps.shape, 1)
+        steps = jnp.sum(jnp.where(token == end - 1, self._steps, 0.0), axis=1, keepdims=True)
+        return [jnp.broadcast_to(steps[i : i + 1], (1, LANES)) for i in range(steps.shape[0])]
 
     def _exponent(self, heads: range, steps: Callable[[int], Array]) -> Array:
         """The log2 of a weight, from the difference of two tokens in each row."""
