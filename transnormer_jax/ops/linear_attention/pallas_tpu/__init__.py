@@ -21,11 +21,11 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
     if problem.dtype == jnp.float16:
         return "a TPU computes in bfloat16 and float32, not in float16"
     layout = choose_layout(problem, hardware, documents=True, chunk_size=None)
-    needed = max(layout.vmem_needed(backward=backward) for backward in (False, True))
+    needed = layout.vmem_needed()
     if needed > layout.vmem_bytes:
         return (
-            f"a block of {layout.heads} heads of {problem.key_dim} x {problem.value_dim} takes {needed / 2**20:.0f} MiB "
-            f"of vector memory, and the kernel may use {layout.vmem_bytes / 2**20:.0f} MiB"
+            f"{layout.heads} heads of {problem.key_dim} x {problem.value_dim} need {needed / 2**20:.0f} MiB of vector "
+            f"memory, and a kernel may use {layout.vmem_bytes / 2**20:.0f} MiB"
         )
     return None
 

@@ -18,7 +18,6 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import head_groups, ou
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands
 from transnormer_jax.ops.linear_attention.segments import Segments
 
-
 _GROUPS_PER_STAGE = 2
 
 

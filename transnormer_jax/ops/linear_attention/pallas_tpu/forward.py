@@ -68,7 +68,7 @@ def forward_kernel(
         grid=layout.grid,
         in_specs=[
             *decay_specs(layout, decay),
-            *(layout.scalars(x) for x in borders),
+            *(layout.scalars(x, per_row=i == 1) for i, x in enumerate(borders)),
             keys,
             keys,
             values,

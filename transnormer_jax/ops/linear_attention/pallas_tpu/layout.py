@@ -23,6 +23,8 @@ FLOOR = -120.0
 
 
 class Problem(NamedTuple):
+    """Stands for `backends.Problem` until that has these fields."""
+
     batch: int
     num_tokens: int
     num_heads: int
@@ -34,32 +36,30 @@ class Problem(NamedTuple):
     max_segments: int | None = None
 
 
-# Lanes of one array in a block: enough independent heads to keep the matrix units busy.
-_LANES_PER_BLOCK = 1024
-
-
 class Generation(NamedTuple):
     """What suits a generation of TPUs.
 
     Attributes:
       name: as in the names that devices give themselves.
       chunk: tokens per chunk: the side of the matrix unit.
+      lanes: of one array in a block: enough independent heads to keep the matrix units busy.
       block_bytes: size of one array in a block.
       vmem_bytes: what a kernel may use of VMEM.
     """
 
     name: str
     chunk: int
+    lanes: int
     block_bytes: int
     vmem_bytes: int
 
 
-# By benchmarks/tpu_schedule.py, blocks of half this size take 3 to 11% longer.
+# By benchmarks/tpu_schedule.py, blocks of half as many heads take 8 to 20% longer.
 _GENERATIONS = [
-    Generation("v4", 128, 2**19, 15 * 2**20),
-    Generation("v5", 128, 2**20, 48 * 2**20),
-    Generation("v6", 256, 2**20, 48 * 2**20),
-    Generation("7", 256, 2**20, 48 * 2**20),
+    Generation("v4", 128, 512, 2**19, 15 * 2**20),
+    Generation("v5", 128, 1024, 2**20, 56 * 2**20),
+    Generation("v6", 256, 1024, 2**20, 56 * 2**20),
+    Generation("7", 256, 1024, 2**20, 56 * 2**20),
 ]
 
 
@@ -125,44 +125,45 @@ class Layout:
 
     @property
     def exact(self) -> bool:
-        """Whether digits matter so much that document borders must not be added to the decay."""
+        """Whether digits matter so much that document borders and very strong steps are not added to the others."""
         return self.problem.dtype == jnp.float32
 
     @property
-    def border_row(self) -> int | None:
-        """The row of `decay_rows` with the document borders, if they are kept apart."""
-        return (self.heads if self.per_token else 1) if self.documents and self.exact else None
-
-    def border_step(self, row: int) -> float:
-        """What a document border adds to a row of `decay_rows`."""
-        return FLOOR * math.log2(math.e) if self.border_row in (None, row) else 0.0
+    def num_step_rows(self) -> int:
+        """The first rows of `decay_operands`: one per head, one for all heads, or none."""
+        return self.heads if self.per_token else int(self.documents)
 
     @property
     def num_rows(self) -> int:
-        """Rows of `decay_rows`: whole registers of 8 sublanes, or none."""
-        rows = self.heads if self.per_token else int(self.documents)
-        return _round_up(rows + (self.border_row is not None), 8)
+        """Rows of `decay_operands`, whole registers of 8 sublanes: steps, then as many for borders if apart."""
+        return _round_up((1 + self.exact) * self.num_step_rows, 8)
+
+    def border_step(self, row: int) -> float:
+        """What a document border adds to a row of `decay_operands`."""
+        return FLOOR * math.log2(math.e) if not self.exact or row >= self.num_step_rows else 0.0
 
     @property
     def num_gradient_rows(self) -> int:
         """Rows of the decay's gradient: two per head."""
         return _round_up(2 * self.heads, 8)
 
-    def vmem_needed(self, *, backward: bool) -> int:
-        """Bytes that a kernel allocates: its blocks, twice for the pipeline, its states, and its largest temporaries."""
+    def vmem_needed(self) -> int:
+        """Bytes that the larger of the two kernels uses: blocks, twice for the pipeline, states, and spilled registers.
+
+        The last are an estimate from what libtpu 0.0.52 asked for where it ran out of memory.
+        """
         problem, size = self.problem, jnp.dtype(self.problem.dtype).itemsize
         keys = _round_up(self.heads // self.heads_per_key * problem.key_dim, LANES)
         values = _round_up(self.heads * problem.value_dim, LANES)
-        state = _round_up(problem.key_dim, 8) * values * 4
-        scores = self.heads * self.chunk * _round_up(self.chunk, LANES)
-        if backward:
-            tokens = 4 * keys + 3 * values
-            rows, states, scratch = self.num_rows + self.num_gradient_rows, 3, 1 + self.chunks
-        else:
-            tokens = 2 * keys + 2 * values
-            rows, states, scratch = self.num_rows, 1 + 2 * (problem.max_segments or 1), 1
-        blocks = self.block * (tokens * size + rows * 4) + states * state
-        return 2 * blocks + scratch * state + (3 if backward else 1) * scores * size
+        state = 4 * _round_up(problem.key_dim, 8) * values
+        spilled = 4 * size * self.chunk * (4 * self.heads * _round_up(self.chunk, LANES) + keys + values)
+        forward = (2 * keys + 2 * values) * size + 4 * self.num_rows
+        forward = 2 * self.block * forward + (3 + 4 * (problem.max_segments or 1)) * state + spilled // 2
+        if problem.max_segments is not None:
+            return forward
+        backward = (4 * keys + 3 * values) * size + 4 * (self.num_rows + self.num_gradient_rows)
+        backward = 2 * self.block * backward + (7 + self.chunks) * state + spilled
+        return max(forward, backward)
 
     def tokens(self, size: int, *, keys: bool = False, reverse: bool = False) -> pl.BlockSpec:
         """Blocks of [B, N, H * size], of key heads if `keys`; with `reverse` from the last to the first."""
@@ -184,14 +185,13 @@ class Layout:
             (1, 1, num_rows, self.block), lambda b, h, n: (b, h if per_head else 0, 0, self.time(n, reverse))
         )
 
-    def scalars(self, x: Array, *, reverse: bool = False) -> pl.BlockSpec:
-        """Scalars [R, 1, n] of the whole call, of each row, or of each block of the first row or all rows."""
-        rows, blocks = self.problem.batch, self.num_blocks
+    def scalars(self, x: Array, *, per_row: bool = False, reverse: bool = False) -> pl.BlockSpec:
+        """Scalars of each row, [B, 1, n], or of each block of one row or of all, [#B * blocks, 1, n]."""
+        blocks = self.num_blocks
 
         def index(b: Array, h: Array, n: Array) -> tuple[Array | int, ...]:
-            if x.shape[0] == rows * blocks:
-                return b * blocks + self.time(n, reverse), 0, 0
-            return self.time(n, reverse) if x.shape[0] == blocks else b, 0, 0
+            first = b * blocks if x.shape[0] > blocks else 0
+            return b if per_row else first + self.time(n, reverse), 0, 0
 
         return pl.BlockSpec((1, *x.shape[1:]), index, memory_space=pltpu.SMEM)
 
@@ -229,17 +229,17 @@ def choose_layout(problem: Problem, hardware: Hardware, *, documents: bool, chun
     # The scores of two heads of a group are computed together, so that chunks of 128 fill a unit of 256.
     chunk = chunk_size or (LANES if group > 1 else generation.chunk)
     size = jnp.dtype(problem.dtype).itemsize
-    for heads in _heads_per_block(problem, group):
+    for heads in _heads_per_block(problem, group, generation.lanes):
         bytes_per_chunk = chunk * heads * max(problem.key_dim, problem.value_dim) * size
         chunks = min(max(1, generation.block_bytes // bytes_per_chunk), -(-problem.num_tokens // chunk))
         for chunks in itertools.takewhile(bool, (chunks >> i for i in itertools.count())):
             layout = Layout(problem, documents, chunk, chunks, heads, group, generation.vmem_bytes)
-            if max(layout.vmem_needed(backward=b) for b in (False, True)) <= layout.vmem_bytes:
+            if layout.vmem_needed() <= layout.vmem_bytes:
                 return layout
     return layout
 
 
-def _heads_per_block(problem: Problem, group: int) -> list[int]:
+def _heads_per_block(problem: Problem, group: int, lanes: int) -> list[int]:
     """The numbers of heads that fill whole registers, the one closest to the block's width first; else all heads."""
     unit = math.lcm(group, problem.num_heads // problem.key_heads)
     key_unit = problem.num_heads // problem.key_heads * LANES // math.gcd(problem.key_dim, LANES)
@@ -248,7 +248,7 @@ def _heads_per_block(problem: Problem, group: int) -> list[int]:
         for heads in range(unit, problem.num_heads + 1, unit)
         if problem.num_heads % heads == 0 and heads % key_unit == 0 and heads * problem.value_dim % LANES == 0
     ]
-    wide = _LANES_PER_BLOCK / max(problem.key_dim, problem.value_dim)
+    wide = lanes / max(problem.key_dim, problem.value_dim)
     closest = sorted(whole, key=lambda heads: (abs(math.log(heads / wide)), heads))
     return [heads for heads in closest if heads <= closest[0]] or [problem.num_heads]
 

@@ -60,7 +60,7 @@ def _lanes(heads: range, size: int) -> slice:
 def key_scores(
     groups: Sequence[Group], left: Sequence[Sequence[Array]], right: Sequence[Sequence[Array]]
 ) -> list[Array]:
-    """left right^T of the key tiles of each group, the heads side by side: [C, heads * C]. Once for each key head."""
+    """Left right^T of the key tiles of each group, once for each key head; the heads side by side: [C, heads * C]."""
     done = dict[slice, Array]()
     for group, xs, ys in zip(groups, left, right, strict=True):
         for tile, x, y in zip(group.keys, xs, ys, strict=True):
@@ -85,7 +85,7 @@ def outer(keys: Sequence[Array], values: Array, group: Group) -> Array:
 
 
 def read_state(queries: Sequence[Array], state: Array, group: Group, dtype: jnp.dtype) -> Array:
-    """q S, head by head: [C, lanes] of the tiles of queries and the state [K, lanes] give [C, lanes]."""
+    """Outputs q S, head by head: [C, lanes] of the tiles of queries and the state [K, lanes] give [C, lanes]."""
     parts = [
         dot(q, stack_state(state, tile, group, dtype), (1, 0)) for q, tile in zip(queries, group.keys, strict=True)
     ]

@@ -5,8 +5,8 @@ the cumulative log decay of each head. A constant decay of rows without document
 prepares rows [#B, blocks of heads or 1, 8k, N] of float32: 8 bytes per token and head.
 
 A document border is one more step of `FLOOR`, whose weight is 0 in float32. In half precision it is added to the
-cumulative decay. In float32 this would cost digits, so the borders have a row of their own, and the difference of two
-tokens of one document is what it is without borders.
+cumulative decay. In float32 this would cost the tokens after it their digits, so borders, and the whole part of very
+strong steps, have rows of their own, in which the difference of two tokens without any between them is exactly 0.
 """
 
 import math
@@ -26,17 +26,19 @@ from transnormer_jax.ops.linear_attention.segments import Segments
 # A head without decay takes this rate, so that its product with -inf, where no weight is due, is -inf.
 _SMALLEST_RATE = 1e-30
 _LOG2_E = math.log2(math.e)
+# Below it a step leaves less than float32 can tell beside the weights of ordinary steps.
+_LARGE = -20.0
 
 
 class DecayOperands(NamedTuple):
     """What the kernels take for decay and documents: arrays, their blocks, or their refs.
 
     Attributes:
-      rates: [H], log2 of a constant decay.
+      rates: [H], positive factors on the rows, if these count tokens.
       chunk_decay: [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1.
-      rows: [#B, blocks of heads or 1, rows, padded N]: the cumulative log2 decay of each head, or the number of tokens,
-        since the border before the chunk; then, if they are kept apart, the document borders. None if nothing differs
-        from chunk to chunk.
+      rows: [#B, blocks of heads or 1, rows, padded N], since the border before the chunk: the cumulative log2 decay of
+        each head, or minus the number of tokens; then, if they are kept apart, the document borders. None if nothing
+        differs from chunk to chunk.
     """
 
     rates: Array
@@ -74,17 +76,19 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
     if not layout.num_rows:
         return DecayOperands(rates, chunk_decay, None)
 
+    if not layout.exact:
+        parts = [steps + borders]
+    elif layout.per_token:
+        large = jnp.where(steps < _LARGE, jnp.round(steps), 0)
+        parts = [steps - large, large + borders]
+    else:
+        parts = [-steps, borders]
     # XLA is slow to compile a cumsum for TPUs.
     lower = jnp.tril(jnp.ones((layout.chunk, layout.chunk)))
-    steps = steps if layout.border_row is not None else steps + borders
-    steps, borders = (
-        jnp.einsum("ts,bmsh->bhmt", lower, x, precision=jax.lax.Precision.HIGHEST) for x in (steps, borders)
-    )
-    steps = steps * (_LOG2_E if layout.per_token else -1.0)
-    rows = steps.reshape(steps.shape[0], -1, layout.heads if layout.per_token else 1, layout.padded_tokens)
-    if layout.border_row is not None:
-        borders = borders.reshape(-1, 1, 1, layout.padded_tokens) * _LOG2_E
-        rows = jnp.concatenate([rows, jnp.broadcast_to(borders, (*rows.shape[:2], *borders.shape[2:]))], axis=2)
+    parts = [jnp.einsum("ts,bmsh->bhmt", lower, x, precision=jax.lax.Precision.HIGHEST) for x in parts]
+    scales = [_LOG2_E if layout.per_token else 1.0, _LOG2_E]  # whole numbers are summed before they are scaled
+    shape = parts[0].shape[0], -1, layout.num_step_rows, layout.padded_tokens
+    rows = jnp.concatenate([scale * x.reshape(shape) for scale, x in zip(scales, parts, strict=False)], axis=2)
     return DecayOperands(
         rates, chunk_decay, jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
     )
@@ -99,6 +103,7 @@ def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = Fals
 
 
 def decay_and_add(state: Array, chunk_decay: Array, kv_sum: Array) -> Array:
+    """As in `linear_attention/decay.py`."""
     return (state + chunk_decay * state) + kv_sum
 
 
@@ -195,14 +200,12 @@ class Chunk:
         """The log2 of a weight, from the difference of two tokens in each row."""
         layout = self._layout
         if layout.per_token:
-            exponent = join([steps(head) for head in heads])
-        else:
-            rates = [self._operands.rates[pl.program_id(1) * layout.heads + head] for head in heads]
-            rate = rates[0] if len(heads) == 1 else join([jnp.full((1, LANES), rate) for rate in rates])
-            exponent = rate * steps(0)
-        return exponent if layout.border_row is None else exponent + steps(layout.border_row)
+            return join([steps(head) + steps(layout.heads + head) if layout.exact else steps(head) for head in heads])
+        rates = [self._operands.rates[pl.program_id(1) * layout.heads + head] for head in heads]
+        rate = rates[0] if len(heads) == 1 else join([jnp.full((1, LANES), rate) for rate in rates])
+        return rate * steps(0) + steps(1) if layout.documents else rate * steps(0)
 
 
 def _lanes(x: Array, size: int) -> Array:
-    """x [rows, 128], the same in all lanes of a head, with `size` lanes."""
+    """Gives x [rows, 128], the same in all lanes of a head, with `size` lanes."""
     return x if x.shape[1] == size else jnp.concatenate([x] * -(-size // LANES), axis=1)[:, :size]
