@@ -11,7 +11,7 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.documents import document_b
 from transnormer_jax.ops.linear_attention.pallas_tpu.forward import forward_kernel
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout, Problem, choose_layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import decay_operands
-from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
 
 
 def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
@@ -44,12 +44,15 @@ def forward(
     """Linear attention; see `primitive.py` for the contract of a backend.
 
     Key heads that several heads share are read where they are if K is a multiple of 128, else they are repeated first.
-    What is saved are the states before each block, [B, blocks, K, H * V].
+    What is saved are the states before each block, [B, blocks, K, H * V]; nothing with a state per document.
     """
     q, k = _repeat_keys(q, k, v)
-    layout = _layout(q, v, log_decay, segments, chunk_size, None if state.ndim == 4 else state.shape[1])
+    max_segments = None if state.ndim == 4 else state.shape[1]
+    if max_segments is not None and segments is None:
+        segments = find_segments(jnp.ones(v.shape[:2], jnp.int32))
+    layout = _layout(q, v, log_decay, segments, chunk_size, max_segments)
     decay = decay_operands(layout, log_decay, segments)
-    borders = [] if state.ndim == 4 else document_borders(layout, segments)
+    borders = [] if segments is None or max_segments is None else document_borders(layout, segments)
     out, final_state, *saved = forward_kernel(
         layout, _flat(q), _flat(k), _flat(v), decay, _flat_state(state), borders, save=save
     )

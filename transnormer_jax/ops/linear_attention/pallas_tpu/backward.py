@@ -154,27 +154,27 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
         k_decay = chunk.k_decay(group.heads)
         decayed_v, decayed_d_out = (v * k_decay).astype(dtype), (d_out * chunk.q_decay(group.heads)).astype(dtype)
         decayed_d_outs.append(decayed_d_out)
-        dv = []
+        dv_across = []
         for j, (tile, q, k) in enumerate(zip(group.keys, queries[i], keys[i], strict=True)):
             before, after = (stack_state(x, tile, group, dtype) for x in (state, d_state))
             by_key = jnp.split(d_scores[i], len(group.keys), axis=1)[j]
             by_query = jnp.concatenate([x.T for x in jnp.split(by_key, len(tile.heads), axis=1)], axis=1)
             dq = dot(by_query, stack(k, tile.heads), (1, 0)) + dot(decayed_d_out, before, (1, 1))
             dk = dot(by_key, stack(q, tile.heads), (1, 0)) + dot(decayed_v, after, (1, 1))
-            dv.append(dot(k, after, (1, 0)))
+            dv_across.append(dot(k, after, (1, 0)))
             if decay_gradient_ref:
                 dc += head_sums(q * dq - k * dk, len(tile.heads))
             dq_others, dk_others = key_gradients.get(tile.lanes, (0, 0))
             key_gradients[tile.lanes] = dq_others + dq, dk_others + dk
-        dv = dot(scores[i], stack(d_out, group.heads), (1, 0)) + k_decay * sum(dv[1:], dv[0])
+        dv = dot(scores[i], stack(d_out, group.heads), (1, 0)) + k_decay * sum(dv_across[1:], dv_across[0])
         dv_ref[0, chunk.rows, group.lanes] = dv.astype(dtype)
-    for lanes, (dq, dk) in key_gradients.items():
-        dq_ref[0, chunk.rows, lanes] = dq.astype(dtype)
-        dk_ref[0, chunk.rows, lanes] = dk.astype(dtype)
+    for lanes, sums in key_gradients.items():
+        for ref, x in zip((dq_ref, dk_ref), sums, strict=True):
+            ref[0, chunk.rows, lanes] = x.astype(dtype)
 
-    for group, q, d_out in zip(groups, queries, decayed_d_outs, strict=True):
+    for group, queries_of_group, d_out in zip(groups, queries, decayed_d_outs, strict=True):
         d_state = d_state_ref[:, group.lanes]
-        d_state = decay_and_add(d_state, chunk.chunk_decay(group.heads), outer(q, d_out, group))
+        d_state = decay_and_add(d_state, chunk.chunk_decay(group.heads), outer(queries_of_group, d_out, group))
         d_state_ref[:, group.lanes] = d_state
         if decay_gradient_ref:
             borders += head_sums(jnp.sum(state_ref[:, group.lanes] * d_state, axis=0, keepdims=True), len(group.heads))

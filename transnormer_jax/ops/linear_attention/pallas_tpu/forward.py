@@ -85,14 +85,14 @@ def forward_kernel(
 
 def _kernel(layout: Layout, num_decay: int, *refs) -> None:
     decay = DecayOperands(*refs[:num_decay], *[None] * (3 - num_decay))
-    refs = refs[num_decay:]
+    others = [*refs[num_decay:]]
     per_document = layout.problem.max_segments is not None
     if per_document:
-        documents_ref, starts_ref, *refs = refs
-        q_ref, k_ref, v_ref, initial_ref, out_ref, state_ref = refs
+        documents_ref, starts_ref, *others = others
+        q_ref, k_ref, v_ref, initial_ref, out_ref, state_ref = others
         saved_ref, chunk_states = [], [state_ref.at[0, documents_ref[0, 0, i]] for i in range(layout.chunks + 1)]
     else:
-        q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, *saved_ref, state_ref = refs
+        q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, *saved_ref, state_ref = others
         chunk_states = [state_ref.at[0]] * (layout.chunks + 1)
 
     @pl.when(pl.program_id(2) == 0)
@@ -109,7 +109,7 @@ def _kernel(layout: Layout, num_decay: int, *refs) -> None:
 
     if per_document:
         left, right = (documents_ref[0, 0, i] for i in (0, layout.chunks))
-        cross_borders(layout, decay, left, right, starts_ref, refs)
+        cross_borders(layout, decay, left, right, starts_ref, others)
     else:
 
         @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)

@@ -65,7 +65,7 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
         steps, rates = steps * rates[None, None], jnp.ones_like(rates)
     steps, borders = chunks(steps), FLOOR * chunks(borders)
 
-    if problem.max_segments is None:
+    if segments is None or problem.max_segments is None:
         across = steps.sum(2) * rates[None, None] + borders.sum(2)
     else:  # since the start of the last document
         index = chunks(segments[1][..., None])
