@@ -34,6 +34,19 @@ errors. absl::Status: UNAVAILABLE: Failed to send RPC to coordination service. E
 Additional GRPC error information from remote target coordination_service while calling PollForError:
 :UNAVAILABLE:Stream removed (Socket closed)
 """
+# What a second thread wrote between the record of an abort and its stack.
+INTERLEAVED = (
+    LEADER
+    + """\
+E1130 21:15:57.913801    7886 coordination_service_agent.cc:610] Barrier failed: UNAVAILABLE: Shutdown
+=== Source Location Trace: ===
+external/xla+/xla/pjrt/distributed/coordination/coordination_service_agent.cc:610
+ for task: 0
+I1130 21:15:57.913815    7887 another_source.cc:20] a word of its own
+*** Check failure stack trace: ***
+    @     0x7f91c7af81b4  absl::lts_20260526::log_internal::LogMessage::SendToLog()
+"""
+)
 CHECK = """\
 F1130 21:24:48.285569   19958 some_pass.cc:86] Check failed: shape == other
 *** Check failure stack trace: ***
@@ -60,6 +73,11 @@ os.write(2, {text.encode()!r})
 def test_a_loss_ends_in_one_sentence(text, lost):
     assert lost_tasks(text) == lost
     assert filtered(text, "ctypes.CDLL(None).abort()") == (3, f"error: lost {lost}\n")
+
+
+def test_a_loss_ends_in_one_sentence_though_two_threads_write():
+    other = "process 1: I1130 21:15:57.913815    7887 another_source.cc:20] a word of its own\n"
+    assert filtered(INTERLEAVED, "ctypes.CDLL(None).abort()") == (3, f"{other}error: lost [0]\n")
 
 
 def test_another_abort_keeps_its_output_and_status():

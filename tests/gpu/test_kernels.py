@@ -39,9 +39,9 @@ RUNS = [
 
 
 def skip_where_refused(backend: str, shape: tuple[int, ...], dtype: Any) -> None:
-    refusal = BACKENDS[backend].refusal(Problem(*shape, jnp.dtype(dtype)), target_hardware())
-    if refusal is not None:
-        pytest.skip(f"{backend} refuses: {refusal}")
+    reason = BACKENDS[backend].unsupported_reason(Problem(*shape, jnp.dtype(dtype)), target_hardware())
+    if reason is not None:
+        pytest.skip(f"{backend} does not support this: {reason}")
 
 
 @functools.cache

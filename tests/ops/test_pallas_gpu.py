@@ -15,7 +15,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
 from transnormer_jax.ops.linear_attention import Problem, pallas_gpu
-from transnormer_jax.ops.linear_attention.pallas_gpu import attend, plan, refusal
+from transnormer_jax.ops.linear_attention.pallas_gpu import plan, sweep_rows, unsupported_reason
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 LARGE_CASES = [
@@ -58,8 +58,8 @@ def test_no_race_between_warpgroups():
     state = jnp.ones((1, 1, 128, 128))
     operands = q, k, v, -0.1 * jnp.ones(1), state, segments, None, d_out, state
     with interpret_kernels(plgpu.InterpretGPUParams(detect_races=True, on_race="raise")):
-        grads = pallas_gpu.gradients(*operands, reverse=False, chunk_size=None)
-    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in grads)
+        grads = pallas_gpu.backward(*operands, decay_gradient=False, chunk_size=None)
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in grads if x is not None)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_lowers_for_a_gpu(key_dim: int, value_dim: int, reverse: bool, segmented
 
 
 def _lowered(problem: Problem, reverse: bool, segmented: bool) -> str:
-    batch, num_tokens, num_heads, key_dim, value_dim, dtype = problem
+    batch, num_tokens, num_heads, key_dim, value_dim, dtype = problem[:6]
 
     def shape(*sizes: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype)
@@ -92,7 +92,7 @@ def _lowered(problem: Problem, reverse: bool, segmented: bool) -> str:
     segments = Segments(*[shape(batch, num_tokens, dtype=jnp.int32)] * 2) if segmented else None
 
     def run(*operands):
-        return attend(*operands, reverse=reverse, chunk_size=None)
+        return sweep_rows(*operands, reverse=reverse)
 
     traced = jax.jit(run).trace(qk, qk, v, shape(num_heads), state, segments)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -112,13 +112,15 @@ def test_what_it_refuses():
     hopper = Hardware("gpu", "NVIDIA H200")
     problem = Problem(1, 128, 2, 64, 64, jnp.bfloat16)
     for kind in ("NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB"):
-        assert refusal(problem, Hardware("gpu", kind)) is None
+        assert unsupported_reason(problem, Hardware("gpu", kind)) is None
     for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA GB200", "NVIDIA B200"):
-        assert "compute capability 9.0" in refusal(problem, Hardware("gpu", kind))
-    assert "float32" in refusal(problem._replace(dtype=jnp.float32), hopper)
-    assert "up to 256" in refusal(problem._replace(value_dim=320), hopper)
+        assert "compute capability 9.0" in unsupported_reason(problem, Hardware("gpu", kind))
+    assert "float32" in unsupported_reason(problem._replace(dtype=jnp.float32), hopper)
+    for new in ({"decay_per_token": True}, {"max_segments": 2}, {"key_heads": 1}):
+        assert "one constant decay per head" in unsupported_reason(problem._replace(**new), hopper)
+    assert "up to 256" in unsupported_reason(problem._replace(value_dim=320), hopper)
     with interpret_kernels():
-        assert refusal(problem, Hardware("cpu", "cpu")) is None
+        assert unsupported_reason(problem, Hardware("cpu", "cpu")) is None
     q = jnp.zeros((1, 4, 2, 64), jnp.bfloat16)
     with pytest.raises(UserError, match=r"compute capability 9\.0, and this is a cpu"):
         linear_attention(q, q, q, backend="pallas_gpu")

@@ -10,7 +10,7 @@ from transnormer_jax.distributed import multihost
 from transnormer_jax.ops import linear_attention, resolve_backend
 from transnormer_jax.ops.hardware import Hardware, target_hardware
 from transnormer_jax.ops.linear_attention import BACKENDS, Backend, Problem, backends
-from transnormer_jax.ops.linear_attention.self_test import passes_self_test
+from transnormer_jax.ops.linear_attention.self_test import _passes
 
 LONG = Problem(1, 300, 2, 8, 8, jnp.dtype("float32"))
 
@@ -18,7 +18,7 @@ LONG = Problem(1, 300, 2, 8, 8, jnp.dtype("float32"))
 @pytest.fixture
 def kernel(monkeypatch):
     """Registers a backend as the measured kernel of this machine."""
-    passes_self_test.cache_clear()
+    _passes.cache_clear()
     jax.clear_caches()  # the same name stands for another function in each test
 
     def register(backend: Backend) -> None:
@@ -26,34 +26,33 @@ def kernel(monkeypatch):
         monkeypatch.setitem(backends._AUTO, "cpu", "kernel")
 
     yield register
-    passes_self_test.cache_clear()
+    _passes.cache_clear()
 
 
 def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
     calls = []
 
-    def attend(*operands, **options):
-        calls.append(operands[0].shape[1])
-        return BACKENDS["chunked"].attend(*operands, **options)
+    def forward(*operands, **options):
+        calls.append(operands[0].shape)
+        return BACKENDS["chunked"].forward(*operands, **options)
 
-    kernel(Backend(attend))
+    kernel(Backend(forward))
     q = jnp.ones((1, 300, 2, 8))
     with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         jax.jit(lambda q: linear_attention(q, q, q)[0])(q)
-    assert 300 in calls
+    assert (1, 300, 2, 8) in calls
+    assert (1, 2100, 2, 8) in calls  # the test has the heads and features of the call
     assert resolve_backend("auto", LONG) == "kernel"
     assert resolve_backend("auto", LONG._replace(num_tokens=8)) == "quadratic"
 
 
 def test_a_wrong_gradient_is_found(kernel):
-    def gradients(q, k, v, log_decay, state, segments, saved, d_out, d_state, **options):
-        return q, k, v, state
+    def backward(q, k, v, log_decay, state, segments, saved, d_out, d_state, **options):
+        return q, k, v, None, state
 
-    def attend_and_save(*operands, **options):
-        return *BACKENDS["chunked"].attend(*operands, **options), jnp.zeros(1)
-
-    kernel(Backend(BACKENDS["chunked"].attend, attend_and_save=attend_and_save, gradients=gradients))
-    with pytest.warns(UserWarning, match="backend 'kernel' fails its self-test on cpu for K = 8, V = 8, float32"):
+    kernel(Backend(BACKENDS["chunked"].forward, backward))
+    sentence = "backend 'kernel' fails its self-test on cpu for 2 heads, K = 8, V = 8, float32"
+    with pytest.warns(UserWarning, match=sentence):
         assert resolve_backend("auto", LONG) == "chunked"
 
 
@@ -66,23 +65,23 @@ def test_what_fails_on_another_host_is_not_taken(kernel, monkeypatch):
         return False
 
     monkeypatch.setattr(multihost, "all_agree", all_agree)
-    kernel(Backend(BACKENDS["chunked"].attend))
+    kernel(Backend(BACKENDS["chunked"].forward, BACKENDS["chunked"].backward))
     with pytest.warns(UserWarning, match=r"backend 'kernel' fails its self-test .*on another host"):
         assert resolve_backend("auto", LONG) == "chunked"
-    assert heard == [(True, "self_test/kernel/8/8/float32")]
+    assert heard == [(True, "self_test/kernel/1/2100/2/8/8/float32/None/False/None/False")]
 
 
 def test_a_failing_kernel_is_not_taken(kernel):
-    def attend(*operands, **options):
+    def forward(*operands, **options):
         raise NotImplementedError("no such instruction")
 
-    kernel(Backend(attend))
+    kernel(Backend(forward))
     with pytest.warns(UserWarning, match="NotImplementedError: no such instruction"):
         assert resolve_backend("auto", LONG) == "chunked"
 
 
 def test_what_a_kernel_refuses_it_does_not_get(kernel):
-    kernel(Backend(BACKENDS["chunked"].attend, refusal=lambda problem, hardware: "it is Sunday"))
+    kernel(Backend(BACKENDS["chunked"].forward, unsupported_reason=lambda problem, hardware: "it is Sunday"))
     assert resolve_backend("auto", LONG) == "chunked"
 
 

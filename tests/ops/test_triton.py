@@ -22,11 +22,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
 from transnormer_jax.ops.linear_attention import Problem
-from transnormer_jax.ops.linear_attention.chunked import chunked
-from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
-from transnormer_jax.ops.linear_attention.triton import attend, parts, refusal
-from transnormer_jax.ops.linear_attention.triton import gradients as fused_gradients
+from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.triton import parts, unsupported_reason
 from transnormer_jax.ops.linear_attention.triton.blocks import Blocks, choose_blocks, choose_gradient_blocks
+from transnormer_jax.ops.linear_attention.triton.forward import sweep_rows
 from transnormer_jax.ops.linear_attention.triton.launch import launch, what_is_missing
 from transnormer_jax.ops.linear_attention.triton.parts import cut
 
@@ -70,38 +69,9 @@ def test_half_precision_equals_definition(case: Case, dtype):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    "case",
-    [
-        CASES[-1],
-        CASES[2]._replace(initial_state=True),
-        Case("not_fused", (1, 40, 1, 80, 16), [-0.1], segments=True, initial_state=True),
-    ],
-    ids=lambda case: case.name,
-)
-def test_gradients_are_those_of_the_chunked_form(case: Case, reverse: bool):
-    inputs = jax.tree.map(jnp.asarray, make_inputs(case, jnp.bfloat16))
-    segments = None if inputs.segment_ids is None else find_segments(inputs.segment_ids)
-    real = 1 if segments is None else (inputs.segment_ids != 0)[..., None, None]
-    q, k = inputs.q * real, inputs.k * real
-
-    def output(q, k, v, state):
-        return chunked(q, k, v, inputs.log_decay, state, segments, reverse=reverse, chunk_size=32)
-
-    operands = [x.astype(jnp.float32) for x in (q, k, inputs.v, inputs.initial_state)]
-    expected = jax.vjp(output, *operands)[1]((inputs.d_out.astype(jnp.float32), inputs.d_state))
-    with interpret_kernels():
-        actual = fused_gradients(
-            *(q, k, inputs.v, inputs.log_decay, inputs.initial_state, segments, None, inputs.d_out, inputs.d_state),
-            reverse=reverse,
-            chunk_size=None,
-        )
-    assert [x.dtype for x in actual] == [jnp.bfloat16] * 3 + [jnp.float32]
-    for name, a, b in zip(("q", "k", "v", "state"), actual, expected, strict=True):
-        # What padding's q and k receive is dropped by the operator.
-        a, b = (x * real if name in "qk" else x for x in (a, b))
-        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-3, name
+def test_gradients_that_are_not_fused():
+    case = Case("not_fused", (1, 40, 1, 80, 16), [-0.1], segments=True, initial_state=True)
+    assert_equals_definition("triton", case, jnp.bfloat16, 5e-3)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 511, 8192, 8200, 131072, 3_000_000])
@@ -222,13 +192,13 @@ def test_launch_speaks_to_either_version_of_jax_triton(monkeypatch, old: bool, k
 @pytest.mark.parametrize(("batch", "kernels"), [(8, 1), (1, 2)])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_lowers_for_a_gpu(monkeypatch, batch: int, kernels: int, reverse: bool):
-    attend_module = importlib.import_module("transnormer_jax.ops.linear_attention.triton.attend")
-    monkeypatch.setattr(attend_module, "compute_capability", lambda hardware: 90)
+    module = importlib.import_module("transnormer_jax.ops.linear_attention.triton.forward")
+    monkeypatch.setattr(module, "compute_capability", lambda hardware: 90)
     tokens = jax.ShapeDtypeStruct((batch, 2048, 16, 128), jnp.bfloat16)
     log_decay = jax.ShapeDtypeStruct((16,), jnp.float32)
     state = jax.ShapeDtypeStruct((batch, 16, 128, 128), jnp.float32)
     places = Segments(*[jax.ShapeDtypeStruct((batch, 2048), jnp.int32)] * 2)
-    function = jax.jit(functools.partial(attend, reverse=reverse, chunk_size=None))
+    function = jax.jit(functools.partial(sweep_rows, reverse=reverse))
     lowered = function.trace(tokens, tokens, tokens, log_decay, state, places).lower(lowering_platforms=("cuda",))
     assert len(re.findall(r"custom_call @triton_kernel_call", lowered.as_text())) == kernels
 
@@ -236,8 +206,8 @@ def test_lowers_for_a_gpu(monkeypatch, batch: int, kernels: int, reverse: bool):
 def test_refusals_say_why():
     problem = Problem(1, 64, 2, 64, 64, jnp.bfloat16)
     here = Hardware("cpu", "cpu")
-    assert "compute capability 8.0 or more, and this is a cpu" in refusal(problem, here)
-    assert "compiles for the GPU at hand, and this is a cpu, not a NVIDIA H200" in refusal(
+    assert "compute capability 8.0 or more, and this is a cpu" in unsupported_reason(problem, here)
+    assert "compiles for the GPU at hand, and this is a cpu, not a NVIDIA H200" in unsupported_reason(
         problem, Hardware("gpu", "NVIDIA H200")
     )
     x = jnp.zeros((1, 4, 2, 8))
@@ -248,8 +218,10 @@ def test_refusals_say_why():
 @needs_triton
 def test_refuses_heads_that_are_too_wide():
     with interpret_kernels():
-        assert refusal(Problem(1, 64, 2, 256, 64), Hardware("cpu", "cpu")) is None
-        assert "K and V up to 256, and they are 64 and 272" in refusal(
+        assert unsupported_reason(Problem(1, 64, 2, 256, 64), Hardware("cpu", "cpu")) is None
+        per_token = Problem(1, 64, 2, 64, 64, decay_per_token=True)
+        assert "one constant decay per head" in unsupported_reason(per_token, Hardware("cpu", "cpu"))
+        assert "K and V up to 256, and they are 64 and 272" in unsupported_reason(
             Problem(1, 64, 2, 64, 272), Hardware("cpu", "cpu")
         )
 
@@ -257,7 +229,7 @@ def test_refuses_heads_that_are_too_wide():
 def test_says_which_package_is_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with interpret_kernels():
-        words = refusal(Problem(1, 1, 1, 8, 8), Hardware("cpu", "cpu"))
+        words = unsupported_reason(Problem(1, 1, 1, 8, 8), Hardware("cpu", "cpu"))
         assert "it needs the package triton: in a clone, pip install -e '.[cuda]'" in words
 
 

@@ -19,8 +19,10 @@ _RECORD = re.compile(r"[IWEF]\d{4} [\d:.]+ +\d+ \S+:\d+\] ")
 _CONTINUATION = re.compile(
     r"\s*$|[\d, ]+$|/job:|The tasks have crashed|=== Source Location Trace|external/|RPC: |Additional GRPC error|"
     r":?[A-Z_]+:|\. This is only expected|\*\*\* Check failure stack|\s+@ |This is usually caused by|Original error: |"
-    r"Tasks? |First |Barrier "
+    r"Tasks? |First |Barrier | for task: "
 )
+# The stack of the abort for a loss: another thread's record may stand between it and that of the abort.
+_STACK = re.compile(r"\*\*\* Check failure stack|\s+@ ")
 _FATAL = "JAX distributed service detected fatal errors"
 _MARK = "\x00mark "
 
@@ -97,7 +99,7 @@ def _filter(answer: int, prefix: str) -> None:
     """The other process: from stdin to stdout."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    keeping, blank = False, False
+    keeping, blank, aborting = False, False, False
     with os.fdopen(0, "rb", buffering=0) as stdin:
         rest = b""
         while data := stdin.read(65536):
@@ -116,6 +118,9 @@ def _filter(answer: int, prefix: str) -> None:
                 keeping = bool(_SOURCES.match(text)) or (
                     keeping and not _RECORD.match(text) and bool(_CONTINUATION.match(text))
                 )
+                if text.startswith("F") and _RECORD.match(text):
+                    aborting = keeping and _FATAL in text
+                keeping |= aborting and bool(_STACK.match(text))
                 if keeping:
                     _answer(answer, text)
                 else:

@@ -1,90 +1,66 @@
-"""Rows in parts, one on each device of a mesh axis: context parallelism, with one gather of states.
+"""Rows split over the devices of a mesh axis: context parallelism, with one gather of states.
 
-Every device sums up what its part writes, K^T V with decay weights; all of these are gathered; and each device weighs
-those before its part into the state that enters it. What then remains is the operator itself on the part, by any
-backend. The transpose of the gather is a scatter of as many sums. So what travels is one state [B, H, K, V] per device
-and direction, however long the rows are: LASP-2 (arXiv 2502.07563) with decay and with documents.
+A shard is a large chunk. Every device sums up what its shard adds to the state, all of these sums are gathered, and
+`scan_states` gives the state that enters each shard. What remains is the operator itself on the shard, by any backend.
+The transpose of the gather is a scatter of as many sums. So one state [B, H, K, V] per device travels in each
+direction, however long the rows are: LASP-2 (arXiv 2502.07563) with decay and with documents.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from transnormer_jax.ops.linear_attention.decay import LogDecay, State, scan_states, token_steps
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import State, end_weights, exponent, pass_on
+from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot
 
 
-class _Borders(NamedTuple):
-    """The P + 1 borders of P parts.
-
-    Attributes:
-      position: [P + 1, B] real tokens before the border.
-      run: [P + 1, B] documents that began before it, the row's first not counted.
-    """
-
-    position: Int[Array, "borders rows"]
-    run: Int[Array, "borders rows"]
-
-
-def part_states(
-    k: Float[Array, "B n H K"],
+def states_at_shard(
+    k: Float[Array, "B n G K"],
     v: Float[Array, "B n H V"],
-    log_decay: Float[Array, " H"],
+    log_decay: LogDecay,
     state: State,
     segments: Segments | None,
-    axis: str,
-    *,
-    reverse: bool = False,
+    axis: Axes,
 ) -> tuple[State, State]:
-    """The state that enters this device's part, and the one that leaves the row; to be called under `shard_map`.
+    """The state that enters this device's shard, and the one that leaves the row; to be called under `shard_map`.
 
     Args:
-      k: [B, n, H, K], keys of the part.
-      v: [B, n, H, V], values of the part.
-      log_decay: [H].
-      state: [B, H, K, V], enters the row; the same on all devices.
-      segments: places of the part's tokens, counted from its own start.
-      axis: of the mesh; its devices hold the parts in order.
-      reverse: time runs backwards, and the state enters at the row's end.
-
-    Returns:
-      Both [B, H, K, V] float32.
+      k: keys of the shard.
+      v: values of the shard.
+      log_decay: of the shard's tokens, or constant.
+      state: enters the row; the same on all devices.
+      segments: of the shard, counted from its own start.
+      axis: of the mesh; its devices hold the shards in order.
     """
-    weights = end_weights(log_decay, k.shape[1], segments, at_start=reverse)
-    written = dot("bnhk,bnhv->bhkv", k * weights[..., None].astype(k.dtype), v)
-    written = jax.lax.all_gather(written, axis)  # [P, B, H, K, V]
-    parts, here = written.shape[0], jax.lax.axis_index(axis)
-    borders = _find_borders(k.shape[1], segments, axis)
-    entered_at = jnp.array([parts if reverse else 0])
-    written_at = jnp.arange(parts) + (0 if reverse else 1)  # where a part's own sum is complete
-
-    def state_at(border: Array | int) -> State:
-        shares = jnp.exp(_border_exponent(borders, log_decay, written_at, border, reverse))
-        fade = jnp.expm1(_border_exponent(borders, log_decay, entered_at, border, reverse))[0]
-        sums = jnp.sum(shares[..., None, None] * written, axis=0)
-        return pass_on(state, fade[..., None, None], sums)
-
-    return state_at(here + 1 if reverse else here), state_at(0 if reverse else parts)
-
-
-def _find_borders(num_tokens: int, segments: Segments | None, axis: str) -> _Borders:
-    if segments is None:
-        parts = jax.lax.axis_size(axis)
-        return _Borders(num_tokens * jnp.arange(parts + 1)[:, None], jnp.zeros((parts + 1, 1), jnp.int32))
-    ends = jax.lax.all_gather(jnp.stack([segments.position[:, -1], segments.run[:, -1]]), axis)  # [P, 2, B]
-    sums = jnp.pad(jnp.cumsum(ends, axis=0), ((1, 0), (0, 0), (0, 0)))
-    return _Borders(sums[:, 0], sums[:, 1])
+    steps, _ = token_steps(log_decay, segments, k.shape[1])
+    # Summed from the end, where the weights that matter have small exponents.
+    from_end = jax.lax.cumsum(steps, axis=1, reverse=True)
+    k_decay, total = from_end - steps, from_end[:, 0]
+    if log_decay.ndim == 1:  # exact
+        position = jnp.arange(k.shape[1])[None] if segments is None else segments.position
+        k_decay = (position[:, -1:] - position)[..., None] * log_decay[None, None]
+    if segments is not None:
+        k_decay = jnp.where((segments.segment_index == segments.segment_index[:, -1:])[..., None], k_decay, -jnp.inf)
+        total = jnp.where((segments.segment_index[:, -1] == 0)[:, None], total, -jnp.inf)
+    decayed = (v * jnp.exp(k_decay)[..., None]).astype(v.dtype)
+    decayed = decayed.reshape(*v.shape[:2], k.shape[2], -1, v.shape[3])
+    kv_sum = dot("bngk,bngrv->bgrkv", k, decayed).reshape(state.shape)
+    chunk_decay, kv_sums = jax.lax.all_gather((jnp.expm1(total), kv_sum), axis, axis=1)
+    before, after = scan_states(state, chunk_decay, kv_sums)
+    return jax.lax.dynamic_index_in_dim(before, jax.lax.axis_index(axis), 1, keepdims=False), after[:, -1]
 
 
-def _border_exponent(
-    borders: _Borders, log_decay: Float[Array, " H"], source: Int[Array, " parts"], target: Array | int, reverse: bool
-) -> Float[Array, "parts rows H"]:
-    """log_decay * distance from each source to the target; -inf against the time, and across a document's start."""
-    position, run = borders
-    reached = (source >= target) if reverse else (source <= target)
-    same = reached[:, None] & (run[source] == run[target][None])
-    distance = jnp.abs(position[target][None] - position[source])
-    return exponent(log_decay, distance, same)
+def sum_of_later_shards(
+    k: Float[Array, "B n G K"], v: Float[Array, "B n H V"], segments: Segments, axis: Axes
+) -> State:
+    """What the shards after this one add, without decay, to the document that reaches across its right border."""
+    continues = (segments.segment_index == 0)[..., None, None]
+    grouped = jnp.where(continues, v, 0).reshape(*v.shape[:2], k.shape[2], -1, v.shape[3])
+    kv_sum = dot("bngk,bngrv->bgrkv", k, grouped)
+    kv_sum = kv_sum.reshape(k.shape[0], v.shape[2], *kv_sum.shape[-2:])
+    chunk_decay = jnp.where(segments.segment_index[:, -1] == 0, 0.0, -1.0)[:, None]
+    chunk_decay, kv_sums = jax.lax.all_gather((chunk_decay, kv_sum), axis, axis=1)
+    before, _ = scan_states(jnp.zeros_like(kv_sum), chunk_decay, kv_sums, reverse=True)
+    return jax.lax.dynamic_index_in_dim(before, jax.lax.axis_index(axis), 1, keepdims=False)

@@ -1,32 +1,23 @@
-"""One primitive with one custom gradient, under every backend.
+"""One operation with one custom gradient, under every backend.
 
-A backend computes, for q [B, N, H, K], k [B, N, H, K], v [B, N, H, V] of one dtype, log_decay [H], the state at one end
-of the row [B, H, K, V], and the places of the tokens, in either direction of time
-
-    forward:  out_t = q_t (sum_{s <= t} w(s, t) k_s v_s^T + w(start, t) S_start),   S_end   = the same sum at the end
-    reverse:  out_t = q_t (sum_{s >= t} w(t, s) k_s v_s^T + w(t, end) S_end),       S_start = the same sum at the start
-
-with w(s, t) = exp(log_decay * number of steps from s to t), 0 across a document border. The start lies one step before
-the first token and the end at the last, so the reverse form is the transpose of the forward form. Hence the gradients
-of q, k, v and the state are three calls of the primitive itself (in the manner of arXiv 2405.17381, Algorithm 6), no
-state per token is ever kept, and gradients of gradients need nothing more.
+A backend brings its own backward pass, which may use what the forward pass saved; no state per token is ever kept.
+Kernels cannot be differentiated by JAX: for a gradient of a gradient, the chunked form stands in for them.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
 from jaxtyping import Array, Float
 
+from transnormer_jax.ops.linear_attention import chunked
 from transnormer_jax.ops.linear_attention.backends import BACKENDS
-from transnormer_jax.ops.linear_attention.chunked import chunked
+from transnormer_jax.ops.linear_attention.decay import LogDecay, State, log_decay_gradient
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.shards import per_device, specs
-
-# The decay's gradient is always taken by chunks of this many tokens, whatever the backend.
-_DECAY_GRADIENT_CHUNK = 64
+from transnormer_jax.ops.linear_attention.vmap import fold_vmap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,125 +26,127 @@ class Options:
 
     backend: str
     chunk_size: int | None
-    reverse: bool = False
-
-    @property
-    def opposite(self) -> "Options":
-        """The same call in the other direction of time."""
-        return dataclasses.replace(self, reverse=not self.reverse)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def primitive(
-    options: Options,
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
-) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
-    """Returns the output in v's dtype and the state at the other end in float32."""
-    return _run(options, "attend", q, k, v, log_decay, state, segments)
+class Operands(NamedTuple):
+    """The arrays of a call; `Backend` explains them."""
+
+    q: Float[Array, "B N G K"]
+    k: Float[Array, "B N G K"]
+    v: Float[Array, "B N H V"]
+    log_decay: LogDecay
+    state: State
+    segments: Segments | None
 
 
-def _run(options: Options, name: str, *operands: Any) -> Any:
-    """Calls a function of the backend, a kernel on each device's share of rows and heads."""
+def attend(options: Options, operands: Operands) -> tuple[Float[Array, "B N H V"], State]:
+    """Output in v's dtype and final state in float32."""
     backend = BACKENDS[options.backend]
-    function = functools.partial(getattr(backend, name), reverse=options.reverse, chunk_size=options.chunk_size)
-    if not backend.is_kernel:
-        return function(*operands)
-    tokens, heads, state, places, saved = specs(*operands[0].shape[:3])
-    out_specs = {
-        "attend": (tokens, state),
-        "attend_and_save": (tokens, state, saved),
-        "gradients": (tokens, tokens, tokens, state),
-    }[name]
-    in_specs = (tokens, tokens, tokens, heads, state, places, saved, tokens, state)[: len(operands)]
-    return per_device(function, in_specs, out_specs)(*operands)
+    if backend.backward is None and not backend.is_kernel:  # JAX differentiates it
+        return backend.forward(*operands, chunk_size=options.chunk_size, save=False)[:2]
+    return _attend(options, operands)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _primitive_and_saved(options: Options, *operands: Any) -> tuple[Array, Array, Any]:
-    """The primitive, and what the backend's own gradient takes besides the operands."""
-    if BACKENDS[options.backend].attend_and_save is None:
-        return *primitive(options, *operands), None
-    return _run(options, "attend_and_save", *operands)
+def _attend(options: Options, operands: Operands) -> tuple[Array, Array]:
+    return _forward(options, False, operands)[:2]
 
 
-def _forward(options: Options, *operands: Any) -> tuple[Any, Any]:
-    out, state, saved = _primitive_and_saved(options, *operands)
-    return (out, state), (operands, saved)
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """A Python value among the residuals."""
+
+    value: bool
 
 
-def _forward_and_saved(options: Options, *operands: Any) -> tuple[Any, Any]:
-    results = _primitive_and_saved(options, *operands)
-    return results, (operands, results[2])
+def _attend_forward(options: Options, primals: Any) -> tuple[Any, Any]:
+    operands = custom_vjp_primal_tree_values(primals)
+    out, final, saved = _forward(options, True, operands)
+    return (out, final), (operands, saved, _Static(primals.log_decay.perturbed))
 
 
-def _backward(options: Options, residuals: Any, cotangents: Any) -> tuple[Array | None, ...]:
-    operands, saved = residuals
-    cotangents = cotangents[:2]  # what was saved is a function of the operands, and `_gradients` treats it so
-    dq, dk, dv, d_state = _gradients(options, saved, *operands, *cotangents)
-    return dq, dk, dv, _log_decay_gradient(options, operands, cotangents), d_state, None
+def _attend_backward(options: Options, residuals: Any, cotangents: Any) -> tuple[Operands]:
+    operands, saved, decay_gradient = residuals
+    d_out, d_final = (
+        jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else jnp.asarray(x) for x in cotangents
+    )
+    return (_gradients(operands, _backward(options, decay_gradient.value, operands, saved, d_out, d_final)),)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(options: Options, saved: Any, *operands: Any) -> tuple[Array, ...]:
-    """dq, dk, dv and the gradient of the state: fused where the backend knows how, else by three calls."""
-    if BACKENDS[options.backend].gradients is None:
-        return _three_calls(options, *operands)
-    return _run(options, "gradients", *operands[:6], saved, *operands[6:])
+_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
-def _gradients_forward(options: Options, saved: Any, *operands: Any) -> tuple[Any, Any]:
-    return _gradients(options, saved, *operands), (saved, operands)
+def _gradients(operands: Operands, results: Any) -> Operands:
+    """What `Backend.backward` returns, by operand."""
+    dq, dk, dv, d_steps, d_state = results
+    _, _, _, log_decay, state, segments = operands
+    if d_steps is not None:
+        d_steps = log_decay_gradient(d_steps, log_decay, segments, keep_starts=state.ndim == 5)
+    return Operands(dq, dk, dv, d_steps, d_state, None)
 
 
-def _gradients_backward(options: Options, residuals: Any, cotangents: Any) -> tuple[Any, ...]:
-    # A fused gradient equals the three calls, which can be differentiated.
-    saved, operands = residuals
-    pull_back = jax.vjp(functools.partial(_three_calls, options), *operands)[1]
-    return jax.tree.map(jnp.zeros_like, saved), *pull_back(cotangents)
+def _forward(options: Options, save: bool, operands: Operands) -> tuple[Array, Array, Any]:
+    backend = BACKENDS[options.backend]
+    if backend.is_kernel:
+        return _kernel_forward(options, save, operands)
+    return backend.forward(*operands, chunk_size=options.chunk_size, save=save)
 
 
-def _three_calls(
-    options: Options,
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
-    d_out: Float[Array, "B N H V"],
-    d_state: Float[Array, "B H K V"],
-) -> tuple[Array, ...]:
-    dq, _ = primitive(options, d_out, v, k, log_decay, _transpose(state), segments)
-    dk, _ = primitive(options.opposite, v, d_out, q, log_decay, _transpose(d_state), segments)
-    dv, d_initial_state = primitive(options.opposite, k, q, d_out, log_decay, d_state, segments)
-    return dq, dk, dv, d_initial_state
+def _backward(
+    options: Options, decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array
+) -> Any:
+    backend = BACKENDS[options.backend]
+    if backend.is_kernel:
+        return _kernel_backward(options, decay_gradient, operands, saved, d_out, d_final)
+    assert backend.backward is not None
+    static: dict[str, Any] = {"decay_gradient": decay_gradient, "chunk_size": options.chunk_size}
+    return backend.backward(*operands, saved, d_out, d_final, **static)
 
 
-def _log_decay_gradient(options: Options, operands: Any, cotangents: Any) -> Float[Array, " H"]:
-    """The gradient of the decay, in float32.
-
-    sum_t t (q_t . dq_t - k_t . dk_t) + N <S_N, dS_N> is the textbook form. It multiplies small differences by large t,
-    and loses digits where the decay is strong and N is long. Differentiating the chunked form instead weighs each decay
-    weight by its own distance. Where the decay is a constant, as in TransNormerLLM, jit drops this computation.
-    """
-    q, k, v, log_decay, state, segments = operands
-    q, k, v, d_out = (x.astype(jnp.float32) for x in (q, k, v, cotangents[0]))
-
-    def outputs(log_decay: Array) -> tuple[Array, Array]:
-        return chunked(q, k, v, log_decay, state, segments, reverse=options.reverse, chunk_size=_DECAY_GRADIENT_CHUNK)
-
-    return jax.vjp(outputs, log_decay)[1]((d_out, cotangents[1]))[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_forward(options: Options, save: bool, operands: Operands) -> tuple[Array, Array, Any]:
+    call = functools.partial(BACKENDS[options.backend].forward, chunk_size=options.chunk_size, save=save)
+    return fold_vmap(call)(*operands)
 
 
-def _transpose(state: Float[Array, "B H K V"]) -> Float[Array, "B H V K"]:
-    return jnp.swapaxes(state, -1, -2)
+def _kernel_forward_forward(options: Options, save: bool, operands: Operands) -> tuple[Any, Any]:
+    return _kernel_forward(options, save, operands), operands
 
 
-primitive.defvjp(_forward, _backward)
-_primitive_and_saved.defvjp(_forward_and_saved, _backward)
-_gradients.defvjp(_gradients_forward, _gradients_backward)
+def _kernel_forward_backward(options: Options, save: bool, operands: Operands, cotangents: Any) -> tuple[Operands]:
+    del options, save
+    return (_gradients(operands, _chunked_backward(True, operands, *cotangents[:2])),)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel_backward(
+    options: Options, decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array
+) -> Any:
+    backend = BACKENDS[options.backend]
+    if backend.backward is None or operands.state.ndim == 5:
+        return _chunked_backward(decay_gradient, operands, d_out, d_final)
+    call = functools.partial(backend.backward, decay_gradient=decay_gradient, chunk_size=options.chunk_size)
+    return fold_vmap(call)(*operands, saved, d_out, d_final)
+
+
+def _kernel_backward_forward(options: Options, decay_gradient: bool, operands: Operands, *rest: Any) -> tuple[Any, Any]:
+    return _kernel_backward(options, decay_gradient, operands, *rest), (operands, *rest)
+
+
+def _kernel_backward_backward(options: Options, decay_gradient: bool, residuals: Any, cotangents: Any) -> Any:
+    del options
+    operands, saved, d_out, d_final = residuals
+    pull_back = jax.vjp(functools.partial(_chunked_backward, decay_gradient), operands, d_out, d_final)[1]
+    d_operands, *d_cotangents = pull_back(cotangents)
+    return d_operands, jax.tree.map(jnp.zeros_like, saved), *d_cotangents
+
+
+_kernel_forward.defvjp(_kernel_forward_forward, _kernel_forward_backward)
+_kernel_backward.defvjp(_kernel_backward_forward, _kernel_backward_backward)
+
+
+def _chunked_backward(decay_gradient: bool, operands: Operands, d_out: Array, d_final: Array) -> Any:
+    """The backward pass of the chunked form, from the operands alone."""
+    _, _, saved = chunked.forward(*operands, save=True)
+    return chunked.backward(*operands, saved, d_out, d_final, decay_gradient=decay_gradient)

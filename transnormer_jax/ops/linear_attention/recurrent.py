@@ -1,34 +1,45 @@
-"""Linear attention token by token: the definition as `jax.lax.scan`."""
+"""Linear attention token by token: the definition as `jax.lax.scan`, differentiated by JAX."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from transnormer_jax.ops.linear_attention.decay import LogDecay, State, decay_and_add, token_steps
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import State, pass_on, step_log_decay
 
 
-def recurrent(
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
+def forward(
+    q: Float[Array, "B N G K"],
+    k: Float[Array, "B N G K"],
     v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    initial_state: State,
+    log_decay: LogDecay,
+    state: State,
     segments: Segments | None,
-    *,
-    reverse: bool,
-    chunk_size: int | None,
-) -> tuple[Float[Array, "B N H V"], State]:
-    """S_t = (S_{t-1} + fade_t S_{t-1}) + k_t v_t^T, out_t = q_t S_t; the contract is in `primitive.py`."""
-    del chunk_size
-    steps = step_log_decay(log_decay, q.shape[1], segments, reverse=reverse)
-    arriving, leaving = (jnp.expm1(x) for x in steps)  # [B, N, H] and [B, H]; see weights.py
+    **options: Any,
+) -> tuple[Float[Array, "B N H V"], State, None]:
+    """S_t = exp(step_t) S_{t-1} + k_t v_t^T, out_t = q_t S_t; `Backend` explains the arguments."""
+    del options
+    batch, num_tokens, num_heads = v.shape[:3]
+    by_document, rows = state.ndim == 5, jnp.arange(batch)
+    steps, starts = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in token_steps(log_decay, segments, num_tokens))
+    index = jnp.zeros((batch, num_tokens), jnp.int32) if segments is None else segments.segment_index
+    initial = state if by_document else jnp.zeros_like(state)[:, None]
 
-    def step(state: Array, token: tuple[Array, ...]) -> tuple[Array, Array]:
-        q_t, k_t, v_t, fade_t = (x.astype(jnp.float32) for x in token)
-        state = pass_on(state, fade_t[..., None, None], k_t[..., :, None] * v_t[..., None, :])
-        return state, jnp.sum(q_t[..., :, None] * state, axis=-2)
+    def step(carry: tuple[Array, Array], token: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        state, final_states = carry
+        q_t, k_t, v_t, step_t, starts_t, index_t = token
+        q_t, k_t = (jnp.repeat(x.astype(jnp.float32), num_heads // x.shape[1], axis=1) for x in (q_t, k_t))
+        new = initial.at[rows, index_t if by_document else jnp.zeros_like(index_t)].get(mode="fill", fill_value=0)
+        state = jnp.where(starts_t[:, None, None, None] > 0, new, state)
+        kv = k_t[..., :, None] * v_t.astype(jnp.float32)[..., None, :]
+        state = decay_and_add(state, jnp.expm1(step_t)[..., None, None], kv)
+        if by_document:
+            final_states = final_states.at[rows, index_t].set(state, mode="drop")
+        return (state, final_states), jnp.sum(q_t[..., :, None] * state, axis=-2)
 
-    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, arriving))
-    state, out = jax.lax.scan(step, initial_state, tokens, reverse=reverse)
-    return jnp.moveaxis(out, 0, 1).astype(v.dtype), state + leaving[..., None, None] * state
+    first = state[:, 0] if by_document else state
+    tokens = tuple(jnp.moveaxis(x, 1, 0) for x in (q, k, v, steps, starts, index))
+    (last, final_states), out = jax.lax.scan(step, (first, initial), tokens)
+    return jnp.moveaxis(out, 0, 1).astype(v.dtype), final_states if by_document else last, None

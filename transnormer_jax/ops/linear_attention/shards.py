@@ -1,61 +1,93 @@
-"""The operator on a mesh: each device has its own rows, its own heads, and its own part of every row.
+"""The operator on a mesh: each device computes its own rows and heads, on its own shard of every row.
 
-XLA divides its own operations among devices, but not a kernel, and it has no parallel form for a recurrence. So where
-a mesh is set, kernels, and everything where rows are in parts, run under `jax.shard_map`: rows, tokens and heads are
-divided by `distributed.RULES` as far as their numbers divide; over any other axis every device does the same work.
-Rows and heads need no communication; `context.py` says what parts of a row do.
+XLA divides its own operations among devices, but not a kernel, and it has no parallel form for a recurrence. So where a
+mesh is set, the operator runs under `jax.shard_map`. Rows and heads need no communication; `context.py` says what
+shards of a row exchange.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from transnormer_jax.distributed import RULES, auto_axes, that_divide
+from transnormer_jax.distributed.rules import AXES, RULES, that_divide
+from transnormer_jax.errors import UserError
+
+Axes = str | tuple[str, ...]
+"""One or several axes of a mesh."""
 
 
-class Specs(NamedTuple):
-    """How the arrays of a call lie on the mesh.
+class Sharding(NamedTuple):
+    """The mesh axes that divide rows, the tokens of a row, and heads; None where each device holds all of them."""
 
-    Attributes:
-      tokens: [B, N, H, K].
-      heads: [H].
-      state: [B, H, K, V].
-      places: [B, N].
-      saved: [B, blocks, K, H * V].
+    rows: Axes | None
+    tokens: Axes | None
+    heads: Axes | None
+
+    def of(self, dimensions: str) -> P:
+        """The spec of an array with these dimensions: b rows, n tokens, h heads, anything else whole."""
+        axes = {"b": self.rows, "n": self.tokens, "h": self.heads}
+        return P(*[axes.get(name) for name in dimensions])
+
+
+def find_sharding(x: jax.Array, num_heads: int | None = None) -> Sharding | None:
+    """How the rows, tokens and heads of `x` [B, N] or [B, N, H, K] are divided; None on one device.
+
+    Over Explicit axes of any name, as the type of `x` says; over Auto axes by `distributed.RULES`, as far as the sizes
+    divide. Axes of one device are named as well: over an axis that a spec leaves out, a gradient is summed.
+
+    Args:
+      x: the array.
+      num_heads: H of the array with the fewest heads, or None.
+
+    Raises:
+      UserError: `x` is divided by its features, or an Auto axis has a name that no rule knows, so that dividing the
+        work over it would silently gather arrays.
     """
-
-    tokens: P
-    heads: P
-    state: P
-    places: P
-    saved: P
-
-
-def specs(batch: int, num_tokens: int, num_heads: int) -> Specs:
-    """The specs of B rows of N tokens and H heads on the mesh at hand.
-
-    They name axes of size 1 as well: over an axis that a spec leaves out, a gradient is summed.
-    """
-    axes = auto_axes()
-    rows = that_divide(batch, RULES.batch, axes) or None
-    heads = that_divide(num_heads, RULES.heads, axes) or None
-    part = part_axis(num_tokens)
-    return Specs(P(rows, part, heads), P(heads), P(rows, heads), P(rows, part), P(rows, part, None, heads))
-
-
-def part_axis(num_tokens: int) -> str | None:
-    """The mesh axis over which rows of N tokens lie in parts, or None where each device holds whole rows."""
-    sizes = auto_axes()
-    axes = [axis for axis in that_divide(num_tokens, RULES.sequence, sizes) if sizes[axis] > 1]
-    return axes[0] if axes else None
+    sizes = _axes()
+    if math.prod(sizes.values()) == 1:
+        return None
+    mesh = jax.sharding.get_abstract_mesh()
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(types[name] == AxisType.Explicit for name, size in sizes.items() if size > 1):
+        spec = [*jax.typeof(x).sharding.spec, *[None] * x.ndim][: x.ndim]
+        if any(spec[3:]):
+            raise UserError(f"q is sharded as {P(*spec)}: its features must be whole; use jax.sharding.reshard.")
+        return Sharding(spec[0], spec[1], spec[2] if x.ndim == 4 else None)
+    for name, size in sizes.items():
+        if size > 1 and name not in AXES:
+            raise UserError(
+                f"mesh axis {name!r} is none of {', '.join(AXES)}, by which linear attention divides its work: rename "
+                "it, give it axis_types=AxisType.Explicit, or call linear_attention under jax.shard_map."
+            )
+    tokens = [axis for axis in that_divide(x.shape[1], RULES.sequence, sizes) if sizes[axis] > 1]
+    heads = that_divide(num_heads, RULES.heads, sizes) if num_heads else ()
+    return Sharding(that_divide(x.shape[0], RULES.batch, sizes) or None, tokens[0] if tokens else None, heads or None)
 
 
-def per_device(function: Callable[..., Any], in_specs: Sequence[P], out_specs: Any) -> Callable[..., Any]:
-    """The function on each device's shards; the function itself where no mesh of several devices is set."""
-    axes = auto_axes()
-    if math.prod(axes.values()) == 1:
-        return function
-    return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, axis_names=set(axes), check_vma=False)
+def per_device(function: Callable[..., Any], in_specs: tuple[P | None, ...], out_specs: Any) -> Callable[..., Any]:
+    """`function` on each device's shards; arguments of spec None are None."""
+
+    def call(*arguments: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if AxisType.Explicit in mesh.axis_types:
+            arguments = tuple(
+                x if spec is None else jax.tree.map(lambda x, spec=spec: jax.sharding.reshard(x, spec), x)
+                for x, spec in zip(arguments, in_specs, strict=True)
+            )
+        mapped = jax.shard_map(
+            function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_axes()), check_vma=False
+        )
+        return mapped(*arguments)
+
+    return call
+
+
+def _axes() -> dict[str, int]:
+    """Axes and sizes of the mesh that is set, without those over which the caller has mapped already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind != AxisType.Manual}

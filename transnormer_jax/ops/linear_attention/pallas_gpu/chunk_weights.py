@@ -1,4 +1,4 @@
-"""The decay weights of a chunk, made inside the kernel from the places of its tokens: those of `weights.py`."""
+"""The decay weights of a chunk, made inside the kernel from the places of its tokens: those of `decay.py`."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _COLS = plgpu.Layout.WGMMA.reduce(0)
 
 
 class ChunkWeights(NamedTuple):
-    """Float32 weights of one chunk, in the direction of the sweep: see `weights.py`."""
+    """Float32 weights of one chunk, in the direction of the sweep: see `decay.py`."""
 
     intra: Callable[[], Array]  # [C, C]
     head: Array  # [C]

@@ -1,7 +1,7 @@
-"""Where the tokens of packed rows stand, cut into chunks for the kernel, and the borders between the parts of a row."""
+"""Where the tokens of packed rows stand, cut into chunks for the kernel."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from transnormer_jax.ops.linear_attention.pallas_gpu.plan import CHUNK, Plan
 from transnormer_jax.ops.linear_attention.segments import Segments
@@ -22,14 +22,3 @@ def chunk_places(segments: Segments, plan: Plan) -> Int[Array, "B M 4 C"]:
     to_left = jnp.where(run == run_left, position - left, -1)
     to_right = jnp.where(run == run[..., -1:], position[..., -1:] - position, -1)
     return jnp.stack([position, run, to_left, to_right], axis=2)
-
-
-def part_fades(log_decay: Float[Array, " H"], segments: Segments | None, plan: Plan) -> Float[Array, " P #B H"]:
-    """The factor on a state that passes through each part, less one: see `weights.py`."""
-    borders = jnp.minimum(jnp.arange(plan.parts + 1) * plan.chunks * CHUNK, plan.num_tokens)
-    if segments is None:
-        position, run = borders[:, None], jnp.zeros_like(borders[:, None])
-    else:
-        position, run = (jnp.pad(x, ((0, 0), (1, 0)))[:, borders].T for x in segments)  # [P + 1, B]
-    exponent = log_decay[None, None] * jnp.diff(position, axis=0)[..., None].astype(jnp.float32)
-    return jnp.where((run[1:] == run[:-1])[..., None], jnp.expm1(exponent), -1.0)

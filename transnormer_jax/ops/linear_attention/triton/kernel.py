@@ -81,7 +81,7 @@ def sweep(
     DOCUMENTS: tl.constexpr,
     OUTPUT: tl.constexpr,
 ):
-    """One head, one part of a row, one block of values; see weights.py for the formulas.
+    """One head, one part of a row, one block of values; see decay.py for the formulas.
 
     The P parts begin with the `first_part` of the row. With OUTPUT they are all of it. Without, the kernel reads no
     queries and writes no output, and each part returns what it writes to an empty state.

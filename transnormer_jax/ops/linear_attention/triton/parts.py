@@ -6,13 +6,12 @@ output, when the state that enters each part is known. That is half as many byte
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from transnormer_jax.ops.linear_attention.decay import decay_between, scan_states
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.weights import block_weights
 
 # Two programs on each of the 132 multiprocessors of an H100 or H200.
 _FULL = 264
@@ -46,8 +45,8 @@ def cut(num_tokens: int, chunk: int, programs: int, stride: int) -> Cuts:
     return Cuts(-(-num_tokens // tokens), tokens)
 
 
-def combine(
-    written: Float[Array, "B H _ K V"],
+def initial_states(
+    kv_sums: Float[Array, "B H _ K V"],
     state: Float[Array, "B H K V"],
     log_decay: Float[Array, " H"],
     cuts: Cuts,
@@ -56,19 +55,9 @@ def combine(
     *,
     reverse: bool,
 ) -> Float[Array, "B H P K V"]:
-    """The state that enters each part: `state`, and what the parts it passed through wrote, each with its decay.
-
-    A state lies at the boundary where it leaves its part, and the decays between boundaries are those within a block of
-    tokens at these places (weights.py). `written` lacks the part that the state leaves last.
-    """
-    state = state[:, :, None]
-    states = jnp.concatenate([written, state] if reverse else [state, written], axis=2)
-    boundaries = np.minimum((np.arange(cuts.parts) + reverse) * cuts.tokens, num_tokens)
-    if segments is None:
-        places = Segments(jnp.asarray(boundaries[None]), jnp.zeros((1, cuts.parts), jnp.int32))
-    else:  # the place after a token is its own; the place before the row is 0
-        places = Segments(*(jnp.where(boundaries[None] > 0, x[:, boundaries - 1], 0) for x in segments))
-    weights = block_weights(log_decay, cuts.parts, 1, cuts.parts, places)
-    between = (weights.reversed() if reverse else weights).intra[:, 0]
-    between = jnp.broadcast_to(between, (state.shape[0], *between.shape[1:]))
-    return jnp.einsum("bhps,bhskv->bhpkv", between, states, precision=jax.lax.Precision.HIGHEST)
+    """The state that enters each part; `kv_sums` lacks the part that the state leaves last."""
+    chunk_decay = decay_between(log_decay, segments, np.minimum(np.arange(cuts.parts + 1) * cuts.tokens, num_tokens))
+    chunk_decay = chunk_decay[:, 1:] if reverse else chunk_decay[:, :-1]
+    before, after = scan_states(state, chunk_decay, jnp.moveaxis(kv_sums, 2, 1), reverse=reverse)
+    states = [after[:, :1], before] if reverse else [before, after[:, -1:]]
+    return jnp.moveaxis(jnp.concatenate(states, axis=1), 1, 2)

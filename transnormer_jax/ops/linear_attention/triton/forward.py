@@ -10,10 +10,30 @@ from transnormer_jax.ops.hardware import target_hardware
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.triton.blocks import choose_blocks
 from transnormer_jax.ops.linear_attention.triton.launch import compute_capability, launch
-from transnormer_jax.ops.linear_attention.triton.parts import combine, cut
+from transnormer_jax.ops.linear_attention.triton.parts import cut, initial_states
 
 
-def attend(
+def forward(
+    q: Float[Array, "B N H K"],
+    k: Float[Array, "B N H K"],
+    v: Float[Array, "B N H V"],
+    log_decay: Float[Array, " H"],
+    state: Float[Array, "B H K V"],
+    segments: Segments | None,
+    *,
+    chunk_size: int | None,
+    save: bool,
+) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"], None]:
+    """Linear attention; `Backend` explains the arguments.
+
+    Products are accumulated in float32, and float32 arrays are multiplied as such, without tensor cores. `chunk_size`
+    is not used: the chunk is the one that fits the registers (`blocks.py`).
+    """
+    del chunk_size, save
+    return *sweep_rows(q, k, v, log_decay, state, segments, reverse=False), None
+
+
+def sweep_rows(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
@@ -22,14 +42,8 @@ def attend(
     segments: Segments | None,
     *,
     reverse: bool,
-    chunk_size: int | None,
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
-    """Linear attention; see `primitive.py` for the contract of a backend.
-
-    Products are accumulated in float32, and float32 arrays are multiplied as such, without tensor cores. `chunk_size`
-    is not used: the chunk is the one that fits the registers (`blocks.py`).
-    """
-    del chunk_size
+    """Output and final state; with `reverse`, time runs from the last token to the first."""
     from transnormer_jax.ops.linear_attention.triton.kernel import sweep  # needs the package triton
 
     batch, num_tokens, num_heads, key_dim = q.shape
@@ -74,7 +88,7 @@ def attend(
         # The part that the state leaves last writes to no other.
         written_type = jax.ShapeDtypeStruct((*state.shape[:2], cuts.parts - 1, *state.shape[2:]), jnp.float32)
         [written] = run(entering, cuts.parts - 1, int(reverse), [written_type])
-        entering = combine(written, state, log_decay, cuts, num_tokens, segments, reverse=reverse)
+        entering = initial_states(written, state, log_decay, cuts, num_tokens, segments, reverse=reverse)
     out_types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
     out, last_state = run(entering, cuts.parts, 0, out_types)
     return out, last_state
@@ -83,7 +97,7 @@ def attend(
 def decays(log_decay: Float[Array, " H"], chunk: int) -> tuple[Float[Array, " H"], Float[Array, "H S"]]:
     """The logarithm to the base 2 of each head's decay, and what a chunk adds to its state, by the number of steps.
 
-    expm1(log_decay * steps) for 0 to `chunk` steps, and -1 where another document begins; see weights.py.
+    expm1(log_decay * steps) for 0 to `chunk` steps, and -1 where another document starts; see decay.py.
     """
     fade = jnp.expm1(log_decay[:, None] * jnp.arange(chunk + 1)[None])
     return log_decay * math.log2(math.e), jnp.pad(fade, ((0, 0), (0, 1)), constant_values=-1.0)
@@ -92,4 +106,4 @@ def decays(log_decay: Float[Array, " H"], chunk: int) -> tuple[Float[Array, " H"
 def places(segments: Segments | None) -> tuple[Int[Array, "_ _"], Int[Array, "_ _"]]:
     """Positions and runs; without documents the kernels do not read them."""
     nowhere = jnp.zeros((1, 1), jnp.int32)
-    return (nowhere, nowhere) if segments is None else (segments.position, segments.run)
+    return (nowhere, nowhere) if segments is None else (segments.position, segments.segment_index)

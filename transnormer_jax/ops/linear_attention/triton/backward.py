@@ -7,14 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.ops.hardware import target_hardware
+from transnormer_jax.ops.linear_attention.chunked import step_gradient
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.triton.attend import attend, decays, places
 from transnormer_jax.ops.linear_attention.triton.blocks import choose_gradient_blocks
+from transnormer_jax.ops.linear_attention.triton.forward import decays, places, sweep_rows
 from transnormer_jax.ops.linear_attention.triton.launch import compute_capability, launch
 from transnormer_jax.ops.linear_attention.triton.parts import cut
 
 
-def gradients(
+def backward(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
@@ -25,25 +26,26 @@ def gradients(
     d_out: Float[Array, "B N H V"],
     d_state: Float[Array, "B H K V"],
     *,
-    reverse: bool,
+    decay_gradient: bool,
     chunk_size: int | None,
-) -> tuple[Float[Array, "B N H K"], Float[Array, "B N H K"], Float[Array, "B N H V"], Float[Array, "B H K V"]]:
-    """The gradients of q, k, v and the state; see `Backend.gradients`. Nothing is saved for it."""
-    del saved
+) -> tuple[Array, Array, Array, Array | None, Float[Array, "B H K V"]]:
+    """Gradients of q, k, v and the state; `Backend` explains the arguments.
 
-    def call(a: Array, b: Array, c: Array, entering: Array, *, reverse: bool) -> tuple[Array, Array]:
-        return attend(a, b, c, log_decay, entering, segments, reverse=reverse, chunk_size=chunk_size)
-
-    dq, _ = call(d_out, v, k, jnp.swapaxes(state, -1, -2), reverse=reverse)
+    Output and final state are linear in each of q, k, v and the state, and the transpose of a sweep is a sweep in the
+    other direction (in the manner of arXiv 2405.17381, Algorithm 6).
+    """
+    del saved, chunk_size
+    d_steps = step_gradient(q, k, v, log_decay, state, segments, d_out, d_state) if decay_gradient else None
+    dq, _ = sweep_rows(d_out, v, k, log_decay, jnp.swapaxes(state, -1, -2), segments, reverse=False)
     batch, num_tokens, num_heads, key_dim = q.shape
     value_dim = v.shape[3]
     capability = compute_capability(target_hardware())
     blocks = choose_gradient_blocks(key_dim, value_dim, q.dtype, capability)
     stride = num_heads * max(key_dim, value_dim)
     if blocks is None or cut(num_tokens, blocks.chunk, batch * num_heads, stride).parts > 1:
-        dk, _ = call(v, d_out, q, jnp.swapaxes(d_state, -1, -2), reverse=not reverse)
-        dv, d_first_state = call(k, q, d_out, d_state, reverse=not reverse)
-        return dq, dk, dv, d_first_state
+        dk, _ = sweep_rows(v, d_out, q, log_decay, jnp.swapaxes(d_state, -1, -2), segments, reverse=True)
+        dv, d_first_state = sweep_rows(k, q, d_out, log_decay, d_state, segments, reverse=True)
+        return dq, dk, dv, d_steps, d_first_state
 
     from transnormer_jax.ops.linear_attention.triton.gradient_kernel import sweep_gradients  # needs the package triton
 
@@ -62,8 +64,8 @@ def gradients(
             "BLOCK_K": blocks.key,
             "BLOCK_V": blocks.value,
             "CHUNK": blocks.chunk,
-            "REVERSE": not reverse,
+            "REVERSE": True,
             "DOCUMENTS": segments is not None,
         },
     )
-    return dq, dk, dv, d_first_state
+    return dq, dk, dv, d_steps, d_first_state
