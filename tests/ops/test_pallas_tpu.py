@@ -1,209 +1,151 @@
-"""The TPU kernels, emulated on the CPU, equal the recurrence in float64."""
+"""The TPU kernels: emulated on the CPU they equal the definition, alone and on a mesh of devices."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AxisType
 
-from tests.ops.definition import packed_ids, relative_rms
+from tests.ops import test_linear_attention
+from tests.ops.definition import ALL, CASES, TOKEN_CASES, Case, Steps, define, make_inputs, relative_rms
+from tests.ops.test_linear_attention import FLOAT32, apply, apply_with_gradients
 from transnormer_jax.errors import UserError
+from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
-from transnormer_jax.ops.linear_attention.pallas_tpu import backward, forward, layout, unsupported_reason
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Problem, choose_layout
-from transnormer_jax.ops.linear_attention.segments import find_segments
+from transnormer_jax.ops.linear_attention import Problem
+from transnormer_jax.ops.linear_attention.pallas_tpu import layout, unsupported_reason
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import choose_layout
 
-_CONSTANT = "constant"
-_GATES = "gates"  # log-uniform from 1e-3 to 1
-_STRONG = "strong gates"  # 5% of the steps at the floor
+_GATES = Steps(1e-3, 1.0)
 
-
-class Case(NamedTuple):
-    """One row of a table: shapes and what else is given."""
-
-    shape: tuple[int, int, int, int, int]  # B, N, H, K, V
-    decay: str = _CONSTANT
-    documents: bool = False
-    key_heads: int | None = None
-    dtype: Any = jnp.float32
-    max_segments: int | None = None
-    chunk_size: int | None = None
-    block_bytes: int = 2**20
-
-
-CASES = {
-    "one_head_fills_a_register": Case((1, 150, 2, 128, 128)),
-    "two_heads_share": Case((1, 150, 4, 64, 64), documents=True),
-    "four_heads_share": Case((1, 60, 8, 32, 32)),
-    "values_share": Case((1, 90, 2, 128, 64), _GATES),
-    "across_registers": Case((1, 60, 2, 192, 96), documents=True),
-    "several_registers": Case((1, 60, 1, 256, 192)),
-    "more_heads_than_a_block": Case((1, 40, 48, 64, 64), _GATES),
-    "blocks": Case((2, 70, 2, 16, 24), documents=True, chunk_size=16, block_bytes=4096),
-    "blocks_gates": Case((2, 70, 2, 16, 24), _GATES, documents=True, chunk_size=16, block_bytes=4096),
-    "strong_gates": Case((1, 150, 3, 16, 24), _STRONG, documents=True),
-    "grouped_heads": Case((1, 40, 4, 128, 128), _GATES, documents=True, key_heads=2),
-    "grouped_heads_share_values": Case((1, 40, 8, 128, 64), key_heads=2),
-    "grouped_heads_repeated": Case((1, 40, 4, 32, 64), _GATES, key_heads=2),
-    "bfloat16": Case((1, 150, 4, 64, 64), dtype=jnp.bfloat16),
-    "bfloat16_documents": Case((1, 150, 2, 128, 128), documents=True, dtype=jnp.bfloat16),
-    "bfloat16_gates_and_documents": Case((1, 150, 4, 64, 64), _GATES, documents=True, dtype=jnp.bfloat16),
-}
-
-# Documents end inside chunks and between them; some slots are not used.
-STATES_PER_DOCUMENT = {
-    "blocks": Case((2, 70, 2, 16, 24), documents=True, max_segments=6, chunk_size=16, block_bytes=8192),
-    "gates": Case((1, 90, 4, 64, 64), _GATES, documents=True, max_segments=4, chunk_size=32),
-    "grouped_heads": Case((1, 60, 4, 128, 128), documents=True, max_segments=5, key_heads=2),
-    "bfloat16": Case((1, 90, 4, 64, 64), documents=True, max_segments=6, chunk_size=32, dtype=jnp.bfloat16),
-}
+# The ways in which heads share the lanes of a register, and key heads their queries and keys.
+HEAD_CASES = [
+    Case("one_head_fills_a_register", (1, 140, 2, 128, 128), [-0.5, -1e-5], initial_state=True),
+    Case("two_heads_share", (1, 140, 4, 64, 64), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True),
+    Case("four_heads_share", (1, 60, 8, 32, 32), list(np.linspace(-1, -1e-5, 8))),
+    Case("values_share", (1, 90, 2, 128, 64), _GATES, initial_state=True),
+    Case("across_registers", (1, 60, 2, 192, 96), [-0.5, -1e-3], segments=True),
+    Case("several_registers", (1, 60, 1, 256, 192), [-1e-3]),
+    Case("more_heads_than_a_block", (1, 40, 48, 64, 64), _GATES),
+    Case("grouped", (1, 40, 4, 128, 128), _GATES, segments=True, initial_state=True, key_heads=2),
+    Case("grouped_values_share", (1, 40, 8, 128, 64), [-0.5] * 8, initial_state=True, key_heads=2),
+    Case("grouped_repeated", (1, 40, 4, 32, 64), _GATES, key_heads=2),
+]
+# Several blocks of two chunks of 16 tokens; documents that end in chunks and between them, and slots without any.
+BLOCK_CASES = [
+    Case("constant", (3, 70, 2, 16, 24), [-0.5, -1e-5], segments=True, initial_state=True),
+    Case("gates", (3, 71, 2, 16, 24), _GATES, segments=True, initial_state=True),
+    Case("states", (3, 72, 2, 16, 24), [-0.5, -1e-5], segments=True, initial_state=True, max_segments=6),
+    Case("states_gates", (1, 73, 4, 64, 64), _GATES, segments=True, initial_state=True, max_segments=4),
+    Case("states_grouped", (1, 74, 4, 128, 128), _GATES, True, True, key_heads=2, max_segments=5),
+]
 
 
-@pytest.fixture(autouse=True)
-def block_size(request, monkeypatch):
-    """Small blocks, so that a short row has several of them."""
-    case = getattr(request.node, "callspec", None) and request.node.callspec.params.get("case")
-    if case:
-        monkeypatch.setattr(layout, "_GENERATIONS", [layout.Generation("", 128, 1024, case.block_bytes, 2**25)] * 2)
-
-
-@pytest.mark.parametrize("case", STATES_PER_DOCUMENT.values(), ids=STATES_PER_DOCUMENT)
-def test_every_document_has_an_initial_and_a_final_state(case: Case):
-    inputs = make_inputs(case)
-    segments = find_segments(jnp.asarray(inputs["ids"]))
-    assert len(np.unique(inputs["ids"])) > 2
+def assert_equals_definition(case: Case, dtype: Any, bounds: dict[str, float]) -> None:
+    """In an emulator that fills memory with NaN, rows beyond an array's end included, and moves blocks as a TPU."""
     with interpret_kernels(pltpu.InterpretParams()):
-        run = functools.partial(forward, chunk_size=case.chunk_size, save=False)
-        operands = [inputs[name] for name in ("q", "k", "v", "log_decay", "state")]
-        out, states, _ = jax.jit(run)(*operands, segments)
-    bound = 5e-3 if case.dtype == jnp.bfloat16 else 2e-6
-    expected_out, expected_states, *_ = define(inputs)
-    assert relative_rms(out, expected_out) <= bound
-    assert relative_rms(states, expected_states) <= bound
+        test_linear_attention.assert_equals_definition(make_inputs(case, dtype), "pallas_tpu", bounds)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_kernels_equal_the_recurrence(case: Case):
-    inputs = make_inputs(case)
-    names = "out", "state", "dq", "dk", "dv", "d_log_decay", "d_initial_state"
-    bounds = [2e-6, 2e-6, 5e-6, 5e-6, 5e-6, 2e-5, 5e-6]
-    if case.decay == _STRONG:
-        bounds = [2e-5] * 7
-    if case.dtype == jnp.bfloat16:
-        bounds = [5e-3] * 5 + [2e-2, 5e-3]
-    expected = define(inputs)
-    # This emulator fills memory with NaN, rows beyond the end of an array included, and moves blocks as a TPU does.
-    with interpret_kernels(pltpu.InterpretParams()):
-        actual = apply(case, inputs)
-    errors = {name: relative_rms(a, np.asarray(b)) for name, a, b in zip(names, actual, expected, strict=True)}
-    assert all(error <= bound for error, bound in zip(errors.values(), bounds, strict=True)), errors
+@pytest.mark.parametrize("case", [*CASES, *TOKEN_CASES[1:2], *TOKEN_CASES[3:], *HEAD_CASES], ids=lambda case: case.name)
+def test_float32_equals_definition(case: Case):
+    assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
-def make_inputs(case: Case) -> dict[str, np.ndarray]:
-    """Random operands and cotangents; padding is zero and takes no step, as a backend is promised."""
-    rng = np.random.default_rng(sum(case.shape))
-    b, n, h, k, v = case.shape
-    ids = packed_ids(rng, b, n) if case.documents else np.ones((b, n), np.int32)
-    real = (ids != 0)[..., None, None]
-
-    def tokens(heads: int, size: int) -> np.ndarray:
-        return np.asarray(jnp.where(real, jnp.asarray(rng.standard_normal((b, n, heads, size)), case.dtype), 0))
-
-    log_decay = -np.geomspace(0.7, 1e-5, h)
-    if case.decay != _CONSTANT:
-        log_decay = -np.exp(rng.uniform(np.log(1e-3), 0, (b, n, h)))
-        if case.decay == _STRONG:
-            log_decay = np.where(rng.uniform(size=log_decay.shape) < 0.05, -120.0, log_decay)
-        log_decay = np.where(real[..., 0], log_decay, 0)
-    state = (b, h, k, v) if case.max_segments is None else (b, case.max_segments, h, k, v)
-    return {
-        "q": tokens(case.key_heads or h, k),
-        "k": tokens(case.key_heads or h, k),
-        "v": tokens(h, v),
-        "log_decay": log_decay.astype(np.float32),
-        "state": rng.standard_normal(state).astype(np.float32),
-        "ids": ids,
-        "d_out": tokens(h, v),
-        "d_state": rng.standard_normal(state).astype(np.float32),
-    }
+@pytest.mark.parametrize("case", BLOCK_CASES, ids=lambda case: case.name)
+def test_blocks_equal_the_definition(case: Case, monkeypatch):
+    _, _, heads, key_dim, value_dim = case.shape
+    block_bytes = 2 * 16 * heads * max(key_dim, value_dim) * 4
+    monkeypatch.setattr(layout, "_GENERATIONS", [layout.Generation("", 16, 1024, block_bytes, 2**25)] * 2)
+    assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
-def apply(case: Case, inputs: Any) -> list[Any]:
-    """Outputs and gradients of the kernels."""
-
-    @jax.jit
-    def run(q, k, v, log_decay, state, ids, d_out, d_state):
-        segments = find_segments(ids) if case.documents else None
-        out, final_state, saved = forward(q, k, v, log_decay, state, segments, chunk_size=case.chunk_size, save=True)
-        dq, dk, dv, d_steps, d_initial_state = backward(
-            q,
-            k,
-            v,
-            log_decay,
-            segments,
-            final_state,
-            saved,
-            d_out,
-            d_state,
-            chunk_size=case.chunk_size,
-            decay_gradient=True,
-        )
-        index = find_segments(ids)[1]
-        starts = jnp.diff(index, axis=1, prepend=0) > 0
-        d_steps = jnp.where((starts | (ids == 0))[..., None], 0, d_steps)
-        return out, final_state, dq, dk, dv, d_steps if log_decay.ndim == 3 else d_steps.sum((0, 1)), d_initial_state
-
-    return run(*inputs.values())
+@pytest.mark.parametrize("case", [ALL, TOKEN_CASES[1], *HEAD_CASES[:2], BLOCK_CASES[2]], ids=lambda case: case.name)
+def test_bfloat16_equals_definition(case: Case):
+    assert_equals_definition(case, jnp.bfloat16, {"all": 5e-3, "log_decay": 2e-2})
 
 
-def define(inputs: Any) -> list[Any]:
-    """Outputs and gradients of the recurrence in float64."""
-    with jax.enable_x64(True):
-        operands = {name: np.asarray(x, np.float64) for name, x in inputs.items() if name != "ids"}
-        d_out, d_state = operands.pop("d_out"), operands.pop("d_state")
-        return jax.device_get(_outputs_and_gradients(*operands.values(), inputs["ids"], d_out, d_state))
+@pytest.mark.parametrize("segments", [False, True])
+def test_both_directions(segments: bool):
+    # Without causality the row is swept in both directions, and so are its gradients.
+    case = Case("", (1, 40, 2, 64, 64), None, segments=segments, initial_state=True)
+    inputs = jax.tree.map(jnp.asarray, make_inputs(case))
+
+    def results(backend: str, chunk_size: int | None):
+        def attend(q, k, v, state):
+            return linear_attention(
+                q,
+                k,
+                v,
+                initial_state=state,
+                segment_ids=inputs.segment_ids,
+                causal=False,
+                backend=backend,
+                chunk_size=chunk_size,
+            )
+
+        @jax.jit
+        def outputs_and_gradients(*operands):
+            outputs, pull_back = jax.vjp(attend, *operands)
+            return outputs, pull_back((inputs.d_out, inputs.d_state))
+
+        return outputs_and_gradients(*inputs[:3], inputs.initial_state)
+
+    with interpret_kernels():
+        actual = results("pallas_tpu", 16)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(results("chunked", None)), strict=True):
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
 
 
-@jax.jit
-def _outputs_and_gradients(q, k, v, log_decay, state, ids, d_out, d_state):
-    outputs, pull_back = jax.vjp(lambda *x: _recurrence(*x, ids), q, k, v, log_decay, state)
-    return *outputs, *pull_back((d_out, d_state))
+def test_gradient_of_gradient():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 4))
+    log_decay = jnp.array([-0.3, -1e-3])
+
+    def curvature(backend: str):
+        def loss(q, k, v, log_decay):
+            return jnp.sum(linear_attention(q, k, v, log_decay, backend=backend)[0] ** 2)
+
+        def norm(*operands):
+            return sum(jnp.sum(g**2) for g in jax.grad(loss, argnums=(0, 1, 2, 3))(*operands))
+
+        return jax.jit(jax.grad(norm, argnums=(0, 1, 2, 3)))(q, k, v, log_decay)
+
+    with interpret_kernels():
+        actual = curvature("pallas_tpu")
+    for a, b in zip(actual, curvature("chunked"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
 
 
-def _recurrence(q, k, v, log_decay, states, ids):
-    """S <- exp(log_decay) S + k v^T, from 0 or a state of its own where a document begins; padding does nothing."""
-    own_states = states.ndim == 5
-    states = states if own_states else jnp.stack([states, jnp.zeros_like(states)], 1)
-    index = jnp.moveaxis(find_segments(ids)[1], 1, 0)
-    rows = jnp.arange(ids.shape[0])
-    q, k = (jnp.repeat(x, v.shape[2] // q.shape[2], axis=2) for x in (q, k))
+def test_eight_devices_equal_one():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "tensor", "other"), axis_types=(AxisType.Auto,) * 3)
+    inputs = make_inputs(Case("", (2, 40, 4, 8, 8), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True))
+    with interpret_kernels():
+        _, one = apply_with_gradients(inputs, "pallas_tpu")
+        with jax.set_mesh(mesh):
+            _, eight = apply_with_gradients(inputs, "pallas_tpu")
+    assert eight["q"].sharding.spec[:3] == ("data", None, "tensor")
+    for name in one:
+        assert relative_rms(eight[name], np.asarray(one[name], np.float64)) <= 1e-6, name
 
-    def step(carry, token):
-        state, last, ends = carry
-        q, k, v, log_decay, index, real = token
-        starts = index != last
-        state = jnp.where(starts[:, None, None, None], states[rows, index if own_states else 1], state)
-        new = jnp.exp(log_decay)[..., None, None] * state + k[..., None] * v[..., None, :]
-        state = jnp.where(real[:, None, None, None], new, state)
-        ends = ends.at[rows, index if own_states else 0].set(state)
-        return (state, index, ends), jnp.einsum("bhk,bhkv->bhv", q, state)
 
-    log_decay = jnp.broadcast_to(log_decay if log_decay.ndim == 3 else log_decay[None, None], (*ids.shape, v.shape[2]))
-    tokens = [jnp.moveaxis(x, 1, 0) for x in (q, k, v, log_decay)]
-    carry, out = jax.lax.scan(step, (states[:, 0], jnp.zeros_like(index[0]), states), (*tokens, index, (ids != 0).T))
-    ends = carry[2]
-    return jnp.moveaxis(out, 0, 1), ends if own_states else ends[:, 0]
+def test_rows_that_do_not_divide_are_computed_everywhere():
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    inputs = make_inputs(Case("", (3, 20, 2, 8, 8), [-0.5, -1e-5]))
+    with interpret_kernels(), jax.set_mesh(mesh):
+        out, _ = apply(inputs, "pallas_tpu")
+    assert relative_rms(out, define(inputs)[0]) <= 2e-6
 
 
 @pytest.mark.parametrize("kind", ["TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"])
 @pytest.mark.parametrize("head_dim", [32, 64, 128, 192, 256])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_blocks_fill_registers_and_fit(kind: str, head_dim: int, dtype: Any):
-    problem = Problem(8, 8192, 32, head_dim, head_dim, dtype, key_heads=32, decay_per_token=True)
-    chosen = choose_layout(problem, Hardware("tpu", kind), documents=True, chunk_size=None)
+    problem = Problem(8, 8192, 32, head_dim, head_dim, dtype, decay_per_token=True, packed=True)
+    chosen = choose_layout(problem, Hardware("tpu", kind), chunk_size=None)
     assert chosen.heads * head_dim % 128 == 0
     assert 32 % chosen.heads == 0
     assert chosen.vmem_needed() <= chosen.vmem_bytes
@@ -212,24 +154,39 @@ def test_blocks_fill_registers_and_fit(kind: str, head_dim: int, dtype: Any):
 
 def test_a_block_has_all_heads_of_its_keys():
     problem = Problem(8, 8192, 32, 128, 128, jnp.bfloat16, key_heads=2)
-    chosen = choose_layout(problem, Hardware("tpu", "TPU7x"), documents=False, chunk_size=None)
+    chosen = choose_layout(problem, Hardware("tpu", "TPU7x"), chunk_size=None)
     assert chosen.heads == chosen.heads_per_key == 16
 
 
 def test_chunks_fill_registers():
-    problem = Problem(1, 8192, 4, 64, 64, jnp.bfloat16, key_heads=4)
+    problem = Problem(1, 8192, 4, 64, 64, jnp.bfloat16)
     tpu = Hardware("tpu", "TPU v4")
     with pytest.raises(UserError, match="chunk_size is 100: on a TPU give a multiple of 128"):
-        choose_layout(problem, tpu, documents=False, chunk_size=100)
-    assert choose_layout(problem, tpu, documents=False, chunk_size=256).chunk == 256
+        choose_layout(problem, tpu, chunk_size=100)
+    assert choose_layout(problem, tpu, chunk_size=256).chunk == 256
 
 
 def test_what_is_not_supported_says_why():
     tpu = Hardware("tpu", "TPU v6 lite")
-    problem = Problem(1, 8192, 4, 128, 128, jnp.bfloat16, key_heads=4, max_segments=16)
+    problem = Problem(1, 8192, 4, 128, 128, jnp.bfloat16, max_segments=16, packed=True)
     assert unsupported_reason(problem, tpu) is None
     assert "float16" in (unsupported_reason(problem._replace(dtype=jnp.float16), tpu) or "")
     assert unsupported_reason(problem, Hardware("cpu", "cpu")) == "it needs a TPU, and this is a cpu"
     many = unsupported_reason(problem._replace(max_segments=1000), tpu)
     assert many == "1 heads of 128 x 128 need 252 MiB of vector memory, and a kernel may use 56 MiB"
     assert "vector memory" in (unsupported_reason(problem._replace(key_dim=4096, value_dim=4096), tpu) or "")
+    q = jnp.zeros((1, 4, 1, 8))
+    with pytest.raises(UserError, match="'pallas_tpu' cannot be used here: it needs a TPU, and this is a cpu; take"):
+        linear_attention(q, q, q, backend="pallas_tpu")
+
+
+def test_the_document_before_leaves_nothing_not_even_in_the_rounding():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 16, 1, 8))
+    ids = (1 + jnp.arange(16) // 8)[None]
+    k = jnp.where(ids[..., None, None] == 1, 1e4 * k, k)
+    with interpret_kernels():
+        attend = jax.jit(functools.partial(linear_attention, backend="pallas_tpu", chunk_size=4))
+        out, state = attend(q, k, v, segment_ids=ids)
+    alone, alone_state = jax.jit(linear_attention)(q[:, 8:], k[:, 8:], v[:, 8:])
+    assert relative_rms(out[:, 8:], np.asarray(alone, np.float64)) <= 1e-6
+    assert relative_rms(state, np.asarray(alone_state, np.float64)) <= 1e-6

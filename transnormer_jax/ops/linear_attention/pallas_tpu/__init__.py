@@ -1,15 +1,18 @@
 """Linear attention on TPU: a fused forward and a fused backward kernel in Pallas."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from transnormer_jax.ops.hardware import Hardware, interpret_mode, target_hardware
+from transnormer_jax.ops.linear_attention.backends import Problem
+from transnormer_jax.ops.linear_attention.decay import LogDecay
 from transnormer_jax.ops.linear_attention.pallas_tpu.backward import backward_kernel
 from transnormer_jax.ops.linear_attention.pallas_tpu.documents import document_borders
 from transnormer_jax.ops.linear_attention.pallas_tpu.forward import forward_kernel
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout, Problem, choose_layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout, choose_layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import decay_operands
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
 
@@ -20,31 +23,30 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
         return f"it needs a TPU, and this is a {hardware.platform}"
     if problem.dtype == jnp.float16:
         return "a TPU computes in bfloat16 and float32, not in float16"
-    layout = choose_layout(problem, hardware, documents=True, chunk_size=None)
-    needed = layout.vmem_needed()
-    if needed > layout.vmem_bytes:
-        return (
-            f"{layout.heads} heads of {problem.key_dim} x {problem.value_dim} need {needed / 2**20:.0f} MiB of vector "
-            f"memory, and a kernel may use {layout.vmem_bytes / 2**20:.0f} MiB"
-        )
+    layout = choose_layout(problem, hardware, chunk_size=None)
+    needed, available = (size / 2**20 for size in (layout.vmem_needed(), layout.vmem_bytes))
+    if needed > available:
+        heads = f"{layout.heads} heads of {problem.key_dim} x {problem.value_dim}"
+        return f"{heads} need {needed:.0f} MiB of vector memory, and a kernel may use {available:.0f} MiB"
     return None
 
 
 def forward(
-    q: Float[Array, "B N Hq K"],
-    k: Float[Array, "B N Hq K"],
+    q: Float[Array, "B N G K"],
+    k: Float[Array, "B N G K"],
     v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"] | Float[Array, "B N H"],
+    log_decay: LogDecay,
     state: Float[Array, "B *S H K V"],
     segments: Segments | None,
     *,
     chunk_size: int | None,
     save: bool,
-) -> tuple[Array, Array, Array | None]:
-    """Linear attention; see `primitive.py` for the contract of a backend.
+) -> tuple[Array, Array, Any]:
+    """Linear attention; `backends.Backend` has the contract.
 
     Key heads that several heads share are read where they are if K is a multiple of 128, else they are repeated first.
-    What is saved are the states before each block, [B, blocks, K, H * V]; nothing with a state per document.
+    What is saved are the states before each block, [B, blocks, K, H * V], and the final state; nothing with a state
+    per document.
     """
     q, k = _repeat_keys(q, k, v)
     max_segments = None if state.ndim == 4 else state.shape[1]
@@ -53,48 +55,42 @@ def forward(
     layout = _layout(q, v, log_decay, segments, chunk_size, max_segments)
     decay = decay_operands(layout, log_decay, segments)
     borders = [] if segments is None or max_segments is None else document_borders(layout, segments)
-    out, final_state, *saved = forward_kernel(
+    save = save and max_segments is None
+    out, final, *saved = forward_kernel(
         layout, _flat(q), _flat(k), _flat(v), decay, _flat_state(state), borders, save=save
     )
-    return out.reshape(v.shape), _state(final_state, state), saved[0] if save else None
+    final = _state(final, state)
+    return out.reshape(v.shape), final, (saved[0], final) if save else None
 
 
 def backward(
-    q: Float[Array, "B N Hq K"],
-    k: Float[Array, "B N Hq K"],
+    q: Float[Array, "B N G K"],
+    k: Float[Array, "B N G K"],
     v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"] | Float[Array, "B N H"],
+    log_decay: LogDecay,
+    state: Float[Array, "B H K V"],
     segments: Segments | None,
-    final_state: Float[Array, "B H K V"],
-    saved: Float[Array, "B blocks K HV"],
+    saved: tuple[Array, Array],
     d_out: Float[Array, "B N H V"],
-    d_state: Float[Array, "B H K V"],
+    d_final: Float[Array, "B H K V"],
     *,
-    chunk_size: int | None,
     decay_gradient: bool,
+    chunk_size: int | None,
 ) -> tuple[Array, Array, Array, Array | None, Array]:
-    """Gradients of q, k, v, of the decay of each token (or None), and of the initial state."""
-    key_heads = q.shape[2]
+    """Gradients of q, k, v, of the log decay of each token (or None), and of the initial state."""
+    del state
+    states, final = saved
+    shape = *q.shape[:3], -1, q.shape[3]
     q, k = _repeat_keys(q, k, v)
     layout = _layout(q, v, log_decay, segments, chunk_size)
     decay = decay_operands(layout, log_decay, segments)
-    dq, dk, dv, d_initial_state, *rows = backward_kernel(
-        layout,
-        _flat(q),
-        _flat(k),
-        _flat(v),
-        decay,
-        saved,
-        _flat(d_out),
-        _flat_state(d_state),
-        decay_gradient=decay_gradient,
-    )
-    d_log_decay = None
-    if decay_gradient:
-        d_log_decay = _d_log_decay(layout, rows[0], jnp.sum(final_state * d_state, axis=(2, 3)))
-    dq, dk = (x.reshape(*x.shape[:2], key_heads, -1, q.shape[3]) for x in (dq, dk))
-    dq, dk = (x[:, :, :, 0] if x.shape[3] == 1 else x.astype(jnp.float32).sum(3).astype(q.dtype) for x in (dq, dk))
-    return dq, dk, dv.reshape(v.shape), d_log_decay, _state(d_initial_state, d_state)
+    operands = _flat(q), _flat(k), _flat(v), decay, states, _flat(d_out), _flat_state(d_final)
+    dq, dk, dv, d_state, *rows = backward_kernel(layout, *operands, decay_gradient=decay_gradient)
+    d_steps = _d_steps(layout, rows[0], jnp.sum(final * d_final, axis=(2, 3))) if decay_gradient else None
+    if dq.shape[2] > shape[2] * shape[4]:  # of repeated heads
+        dq, dk = (x.reshape(shape).astype(jnp.float32).sum(3).astype(x.dtype) for x in (dq, dk))
+    dq, dk = (x.reshape(*shape[:3], shape[4]) for x in (dq, dk))
+    return dq, dk, dv.reshape(v.shape), d_steps, _state(d_state, d_final)
 
 
 def _layout(
@@ -105,9 +101,8 @@ def _layout(
     chunk_size: int | None,
     max_segments: int | None = None,
 ) -> Layout:
-    b, n, h, value_dim = v.shape
-    problem = Problem(b, n, h, q.shape[3], value_dim, q.dtype, q.shape[2], log_decay.ndim == 3, max_segments)
-    return choose_layout(problem, target_hardware(), documents=segments is not None, chunk_size=chunk_size)
+    problem = Problem.of(q, v, log_decay, max_segments, packed=segments is not None)
+    return choose_layout(problem, target_hardware(), chunk_size)
 
 
 def _repeat_keys(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -118,7 +113,7 @@ def _repeat_keys(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     return jnp.repeat(q, repeats, axis=2), jnp.repeat(k, repeats, axis=2)
 
 
-def _d_log_decay(layout: Layout, rows: Float[Array, "B G R N"], last_border: Float[Array, "B H"]) -> Array:
+def _d_steps(layout: Layout, rows: Float[Array, "B G R N"], last_border: Float[Array, "B H"]) -> Array:
     """The gradient of each token's log decay [B, N, H]: that of every later c_t in its chunk, and of the border."""
     batch, heads = rows.shape[0], layout.heads
     rows = rows[:, :, : 2 * layout.heads].reshape(

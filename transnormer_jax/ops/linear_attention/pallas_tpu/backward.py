@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.hardware import interpret_mode
+from transnormer_jax.ops.linear_attention.decay import decay_and_add
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     Group,
@@ -40,7 +41,6 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import (
     Chunk,
     DecayOperands,
-    decay_and_add,
     decay_specs,
 )
 

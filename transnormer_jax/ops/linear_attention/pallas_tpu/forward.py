@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.hardware import interpret_mode
+from transnormer_jax.ops.linear_attention.decay import decay_and_add
 from transnormer_jax.ops.linear_attention.pallas_tpu.documents import cross_borders
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
@@ -27,7 +28,7 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     read_state,
     stack,
 )
-from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands, decay_and_add, decay_specs
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands, decay_specs
 
 # Groups whose products are interleaved: with more of them the scores no longer fit in registers.
 _GROUPS_PER_STAGE = 4

@@ -8,7 +8,7 @@ features do not fill the 128 lanes of a register go through the matrix unit toge
 import dataclasses
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -17,23 +17,10 @@ from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.hardware import Hardware
+from transnormer_jax.ops.linear_attention.backends import Problem
+from transnormer_jax.ops.linear_attention.decay import FLOOR
 
 LANES = 128
-FLOOR = -120.0
-
-
-class Problem(NamedTuple):
-    """Stands for `backends.Problem` until that has these fields."""
-
-    batch: int
-    num_tokens: int
-    num_heads: int
-    key_dim: int
-    value_dim: int
-    dtype: Any = jnp.float32
-    key_heads: int = 0
-    decay_per_token: bool = False
-    max_segments: int | None = None
 
 
 class Generation(NamedTuple):
@@ -69,7 +56,6 @@ class Layout:
 
     Attributes:
       problem: the sizes of the call.
-      documents: whether rows are packed documents.
       chunk: tokens per matrix product.
       chunks: chunks per block.
       heads: heads per block.
@@ -78,7 +64,6 @@ class Layout:
     """
 
     problem: Problem
-    documents: bool
     chunk: int
     chunks: int
     heads: int
@@ -108,7 +93,7 @@ class Layout:
     @property
     def heads_per_key(self) -> int:
         """Heads that read one key head."""
-        return self.problem.num_heads // self.problem.key_heads
+        return self.problem.num_heads // (self.problem.key_heads or self.problem.num_heads)
 
     @property
     def state_shape(self) -> tuple[int, int]:
@@ -121,7 +106,7 @@ class Layout:
 
         In half precision this is also the cheaper form for documents: their borders become steps of the decay.
         """
-        return self.problem.decay_per_token or (self.documents and not self.exact)
+        return self.problem.decay_per_token or (self.problem.packed and not self.exact)
 
     @property
     def exact(self) -> bool:
@@ -131,7 +116,7 @@ class Layout:
     @property
     def num_step_rows(self) -> int:
         """The first rows of `decay_operands`: one per head, one for all heads, or none."""
-        return self.heads if self.per_token else int(self.documents)
+        return self.heads if self.per_token else int(self.problem.packed)
 
     @property
     def num_rows(self) -> int:
@@ -212,7 +197,7 @@ class Layout:
         )
 
 
-def choose_layout(problem: Problem, hardware: Hardware, *, documents: bool, chunk_size: int | None) -> Layout:
+def choose_layout(problem: Problem, hardware: Hardware, chunk_size: int | None) -> Layout:
     """The layout for a call, by the generation of the TPU and the size of the heads.
 
     It is the largest that fits in VMEM, or the smallest there is if none does.
@@ -233,7 +218,7 @@ def choose_layout(problem: Problem, hardware: Hardware, *, documents: bool, chun
         bytes_per_chunk = chunk * heads * max(problem.key_dim, problem.value_dim) * size
         chunks = min(max(1, generation.block_bytes // bytes_per_chunk), -(-problem.num_tokens // chunk))
         for chunks in itertools.takewhile(bool, (chunks >> i for i in itertools.count())):
-            layout = Layout(problem, documents, chunk, chunks, heads, group, generation.vmem_bytes)
+            layout = Layout(problem, chunk, chunks, heads, group, generation.vmem_bytes)
             if layout.vmem_needed() <= layout.vmem_bytes:
                 return layout
     return layout
@@ -241,8 +226,8 @@ def choose_layout(problem: Problem, hardware: Hardware, *, documents: bool, chun
 
 def _heads_per_block(problem: Problem, group: int, lanes: int) -> list[int]:
     """The numbers of heads that fill whole registers, the one closest to the block's width first; else all heads."""
-    unit = math.lcm(group, problem.num_heads // problem.key_heads)
-    key_unit = problem.num_heads // problem.key_heads * LANES // math.gcd(problem.key_dim, LANES)
+    heads_per_key = problem.num_heads // (problem.key_heads or problem.num_heads)
+    unit, key_unit = math.lcm(group, heads_per_key), heads_per_key * LANES // math.gcd(problem.key_dim, LANES)
     whole = [
         heads
         for heads in range(unit, problem.num_heads + 1, unit)

@@ -19,7 +19,8 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import FLOOR, LANES, Layout
+from transnormer_jax.ops.linear_attention.decay import FLOOR
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, join
 from transnormer_jax.ops.linear_attention.segments import Segments
 
@@ -100,11 +101,6 @@ def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = Fals
     if operands.rows is not None:
         specs.append(layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse))
     return specs
-
-
-def decay_and_add(state: Array, chunk_decay: Array, kv_sum: Array) -> Array:
-    """As in `linear_attention/decay.py`."""
-    return (state + chunk_decay * state) + kv_sum
 
 
 class Chunk:
@@ -203,7 +199,7 @@ class Chunk:
             return join([steps(head) + steps(layout.heads + head) if layout.exact else steps(head) for head in heads])
         rates = [self._operands.rates[pl.program_id(1) * layout.heads + head] for head in heads]
         rate = rates[0] if len(heads) == 1 else join([jnp.full((1, LANES), rate) for rate in rates])
-        return rate * steps(0) + steps(1) if layout.documents else rate * steps(0)
+        return rate * steps(0) + steps(1) if layout.problem.packed else rate * steps(0)
 
 
 def _lanes(x: Array, size: int) -> Array:
