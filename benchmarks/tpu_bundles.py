@@ -60,7 +60,9 @@ class Replay:
     unknown_branches: int
 
 
-def replay(bundles: str, utilization: str, *, core: int, delay_slots: int, granule_bytes: int) -> Replay:
+def replay(
+    bundles: str, utilization: str, *, core: int, delay_slots: int, granule_bytes: int, turns: int | None = None
+) -> Replay:
     """Replays a kernel on one core.
 
     Args:
@@ -69,22 +71,28 @@ def replay(bundles: str, utilization: str, *, core: int, delay_slots: int, granu
       core: index of the core, among those that share the grid.
       delay_slots: bundles after a branch that come in any case.
       granule_bytes: the unit in which copies state their size.
+      turns: how often inner loops turn whose number of turns depends on data, in all steps along the last axis of the
+        grid together. What one turn takes is the difference between two turns of each loop and one.
 
     Raises:
-      ValueError: the size of a copy, or how often an inner loop turns, depends on data.
+      ValueError: the size of a copy depends on data, or how often an inner loop turns does and `turns` is None.
     """
     program = _Program(bundles)
-    machine = _Machine(program, core, delay_slots)
-    runs = machine.run()
+    machine = _Machine(program, core, delay_slots, None if turns is None else 1)
+    runs: list[float] = [*machine.run()]
     grid = tuple(int(n) for n in (_GRID.search(bundles) or ["", "1"])[1].split(",") if n.strip())
-    cycles, steps = sum(runs), math.prod(grid)
+    if turns is not None and machine.unknown_loops:
+        more = turns * math.prod(grid[:-1]) / machine.unknown_loops - 1
+        twice = _Machine(program, core, delay_slots, 2).run()
+        runs = [once + more * (two - once) for once, two in zip(runs, twice, strict=True)]
+    cycles, steps = round(sum(runs)), math.prod(grid)
     slots, rows = _slots(utilization)
     used = {name: sum(n * row[i] for n, row in zip(runs, rows, strict=True)) for i, name in enumerate(slots)}
     return Replay(
         bundles=len(runs),
         grid=grid,
         cycles=cycles,
-        issued=cycles - sum(itertools.compress(runs, program.empty)),
+        issued=cycles - round(sum(itertools.compress(runs, program.empty))),
         loop_cycles=sum(n for n in runs if n >= steps) / steps,
         utilization={name: used[name] / (cycles * capacity) for name, capacity in slots.items()},
         spills=(used["VLOAD:FILL"] + used["VSTORE:SPILL"]) / steps,
@@ -167,8 +175,10 @@ def _instruction(text: str) -> _Instruction:
 class _Machine:
     """A core that knows its scalars only."""
 
-    def __init__(self, program: _Program, core: int, delay_slots: int):
-        self.read_granules = self.written_granules = self.unknown_branches = 0
+    def __init__(self, program: _Program, core: int, delay_slots: int, turns: int | None):
+        self.read_granules = self.written_granules = self.unknown_branches = self.unknown_loops = 0
+        self._turns = turns
+        self._turned = 1
         self._bundles = program.bundles
         self._busy = [i for i, bundle in enumerate(program.bundles) if bundle]
         self._delay_slots = delay_slots
@@ -227,9 +237,18 @@ class _Machine:
         target = int(x.operands[0])
         if holds is None:
             if target <= index:
-                raise ValueError("how often an inner loop turns depends on data")
+                return self._turn(target)
             self.unknown_branches += 1
         return target if holds else None
+
+    def _turn(self, target: int) -> int | None:
+        """The end of a turn of a loop whose number of turns depends on data."""
+        if self._turns is None:
+            raise ValueError("how often an inner loop turns depends on data")
+        again = self._turned < self._turns
+        self._turned = self._turned + 1 if again else 1
+        self.unknown_loops += not again
+        return target if again else None
 
     def _copy(self, x: _Instruction, holds: bool | None) -> None:
         origin, destination = x.operation.removeprefix("dma.").split("_to_")

@@ -99,11 +99,13 @@ class Job:
       generation: a name in `GENERATIONS`.
       function: "module:function", which returns a function and its operands as `jax.ShapeDtypeStruct`s.
       arguments: its keyword arguments, as JSON knows them.
+      turns: as `replay` takes it.
     """
 
     generation: str
     function: str
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    turns: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _compile(job: Job, directory: Path) -> Compiled:
             start = time.perf_counter()
             compiled = jax.jit(function, in_shardings=everything).lower(*operands).compile()
         seconds = time.perf_counter() - start
-        kernels = tuple(_kernels(generation, directory))
+        kernels = tuple(_kernels(generation, directory, job.turns))
     except Exception as error:  # A kernel can fail to compile in many ways; the others must still be seen.
         return Compiled(failed=one_line(error))
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
@@ -217,7 +219,7 @@ def _compile(job: Job, directory: Path) -> Compiled:
     return Compiled(kernels, copied_bytes(hlo), accessed, memory.temp_size_in_bytes, seconds)
 
 
-def _kernels(generation: Generation, directory: Path) -> Iterator[Kernel]:
+def _kernels(generation: Generation, directory: Path, turns: int | None) -> Iterator[Kernel]:
     """Reads the dumps of the kernels of one program."""
     for analysis in sorted(directory.glob("*schedule-analysis_packed-bundles-post-ra.txt")):
         stem, _, _ = analysis.name.rpartition("-schedule-analysis")
@@ -232,6 +234,7 @@ def _kernels(generation: Generation, directory: Path) -> Iterator[Kernel]:
         bundles = read("packed-bundles-post-ra")
         utilization = read("pre-delay_hlo-static-per-bundle-utilization")
         hardware = {"delay_slots": generation.delay_slots, "granule_bytes": generation.granule_bytes}
+        hardware["turns"] = turns
         yield Kernel(
             name=name,
             vmem_bytes=_vmem_bytes(read("pre-finalize-registers-and-allocations")),

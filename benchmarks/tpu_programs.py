@@ -27,8 +27,10 @@ class Program:
     Attributes:
       around: "nothing"; "projections" from [B, N, 2048] to q, k and v and back; or the model's "layer", which is one
         with LRPE where K = 2V.
-      training: whether the gradients of all floating-point operands but the decay are taken, too.
+      training: whether the gradients of all floating-point operands are taken, too, but that of a constant decay.
+      gates: whether there is a decay per token and head, not a constant one per head.
       documents: whether rows are packed documents.
+      states: number of documents of a row whose states are given and returned, or 0.
       batch: rows B.
       num_tokens: tokens N.
       heads: heads H.
@@ -39,7 +41,9 @@ class Program:
 
     around: str = "nothing"
     training: bool = False
+    gates: bool = False
     documents: bool = False
+    states: int = 0
     batch: int = 8
     num_tokens: int = 8192
     heads: int = 32
@@ -54,10 +58,14 @@ class Program:
 
     def least_bytes(self, role: str) -> int:
         """The bytes that "forward" or "backward" cannot avoid to move."""
-        return least_bytes(role, self.token_heads, self.key_dim, self.value_dim, jnp.dtype(self.dtype).itemsize)
+        states = 2 * 4 * self.batch * self.states * self.heads * self.key_dim * self.value_dim
+        itemsize = jnp.dtype(self.dtype).itemsize
+        return states + least_bytes(role, self.token_heads, self.key_dim, self.value_dim, itemsize)
 
 
 _TRAINING = Program(training=True)
+_GATES = dataclasses.replace(_TRAINING, gates=True)
+_PREFILL = Program(documents=True, batch=1, num_tokens=16384, heads=64)
 _LONG = Program(training=True, batch=1, num_tokens=131072, heads=16)
 # XLA hands a program operands of such an N with B among the tiles, and copies them: that is no copy in a model.
 _RAGGED = Program(training=True, documents=True, num_tokens=4100, heads=16)
@@ -69,6 +77,11 @@ PROGRAMS = {
     "training_64": dataclasses.replace(_TRAINING, key_dim=64, value_dim=64),
     "training_lrpe": dataclasses.replace(_TRAINING, key_dim=128, value_dim=64),
     "training_documents": dataclasses.replace(_TRAINING, documents=True),
+    "training_gates": _GATES,
+    "training_gates_64": dataclasses.replace(_GATES, key_dim=64, value_dim=64),
+    "training_gates_documents": dataclasses.replace(_GATES, documents=True),
+    "prefill": _PREFILL,
+    **{f"prefill_states_{n}": dataclasses.replace(_PREFILL, states=n) for n in (1, 4, 16)},
     "training_float32": dataclasses.replace(_TRAINING, dtype="float32"),
     "projections": Program("projections"),
     "projections_training": Program("projections", training=True),
@@ -85,7 +98,8 @@ PROGRAMS = {
 
 def program_job(generation: str, program: Program) -> Job:
     """What `compile_programs` takes."""
-    return Job(generation, f"{build.__module__}:{build.__name__}", dataclasses.asdict(program))
+    turns = program.states - 1 if program.states else None  # one for each border between documents
+    return Job(generation, f"{build.__module__}:{build.__name__}", dataclasses.asdict(program), turns)
 
 
 def build(**fields: Any) -> tuple[Callable[..., Any], _Operands]:
@@ -93,15 +107,22 @@ def build(**fields: Any) -> tuple[Callable[..., Any], _Operands]:
     program = Program(**fields)
     kinds = {"nothing": _alone, "projections": _between_projections, "layer": _layer}
     function, differentiable = kinds[program.around](program)
-    more = [jax.ShapeDtypeStruct((program.heads,), jnp.float32)]  # the decay, and the documents if there are any
+    tokens, state = (program.batch, program.num_tokens), (program.heads, program.key_dim, program.value_dim)
+    # The decay, and the documents and their states if there are any.
+    more = [jax.ShapeDtypeStruct((*tokens, program.heads) if program.gates else (program.heads,), jnp.float32)]
     if program.documents:
-        more.append(jax.ShapeDtypeStruct((program.batch, program.num_tokens), jnp.int32))
+        more.append(jax.ShapeDtypeStruct(tokens, jnp.int32))
+    if program.states:
+        more.append(jax.ShapeDtypeStruct((program.batch, program.states, *state), jnp.float32))
     if not program.training:
         return function, (*differentiable, more)
 
     def training(*operands: Any) -> Any:
-        *inputs, more, cotangent = operands
-        out, pullback = jax.vjp(lambda *inputs: function(*inputs, more), *inputs)
+        *inputs, (decay, *others), cotangent = operands
+        if program.gates:
+            out, pullback = jax.vjp(lambda decay, *inputs: function(*inputs, [decay, *others]), decay, *inputs)
+        else:
+            out, pullback = jax.vjp(lambda *inputs: function(*inputs, [decay, *others]), *inputs)
         return out, pullback(cotangent)
 
     return training, (*differentiable, more, jax.eval_shape(function, *differentiable, more))
@@ -142,7 +163,7 @@ def _layer(program: Program) -> tuple[_Function, _Operands]:
     position = jnp.arange(program.num_tokens)[None]
 
     def function(parameters: Any, x: Array, more: list[Array]) -> Array:
-        log_decay, documents = _decay_and_documents(more)
+        log_decay, documents, _ = _decay_and_documents(more)
         return layer.apply(parameters, x, log_decay, position, documents, None)[0]
 
     x, log_decay = _tokens(program, _MODEL_DIM), jax.ShapeDtypeStruct((program.heads,), jnp.float32)
@@ -154,13 +175,23 @@ def _layer(program: Program) -> tuple[_Function, _Operands]:
 
 def _attend(program: Program, flat: list[Array], more: list[Array]) -> Array:
     q, k, v = (x.reshape(*x.shape[:2], program.heads, -1) for x in flat)
-    log_decay, documents = _decay_and_documents(more)
-    out, _ = linear_attention(q, k, v, log_decay, segment_ids=documents, backend=_BACKEND)
+    log_decay, documents, states = _decay_and_documents(more)
+    out, _ = linear_attention(
+        q,
+        k,
+        v,
+        log_decay,
+        initial_state=states,
+        segment_ids=documents,
+        max_segments=program.states or None,
+        backend=_BACKEND,
+    )
     return out.reshape(*out.shape[:2], -1)
 
 
-def _decay_and_documents(more: list[Array]) -> tuple[Array, Array | None]:
-    return more[0], more[1] if len(more) > 1 else None
+def _decay_and_documents(more: list[Array]) -> list[Any]:
+    """The decay, the documents or None, and their states or None."""
+    return [*more, None, None][:3]
 
 
 def _feature_sizes(program: Program) -> tuple[int, int, int]:

@@ -19,7 +19,7 @@ iteration_bounds: (2, 3) */ }
 """
 
 
-def replayed(schedule: str = SCHEDULE) -> Replay:
+def replayed(schedule: str = SCHEDULE, turns: int | None = None) -> Replay:
     rows = "\n".join("1 0 1 0" if i == 1 else "0 0 0 0" for i in range(12))
     utilization = f"== CAPACITY:\nMATMUL, XLU, VLOAD:FILL, VSTORE:SPILL\n4 3 1 1\n== UTILIZATION:\n{rows}\n"
-    return replay(schedule, utilization, core=0, delay_slots=1, granule_bytes=32)
+    return replay(schedule, utilization, core=0, delay_slots=1, granule_bytes=32, turns=turns)

@@ -1,6 +1,7 @@
 """The TPU kernels: emulated on the CPU they equal the definition, alone and on a mesh of devices."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,39 +10,63 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
-from tests.ops.emulation import assert_equals_definition
-from tests.ops.test_linear_attention import apply, apply_with_gradients
+from tests.ops import test_linear_attention
+from tests.ops.definition import ALL, CASES, TOKEN_CASES, Case, Steps, define, make_inputs, relative_rms
+from tests.ops.test_linear_attention import FLOAT32, apply, apply_with_gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
 from transnormer_jax.ops.linear_attention import Problem
-from transnormer_jax.ops.linear_attention.pallas_tpu import refusal
+from transnormer_jax.ops.linear_attention.pallas_tpu import layout, unsupported_reason
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import choose_layout
 
-# The ways in which heads share the lanes of a register.
+_GATES = Steps(1e-3, 1.0)
+
+# The ways in which heads share the lanes of a register, and key heads their queries and keys.
 HEAD_CASES = [
-    Case("one_head_fills_a_register", (1, 270, 2, 128, 128), [-0.5, -1e-5], initial_state=True),
-    Case("two_heads_share", (1, 270, 4, 64, 64), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True),
-    Case("values_share", (1, 150, 2, 128, 64), [-0.5, -1e-5], initial_state=True),
-    Case("four_heads_share", (1, 100, 8, 32, 32), list(np.linspace(-1, -1e-5, 8))),
-    Case("odd_heads", (1, 90, 3, 64, 64), [-0.5, -0.1, -1e-3]),
-    Case("across_registers", (1, 90, 2, 192, 96), [-0.5, -1e-3], segments=True),
-    Case("several_registers", (1, 90, 1, 256, 192), [-1e-3]),
-    Case("three_blocks", (1, 1100, 2, 128, 128), [-0.5, -1e-5], segments=True, initial_state=True),
-    Case("more_heads_than_a_block", (1, 40, 24, 64, 64), list(np.linspace(-1, -1e-5, 24))),
+    Case("one_head_fills_a_register", (1, 140, 2, 128, 128), [-0.5, -1e-5], initial_state=True),
+    Case("two_heads_share", (1, 140, 4, 64, 64), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True),
+    Case("four_heads_share", (1, 60, 8, 32, 32), list(np.linspace(-1, -1e-5, 8))),
+    Case("values_share", (1, 90, 2, 128, 64), _GATES, initial_state=True),
+    Case("across_registers", (1, 60, 2, 192, 96), [-0.5, -1e-3], segments=True),
+    Case("several_registers", (1, 60, 1, 256, 192), [-1e-3]),
+    Case("more_heads_than_a_block", (1, 40, 48, 64, 64), _GATES),
+    Case("grouped", (1, 40, 4, 128, 128), _GATES, segments=True, initial_state=True, key_heads=2),
+    Case("grouped_values_share", (1, 40, 8, 128, 64), [-0.5] * 8, initial_state=True, key_heads=2),
+    Case("grouped_repeated", (1, 40, 4, 32, 64), _GATES, key_heads=2),
+]
+# Several blocks of two chunks of 16 tokens; documents that end in chunks and between them, and slots without any.
+BLOCK_CASES = [
+    Case("constant", (3, 70, 2, 16, 24), [-0.5, -1e-5], segments=True, initial_state=True),
+    Case("gates", (3, 71, 2, 16, 24), _GATES, segments=True, initial_state=True),
+    Case("states", (3, 72, 2, 16, 24), [-0.5, -1e-5], segments=True, initial_state=True, max_segments=6),
+    Case("states_gates", (1, 73, 4, 64, 64), _GATES, segments=True, initial_state=True, max_segments=4),
+    Case("states_grouped", (1, 74, 4, 128, 128), _GATES, True, True, key_heads=2, max_segments=5),
 ]
 
 
-@pytest.mark.parametrize("case", [*CASES, *HEAD_CASES], ids=lambda case: case.name)
+def assert_equals_definition(case: Case, dtype: Any, bounds: dict[str, float]) -> None:
+    """In an emulator that fills memory with NaN, rows beyond an array's end included, and moves blocks as a TPU."""
+    with interpret_kernels(pltpu.InterpretParams()):
+        test_linear_attention.assert_equals_definition(make_inputs(case, dtype), "pallas_tpu", bounds)
+
+
+@pytest.mark.parametrize("case", [*CASES, *TOKEN_CASES[1:2], *TOKEN_CASES[3:], *HEAD_CASES], ids=lambda case: case.name)
 def test_float32_equals_definition(case: Case):
-    # This emulator fills memory with NaN, rows beyond the end of an array included, and moves blocks as a TPU does.
-    assert_equals_definition("pallas_tpu", case, jnp.float32, 5e-6, pltpu.InterpretParams())
+    assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
-@pytest.mark.parametrize("case", [CASES[-1], *HEAD_CASES[:2]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BLOCK_CASES, ids=lambda case: case.name)
+def test_blocks_equal_the_definition(case: Case, monkeypatch):
+    _, _, heads, key_dim, value_dim = case.shape
+    block_bytes = 2 * 16 * heads * max(key_dim, value_dim) * 4
+    monkeypatch.setattr(layout, "_GENERATIONS", [layout.Generation("", 16, 1024, block_bytes, 2**25)] * 2)
+    assert_equals_definition(case, jnp.float32, FLOAT32)
+
+
+@pytest.mark.parametrize("case", [ALL, TOKEN_CASES[1], *HEAD_CASES[:2], BLOCK_CASES[2]], ids=lambda case: case.name)
 def test_bfloat16_equals_definition(case: Case):
-    assert_equals_definition("pallas_tpu", case, jnp.bfloat16, 5e-3)
+    assert_equals_definition(case, jnp.bfloat16, {"all": 5e-3, "log_decay": 2e-2})
 
 
 @pytest.mark.parametrize("segments", [False, True])
@@ -116,32 +141,42 @@ def test_rows_that_do_not_divide_are_computed_everywhere():
 
 
 @pytest.mark.parametrize("kind", ["TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"])
-@pytest.mark.parametrize("head_dim", [64, 128, 192, 256])
-def test_blocks_fill_registers_and_fit(kind: str, head_dim: int):
-    for dtype in (jnp.bfloat16, jnp.float32):
-        problem = Problem(8, 8192, 32, head_dim, head_dim, dtype)
-        layout = choose_layout(problem, Hardware("tpu", kind), reverse=False, chunk_size=None)
-        lanes = layout.heads * head_dim
-        assert lanes % 128 == 0
-        assert 32 % layout.heads == 0
-        arrays = 14 * layout.block * lanes * jnp.dtype(dtype).itemsize  # seven, twice
-        states = (layout.chunks + 5) * head_dim * lanes * 4
-        assert arrays + states < layout.vmem_bytes
+@pytest.mark.parametrize("head_dim", [32, 64, 128, 192, 256])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_blocks_fill_registers_and_fit(kind: str, head_dim: int, dtype: Any):
+    problem = Problem(8, 8192, 32, head_dim, head_dim, dtype, decay_per_token=True, packed=True)
+    chosen = choose_layout(problem, Hardware("tpu", kind), chunk_size=None)
+    assert chosen.heads * head_dim % 128 == 0
+    assert 32 % chosen.heads == 0
+    assert chosen.vmem_needed() <= chosen.vmem_bytes
+    assert unsupported_reason(problem, Hardware("tpu", kind)) is None
+
+
+def test_a_block_has_all_heads_of_its_keys():
+    problem = Problem(8, 8192, 32, 128, 128, jnp.bfloat16, key_heads=2)
+    chosen = choose_layout(problem, Hardware("tpu", "TPU7x"), chunk_size=None)
+    assert chosen.heads == chosen.heads_per_key == 16
 
 
 def test_chunks_fill_registers():
     problem = Problem(1, 8192, 4, 64, 64, jnp.bfloat16)
+    tpu = Hardware("tpu", "TPU v4")
     with pytest.raises(UserError, match="chunk_size is 100: on a TPU give a multiple of 128"):
-        choose_layout(problem, Hardware("tpu", "TPU v4"), reverse=False, chunk_size=100)
-    assert choose_layout(problem, Hardware("tpu", "TPU v4"), reverse=False, chunk_size=256).chunk == 256
+        choose_layout(problem, tpu, chunk_size=100)
+    assert choose_layout(problem, tpu, chunk_size=256).chunk == 256
 
 
-def test_refusals():
-    half = Problem(1, 8, 1, 8, 8, jnp.float16)
-    assert "float16" in refusal(half, Hardware("tpu", "TPU v4"))
-    assert refusal(half._replace(dtype=jnp.bfloat16), Hardware("tpu", "TPU v4")) is None
+def test_what_is_not_supported_says_why():
+    tpu = Hardware("tpu", "TPU v6 lite")
+    problem = Problem(1, 8192, 4, 128, 128, jnp.bfloat16, max_segments=16, packed=True)
+    assert unsupported_reason(problem, tpu) is None
+    assert "float16" in (unsupported_reason(problem._replace(dtype=jnp.float16), tpu) or "")
+    assert unsupported_reason(problem, Hardware("cpu", "cpu")) == "it needs a TPU, and this is a cpu"
+    many = unsupported_reason(problem._replace(max_segments=1000), tpu)
+    assert many == "1 heads of 128 x 128 need 252 MiB of vector memory, and a kernel may use 56 MiB"
+    assert "vector memory" in (unsupported_reason(problem._replace(key_dim=4096, value_dim=4096), tpu) or "")
     q = jnp.zeros((1, 4, 1, 8))
-    with pytest.raises(UserError, match=r"'pallas_tpu' cannot be used here: it needs a TPU, and this is a cpu; take"):
+    with pytest.raises(UserError, match="'pallas_tpu' cannot be used here: it needs a TPU, and this is a cpu; take"):
         linear_attention(q, q, q, backend="pallas_tpu")
 
 

@@ -1,20 +1,23 @@
-"""The backward kernel: dq, dk and dv in one sweep against the direction of the state.
+"""The backward kernel: dq, dk and dv in one sweep from the last token to the first.
 
-The forward kernel saved the state that arrives at each block. Inside a block the states between its chunks are computed
-again and kept in VMEM. Then the sweep meets each chunk with the state S on its one side and the gradient dS of the
-state on its other side:
+The forward kernel saved the state before each block. Inside a block the states between its chunks are computed again
+and kept in VMEM. Then the sweep has at each chunk the state S before it and the gradient dS of the state after it:
 
-    dq = (do v^T * D) k    + head * (do S^T)
-    dk = (do v^T * D)^T q  + tail * (v dS^T)
-    dv = (q k^T * D)^T do  + tail * (k dS)
-    dS <- (dS + fade * dS) + q^T (head * do)
+    dq = (do v^T * D) k    + (q_decay do) S^T
+    dk = (do v^T * D)^T q  + (k_decay v) dS^T
+    dv = (q k^T * D)^T do  + k_decay (k dS)
+    dS <- decay_and_add(dS, chunk_decay, q^T (q_decay do))
 
-with the weights D, head, tail and fade of `linear_attention/weights.py`.
+with the weights D = intra, q_decay, k_decay and chunk_decay of `linear_attention/decay.py`. Scores are computed
+transposed, as dk and dv take them; only d_scores is needed both ways. Each product is issued for all heads before the
+next one.
+
+The gradient of the cumulative log decay of a token is dc = sum_K(q dq - k dk), that of a chunk's border <S, dS>.
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,119 +26,158 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.hardware import interpret_mode
-from transnormer_jax.ops.linear_attention.pallas_tpu import grid
-from transnormer_jax.ops.linear_attention.pallas_tpu.chunk import Chunk, ScalarRefs
+from transnormer_jax.ops.linear_attention.decay import decay_and_add
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
-from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, dot, head_groups, join, only, outer, stack
-from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
+    Group,
+    dot,
+    head_groups,
+    head_sums,
+    key_scores,
+    outer,
+    stack,
+    stack_state,
+)
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import (
+    Chunk,
+    DecayOperands,
+    decay_specs,
+)
 
 
-def backward(
+def backward_kernel(
     layout: Layout,
     q: Array,
     k: Array,
     v: Array,
-    log_decay: Array,
-    segments: Segments | None,
+    decay: DecayOperands,
     states: Array,
     d_out: Array,
     d_state: Array,
+    *,
+    decay_gradient: bool,
 ) -> Sequence[Array]:
-    """Gradients of `forward` with this layout.
-
-    Args:
-      layout: that of the forward kernel.
-      q: [B, N, H * K].
-      k: [B, N, H * K].
-      v: [B, N, H * V].
-      log_decay: [H] float32.
-      segments: the places of the tokens.
-      states: [B, blocks, K, H * V] float32, as saved.
-      d_out: [B, N, H * V].
-      d_state: [B, K, H * V] float32.
+    """Gradients of `forward_kernel` with this layout, which saved `states`.
 
     Returns:
-      dq, dk, dv, and the gradient of the state that arrived.
+      dq, dk, dv, the gradient of the initial state, and, if `decay_gradient`, float32
+      [B, blocks of heads, rows, padded N]: dc of each head, then <S, dS> of each head at the left border of the
+      token's chunk. The rows after these are not written.
     """
-    walk = layout.opposite
-    scalars = grid.scalars(walk, log_decay, segments)
-    keys, values, state = grid.keys(walk), grid.values(walk), grid.state(walk)
+    problem = layout.problem
+    keys = layout.tokens(problem.key_dim, keys=True, reverse=True)
+    values = layout.tokens(problem.value_dim, reverse=True)
+    out_specs = [keys, keys, values, layout.state(d_state)]
+    out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, d_state)]
+    if decay_gradient:
+        shape = problem.batch, problem.num_heads // layout.heads, layout.num_gradient_rows, layout.padded_tokens
+        out_specs.append(layout.rows(layout.num_gradient_rows, reverse=True))
+        out_shape.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+    arrays = [x for x in decay if x is not None]
     return pl.pallas_call(
-        functools.partial(_kernel, layout, segments is not None),
+        functools.partial(_kernel, layout, len(arrays)),
         grid=layout.grid,
-        in_specs=[*scalars.specs, keys, keys, values, values, grid.states(walk), state],
-        out_specs=[keys, keys, values, state],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, d_state)],
+        in_specs=[
+            *decay_specs(layout, decay, reverse=True),
+            keys,
+            keys,
+            values,
+            values,
+            layout.saved_states(reverse=True),
+            layout.state(d_state),
+        ],
+        out_specs=out_specs,
+        out_shape=out_shape,
         scratch_shapes=[
             pltpu.VMEM(layout.state_shape, jnp.float32),
             pltpu.VMEM((layout.chunks, *layout.state_shape), jnp.float32),
         ],
-        compiler_params=grid.compiler_params(layout),
+        compiler_params=layout.compiler_params,
         interpret=interpret_mode(),
-        name="linear_attention_reverse_backward" if layout.reverse else "linear_attention_backward",
-    )(*scalars.arrays, q, k, v, d_out, states, d_state)
+        name="linear_attention_backward",
+    )(*arrays, q, k, v, d_out, states, d_state)
 
 
-def _kernel(layout: Layout, documents: bool, rates_ref, fades_ref, *refs) -> None:
-    places_ref, refs = (refs[0], refs[1:]) if documents else (None, refs)
-    *operand_refs, saved_ref, d_last_state_ref, dq_ref, dk_ref, dv_ref, d_first_state_ref, d_state_ref, state_ref = refs
-    scalars = ScalarRefs(rates_ref, fades_ref, places_ref)
-    chunks = {index: Chunk(layout, layout.opposite, index, scalars) for index in layout.chunk_order}
+def _kernel(layout: Layout, num_decay: int, *refs) -> None:
+    decay = DecayOperands(*refs[:num_decay], *[None] * (3 - num_decay))
+    *operand_refs, saved_ref, d_last_state_ref = refs[num_decay : num_decay + 6]
+    *gradient_refs, d_state_ref, state_ref = refs[num_decay + 6 :]
+    d_first_state_ref = gradient_refs.pop(3)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
         d_state_ref[...] = d_last_state_ref[0]
 
-    _recompute_states(layout, chunks, operand_refs, saved_ref, state_ref)
-    for index in layout.opposite.chunk_order:
+    block = pl.num_programs(2) - 1 - pl.program_id(2)
+    chunks = [Chunk(layout, decay, index, block) for index in range(layout.chunks)]
+
+    state_ref[0] = saved_ref[0, 0]
+    for index, chunk in enumerate(chunks[:-1]):
         for group in head_groups(layout):
             state = state_ref[index, :, group.lanes]
-            _sweep(chunks[index], group, operand_refs, state, d_state_ref, (dq_ref, dk_ref, dv_ref))
+            state_ref[index + 1, :, group.lanes] = _next_state(chunk, group, operand_refs, state)
+    for index, chunk in reversed([*enumerate(chunks)]):
+        _sweep(chunk, head_groups(layout), operand_refs, state_ref.at[index], d_state_ref, gradient_refs)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
         d_first_state_ref[0] = d_state_ref[...]
 
 
-def _recompute_states(layout: Layout, chunks: dict[int, Chunk], operand_refs, saved_ref, state_ref) -> None:
-    """Fills `state_ref` [chunks, K, lanes] with the state that arrives at each chunk."""
+def _next_state(chunk: Chunk, group: Group, operand_refs, state: Array) -> Array:
     _, k_ref, v_ref, _ = operand_refs
-    state_ref[layout.chunk_order[0]] = saved_ref[0, 0]
-    for index, following in itertools.pairwise(layout.chunk_order):
-        chunk = chunks[index]
-        for group in head_groups(layout):
-            v = chunk.load(v_ref, group.lanes)
-            faded = (v * chunk.tail(group.heads, v.shape[1])).astype(v.dtype)
-            written = outer([chunk.load(k_ref, block.lanes) for block in group.keys], faded, group)
-            state_ref[following, :, group.lanes] = chunk.pass_on(state_ref[index, :, group.lanes], written, group.heads)
+    decayed = (chunk.load(v_ref, group.lanes) * chunk.k_decay(group.heads)).astype(v_ref.dtype)
+    return decay_and_add(state, chunk.chunk_decay(group.heads), outer(chunk.load_keys(k_ref, group), decayed, group))
 
 
-def _sweep(chunk: Chunk, group: Group, operand_refs, state: Array, d_state_ref, gradient_refs) -> None:
-    """Writes dq, dk and dv of a chunk and a group of heads, and takes `d_state_ref` to the other side of the chunk."""
+def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_state_ref, gradient_refs) -> None:
+    """Writes the gradients of a chunk, and takes `d_state_ref` from its right to its left border."""
     q_ref, k_ref, v_ref, d_out_ref = operand_refs
-    dq_ref, dk_ref, dv_ref = gradient_refs
-    v, d_out = chunk.load(v_ref, group.lanes), chunk.load(d_out_ref, group.lanes)
-    queries = [chunk.load(q_ref, block.lanes) for block in group.keys]
-    d_state = d_state_ref[:, group.lanes]
+    dq_ref, dk_ref, dv_ref, *decay_gradient_ref = gradient_refs
+    dtype = v_ref.dtype
+    queries, keys = ([chunk.load_keys(ref, group) for group in groups] for ref in (q_ref, k_ref))
+    values, d_outs = ([chunk.load(ref, group.lanes) for group in groups] for ref in (v_ref, d_out_ref))
 
-    dv_within, dv_across = [], []
-    for block, q in zip(group.keys, queries, strict=True):
-        k = chunk.load(k_ref, block.lanes)
-        dq, dk = [], []
-        for head in block.heads:
-            weights = chunk.intra(head)
-            scores = (dot(only(q, head, block.heads), k, (1, 1)) * weights).astype(v.dtype)
-            d_scores = (dot(only(d_out, head, group.heads), v, (1, 1)) * weights).astype(v.dtype)
-            dq.append(dot(d_scores, k, (1, 0)))
-            dk.append(dot(d_scores, q, (0, 0)))
-            dv_within.append(dot(scores, d_out, (0, 0)))
-        arriving, d_leaving = (stack(x, block, group, v.dtype) for x in (state, d_state))
-        dq_all = join(dq) + chunk.head(block.heads, k.shape[1]) * dot(d_out, arriving, (1, 1))
-        dk_all = join(dk) + chunk.tail(block.heads, k.shape[1]) * dot(v, d_leaving, (1, 1))
-        dq_ref[0, chunk.rows, block.lanes] = dq_all.astype(dq_ref.dtype)
-        dk_ref[0, chunk.rows, block.lanes] = dk_all.astype(dk_ref.dtype)
-        dv_across.append(dot(k, d_leaving, (1, 0)))
-    dv = join(dv_within) + chunk.tail(group.heads, v.shape[1]) * sum(dv_across[1:], dv_across[0])
-    dv_ref[0, chunk.rows, group.lanes] = dv.astype(dv_ref.dtype)
-    faded = (d_out * chunk.head(group.heads, v.shape[1])).astype(v.dtype)
-    d_state_ref[:, group.lanes] = chunk.pass_on(d_state, outer(queries, faded, group), group.heads)
+    # Transposed: rows are keys, columns queries, the heads of a group side by side.
+    scores, d_scores = [], []
+    for group, x, v, d_out in zip(groups, key_scores(groups, keys, queries), values, d_outs, strict=True):
+        intra = jnp.concatenate([chunk.between(head, transposed=True) for head in group.heads], axis=1)
+        scores.append((x * intra).astype(dtype))
+        d_scores.append((dot(v, stack(d_out, group.heads), (1, 1)) * intra).astype(dtype))
+
+    dc, borders = list[Array](), list[Array]()
+    key_gradients = dict[slice, tuple[Any, Any]]()  # summed over the heads that share a key head
+    decayed_d_outs = []
+    for i, group in enumerate(groups):
+        v, d_out = values[i], d_outs[i]
+        state, d_state = state_ref[:, group.lanes], d_state_ref[:, group.lanes]
+        k_decay = chunk.k_decay(group.heads)
+        decayed_v, decayed_d_out = (v * k_decay).astype(dtype), (d_out * chunk.q_decay(group.heads)).astype(dtype)
+        decayed_d_outs.append(decayed_d_out)
+        dv_across = []
+        for j, (tile, q, k) in enumerate(zip(group.keys, queries[i], keys[i], strict=True)):
+            before, after = (stack_state(x, tile, group, dtype) for x in (state, d_state))
+            by_key = jnp.split(d_scores[i], len(group.keys), axis=1)[j]
+            by_query = jnp.concatenate([x.T for x in jnp.split(by_key, len(tile.heads), axis=1)], axis=1)
+            dq = dot(by_query, stack(k, tile.heads), (1, 0)) + dot(decayed_d_out, before, (1, 1))
+            dk = dot(by_key, stack(q, tile.heads), (1, 0)) + dot(decayed_v, after, (1, 1))
+            dv_across.append(dot(k, after, (1, 0)))
+            if decay_gradient_ref:
+                dc += head_sums(q * dq - k * dk, len(tile.heads))
+            dq_others, dk_others = key_gradients.get(tile.lanes, (0, 0))
+            key_gradients[tile.lanes] = dq_others + dq, dk_others + dk
+        dv = dot(scores[i], stack(d_out, group.heads), (1, 0)) + k_decay * sum(dv_across[1:], dv_across[0])
+        dv_ref[0, chunk.rows, group.lanes] = dv.astype(dtype)
+    for lanes, sums in key_gradients.items():
+        for ref, x in zip((dq_ref, dk_ref), sums, strict=True):
+            ref[0, chunk.rows, lanes] = x.astype(dtype)
+
+    for group, queries_of_group, d_out in zip(groups, queries, decayed_d_outs, strict=True):
+        d_state = d_state_ref[:, group.lanes]
+        d_state = decay_and_add(d_state, chunk.chunk_decay(group.heads), outer(queries_of_group, d_out, group))
+        d_state_ref[:, group.lanes] = d_state
+        if decay_gradient_ref:
+            borders += head_sums(jnp.sum(state_ref[:, group.lanes] * d_state, axis=0, keepdims=True), len(group.heads))
+    for ref in decay_gradient_ref:
+        columns = jnp.concatenate([*dc, *(jnp.broadcast_to(x, dc[0].shape) for x in borders)], axis=1)
+        ref[0, 0, : columns.shape[1], chunk.rows] = columns.T

@@ -1,10 +1,12 @@
 """The forward kernel: one sweep over the tokens, with the states of a few heads in VMEM.
 
-Per chunk and head, four matrix products: q k^T, scores v, q S and k^T v. The grid's last axis runs along time, so the
-state stays on the chip from block to block, and each token's q, k and v are read once, its output written once.
+Per chunk and head, four matrix products: q k^T, scores v, q S and k^T v, each of them for all heads before the next
+one, so that no product waits for the one before. The grid's last axis runs along time, so the state stays on the chip
+from block to block, and each token's q, k and v are read once, its output written once.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -14,79 +16,121 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.hardware import interpret_mode
-from transnormer_jax.ops.linear_attention.pallas_tpu import grid
-from transnormer_jax.ops.linear_attention.pallas_tpu.chunk import Chunk, ScalarRefs
+from transnormer_jax.ops.linear_attention.decay import decay_and_add
+from transnormer_jax.ops.linear_attention.pallas_tpu.documents import cross_borders
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
-from transnormer_jax.ops.linear_attention.pallas_tpu.tile import dot, head_groups, join, only, outer, stack
-from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
+    Group,
+    dot,
+    head_groups,
+    key_scores,
+    outer,
+    read_state,
+    stack,
+)
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands, decay_specs
+
+# Groups whose products are interleaved: with more of them the scores no longer fit in registers.
+_GROUPS_PER_STAGE = 4
 
 
-def forward(
+def forward_kernel(
     layout: Layout,
     q: Array,
     k: Array,
     v: Array,
-    log_decay: Array,
+    decay: DecayOperands,
     state: Array,
-    segments: Segments | None,
+    borders: Sequence[Array],
     *,
     save: bool,
 ) -> Sequence[Array]:
-    """Linear attention of q, k [B, N, H * K] and v [B, N, H * V], with states [B, K, H * V] float32.
+    """Linear attention of q, k [B, N, Hq * K] and v [B, N, H * V], with states [B, K, H * V] float32.
+
+    With `borders` of documents, states are [B, S, K, H * V].
 
     Returns:
-      out [B, N, H * V] in v's dtype, the state at the other end, and, if `save`, the state that arrives at each block
+      out [B, N, H * V] in v's dtype, the final state, and, if `save`, the state before each block
       [B, blocks, K, H * V] float32.
     """
-    scalars = grid.scalars(layout, log_decay, segments)
-    out_specs = [grid.values(layout), grid.state(layout)]
-    out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
+    problem = layout.problem
+    keys, values, states = (
+        layout.tokens(problem.key_dim, keys=True),
+        layout.tokens(problem.value_dim),
+        layout.state(state),
+    )
+    out_specs, out_shape = [values, states], [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
     if save:
-        out_specs.append(grid.states(layout))
+        out_specs.append(layout.saved_states())
         out_shape.append(jax.ShapeDtypeStruct((state.shape[0], layout.num_blocks, *state.shape[1:]), jnp.float32))
+    arrays = [x for x in decay if x is not None]
     return pl.pallas_call(
-        functools.partial(_kernel, layout, segments is not None, save),
+        functools.partial(_kernel, layout, len(arrays)),
         grid=layout.grid,
-        in_specs=[*scalars.specs, grid.keys(layout), grid.keys(layout), grid.values(layout), grid.state(layout)],
+        in_specs=[
+            *decay_specs(layout, decay),
+            *(layout.scalars(x, per_row=i == 1) for i, x in enumerate(borders)),
+            keys,
+            keys,
+            values,
+            states,
+        ],
         out_specs=out_specs,
         out_shape=out_shape,
-        scratch_shapes=[pltpu.VMEM(layout.state_shape, jnp.float32)],
-        compiler_params=grid.compiler_params(layout),
+        scratch_shapes=[] if borders else [pltpu.VMEM((1, *layout.state_shape), jnp.float32)],
+        compiler_params=layout.compiler_params,
         interpret=interpret_mode(),
-        name="linear_attention_reverse" if layout.reverse else "linear_attention",
-    )(*scalars.arrays, q, k, v, state)
+        name="linear_attention",
+    )(*arrays, *borders, q, k, v, state)
 
 
-def _kernel(layout: Layout, documents: bool, save: bool, rates_ref, fades_ref, *refs) -> None:
-    places_ref, refs = (refs[0], refs[1:]) if documents else (None, refs)
-    q_ref, k_ref, v_ref, first_state_ref, out_ref, last_state_ref, *saved_ref, state_ref = refs
-    scalars = ScalarRefs(rates_ref, fades_ref, places_ref)
+def _kernel(layout: Layout, num_decay: int, *refs) -> None:
+    decay = DecayOperands(*refs[:num_decay], *[None] * (3 - num_decay))
+    others = [*refs[num_decay:]]
+    per_document = layout.problem.max_segments is not None
+    if per_document:
+        documents_ref, starts_ref, *others = others
+        q_ref, k_ref, v_ref, initial_ref, out_ref, state_ref = others
+        saved_ref, chunk_states = [], [state_ref.at[0, documents_ref[0, 0, i]] for i in range(layout.chunks + 1)]
+    else:
+        q_ref, k_ref, v_ref, initial_ref, out_ref, final_ref, *saved_ref, state_ref = others
+        chunk_states = [state_ref.at[0]] * (layout.chunks + 1)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        state_ref[...] = first_state_ref[0]
+        state_ref[...] = initial_ref[...]
 
-    if save:
-        saved_ref[0][0, 0] = state_ref[...]
+    for saved in saved_ref:
+        saved[0] = state_ref[...]
 
-    for index in layout.chunk_order:
-        chunk = Chunk(layout, layout, index, scalars)
-        for group in head_groups(layout):
-            v = chunk.load(v_ref, group.lanes)
-            keys = [chunk.load(k_ref, block.lanes) for block in group.keys]
-            state = state_ref[:, group.lanes]
-            within, across = [], []
-            for block, k in zip(group.keys, keys, strict=True):
-                q = chunk.load(q_ref, block.lanes)
-                for head in block.heads:
-                    scores = dot(only(q, head, block.heads), k, (1, 1)) * chunk.intra(head)
-                    within.append(dot(scores.astype(v.dtype), v, (1, 0)))
-                across.append(dot(q, stack(state, block, group, v.dtype), (1, 0)))
-            out = join(within) + chunk.head(group.heads, v.shape[1]) * sum(across[1:], across[0])
-            out_ref[0, chunk.rows, group.lanes] = out.astype(out_ref.dtype)
-            faded = (v * chunk.tail(group.heads, v.shape[1])).astype(v.dtype)
-            state_ref[:, group.lanes] = chunk.pass_on(state, outer(keys, faded, group), group.heads)
+    for index in range(layout.chunks):
+        chunk = Chunk(layout, decay, index, pl.program_id(2))
+        for groups in itertools.batched(head_groups(layout), _GROUPS_PER_STAGE):
+            _attend(chunk, groups, q_ref, k_ref, v_ref, out_ref, *chunk_states[index : index + 2])
 
-    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
-    def _():
-        last_state_ref[0] = state_ref[...]
+    if per_document:
+        left, right = (documents_ref[0, 0, i] for i in (0, layout.chunks))
+        cross_borders(layout, decay, left, right, starts_ref, others)
+    else:
+
+        @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+        def _():
+            final_ref[...] = state_ref[...]
+
+
+def _attend(chunk: Chunk, groups: Sequence[Group], q_ref, k_ref, v_ref, out_ref, before_ref, after_ref) -> None:
+    """Writes the outputs of a chunk, and takes the states from its left to its right border."""
+    dtype = v_ref.dtype
+    queries, keys = ([chunk.load_keys(ref, group) for group in groups] for ref in (q_ref, k_ref))
+    values = [chunk.load(v_ref, group.lanes) for group in groups]
+    scores = [
+        (x * jnp.concatenate([chunk.between(head) for head in group.heads], axis=1)).astype(dtype)
+        for x, group in zip(key_scores(groups, queries, keys), groups, strict=True)
+    ]
+    for group, q, x, v in zip(groups, queries, scores, values, strict=True):
+        out = dot(x, stack(v, group.heads), (1, 0))
+        out += chunk.q_decay(group.heads) * read_state(q, before_ref[:, group.lanes], group, dtype)
+        out_ref[0, chunk.rows, group.lanes] = out.astype(dtype)
+    for group, k, v in zip(groups, keys, values, strict=True):
+        kv_sum = outer(k, (v * chunk.k_decay(group.heads)).astype(dtype), group)
+        after_ref[:, group.lanes] = decay_and_add(after_ref[:, group.lanes], chunk.chunk_decay(group.heads), kv_sum)

@@ -1,24 +1,26 @@
-"""How a call is laid out on a TPU: which tokens and heads a grid step holds, and how heads share the 128 lanes.
+"""How a call is divided on a TPU: the tokens and heads of a grid step, and how heads share the 128 lanes.
 
-The kernels see tokens as [B, N, H * K], as a projection leaves them, so no transposed copy exists in HBM. A grid step
-holds a block of tokens of a few heads. Inside, a block is cut into chunks, and the heads into groups: heads whose V
+The kernels see tokens as [B, N, H * K], as a projection leaves them, so that no transposed copy exists in HBM. A grid
+step has a block of tokens of a few heads. Inside, a block is cut into chunks and the heads into groups: heads whose V
 features do not fill the 128 lanes of a register go through the matrix unit together, kept apart by masks on lanes.
 """
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.hardware import Hardware
 from transnormer_jax.ops.linear_attention.backends import Problem
+from transnormer_jax.ops.linear_attention.decay import FLOOR
 
 LANES = 128
-
-# Lanes of one array in a block: enough independent heads to keep the matrix units busy.
-_LANES_PER_BLOCK = 512
 
 
 class Generation(NamedTuple):
@@ -27,22 +29,24 @@ class Generation(NamedTuple):
     Attributes:
       name: as in the names that devices give themselves.
       chunk: tokens per chunk: the side of the matrix unit.
-      block_bytes: size of one array in a block. The backward kernel holds seven arrays, twice for the pipeline.
+      lanes: of one array in a block: enough independent heads to keep the matrix units busy.
+      block_bytes: size of one array in a block.
       vmem_bytes: what a kernel may use of VMEM.
     """
 
     name: str
     chunk: int
+    lanes: int
     block_bytes: int
     vmem_bytes: int
 
 
-# By benchmarks/tpu_schedule.py, blocks of half this size take 3 to 11% longer, chunks of 128 on v6e 64%.
+# By benchmarks/tpu_schedule.py, blocks of half as many heads take 8 to 20% longer.
 _GENERATIONS = [
-    Generation("v4", 128, 2**19, 15 * 2**20),
-    Generation("v5", 128, 2**20, 48 * 2**20),
-    Generation("v6", 256, 2**20, 48 * 2**20),
-    Generation("7", 256, 2**20, 48 * 2**20),
+    Generation("v4", 128, 512, 2**19, 15 * 2**20),
+    Generation("v5", 128, 1024, 2**20, 56 * 2**20),
+    Generation("v6", 256, 1024, 2**20, 56 * 2**20),
+    Generation("7", 256, 1024, 2**20, 56 * 2**20),
 ]
 
 
@@ -52,7 +56,6 @@ class Layout:
 
     Attributes:
       problem: the sizes of the call.
-      reverse: whether the state runs from the last token to the first.
       chunk: tokens per matrix product.
       chunks: chunks per block.
       heads: heads per block.
@@ -61,7 +64,6 @@ class Layout:
     """
 
     problem: Problem
-    reverse: bool
     chunk: int
     chunks: int
     heads: int
@@ -79,14 +81,19 @@ class Layout:
         return -(-self.problem.num_tokens // self.block)
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Rows, blocks of heads, blocks of tokens."""
-        return self.problem.batch, self.problem.num_heads // self.heads, self.num_blocks
+    def padded_tokens(self) -> int:
+        """Tokens of all blocks of a row."""
+        return self.num_blocks * self.block
 
     @property
     def ragged(self) -> bool:
-        """Whether the last block reaches beyond the row."""
-        return self.problem.num_tokens % self.block != 0
+        """Whether the last block extends beyond the row."""
+        return self.padded_tokens != self.problem.num_tokens
+
+    @property
+    def heads_per_key(self) -> int:
+        """Heads that read one key head."""
+        return self.problem.num_heads // (self.problem.key_heads or self.problem.num_heads)
 
     @property
     def state_shape(self) -> tuple[int, int]:
@@ -94,23 +101,106 @@ class Layout:
         return self.problem.key_dim, self.heads * self.problem.value_dim
 
     @property
-    def opposite(self) -> "Layout":
-        """The same layout, walked from the other end."""
-        return dataclasses.replace(self, reverse=not self.reverse)
+    def per_token(self) -> bool:
+        """Whether each head has a row of cumulative log decay, else all share one that counts tokens.
+
+        In half precision this is also the cheaper form for documents: their borders become steps of the decay.
+        """
+        return self.problem.decay_per_token or (self.problem.packed and not self.exact)
 
     @property
-    def chunk_order(self) -> list[int]:
-        """The chunks of a block in the order in which the state passes them."""
-        return list(range(self.chunks))[:: -1 if self.reverse else 1]
+    def exact(self) -> bool:
+        """Whether digits matter so much that document borders and very strong steps are not added to the others."""
+        return self.problem.dtype == jnp.float32
 
     @property
-    def keys_share_lanes(self) -> bool:
-        """Whether the keys of a group go through the matrix unit together; else head by head."""
-        return self.group > 1 and self.problem.key_dim % LANES != 0
+    def num_step_rows(self) -> int:
+        """The first rows of `decay_operands`: one per head, one for all heads, or none."""
+        return self.heads if self.per_token else int(self.problem.packed)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of `decay_operands`, whole registers of 8 sublanes: steps, then as many for borders if apart."""
+        return _round_up((1 + self.exact) * self.num_step_rows, 8)
+
+    def border_step(self, row: int) -> float:
+        """What a document border adds to a row of `decay_operands`."""
+        return FLOOR * math.log2(math.e) if not self.exact or row >= self.num_step_rows else 0.0
+
+    @property
+    def num_gradient_rows(self) -> int:
+        """Rows of the decay's gradient: two per head."""
+        return _round_up(2 * self.heads, 8)
+
+    def vmem_needed(self) -> int:
+        """Bytes that the larger of the two kernels uses: blocks, twice for the pipeline, states, and spilled registers.
+
+        The last are an estimate from what libtpu 0.0.52 asked for where it ran out of memory.
+        """
+        problem, size = self.problem, jnp.dtype(self.problem.dtype).itemsize
+        keys = _round_up(self.heads // self.heads_per_key * problem.key_dim, LANES)
+        values = _round_up(self.heads * problem.value_dim, LANES)
+        state = 4 * _round_up(problem.key_dim, 8) * values
+        spilled = 4 * size * self.chunk * (4 * self.heads * _round_up(self.chunk, LANES) + keys + values)
+        forward = (2 * keys + 2 * values) * size + 4 * self.num_rows
+        forward = 2 * self.block * forward + (3 + 4 * (problem.max_segments or 1)) * state + spilled // 2
+        if problem.max_segments is not None:
+            return forward
+        backward = (4 * keys + 3 * values) * size + 4 * (self.num_rows + self.num_gradient_rows)
+        backward = 2 * self.block * backward + (7 + self.chunks) * state + spilled
+        return max(forward, backward)
+
+    def tokens(self, size: int, *, keys: bool = False, reverse: bool = False) -> pl.BlockSpec:
+        """Blocks of [B, N, H * size], of key heads if `keys`; with `reverse` from the last to the first."""
+        lanes = self.heads // (self.heads_per_key if keys else 1) * size
+        return pl.BlockSpec((1, self.block, lanes), lambda b, h, n: (b, self.time(n, reverse), h))
+
+    def state(self, x: Array) -> pl.BlockSpec:
+        """The states [B, K, H * V], or [B, S, K, H * V]."""
+        axes = x.shape[1:-2]
+        return pl.BlockSpec((1, *axes, *self.state_shape), lambda b, h, n: (b, *[0] * len(axes), 0, h))
+
+    def saved_states(self, *, reverse: bool = False) -> pl.BlockSpec:
+        """The states before each block, [B, blocks, K, H * V]."""
+        return pl.BlockSpec((1, 1, *self.state_shape), lambda b, h, n: (b, self.time(n, reverse), 0, h))
+
+    def rows(self, num_rows: int, *, per_head: bool = True, reverse: bool = False) -> pl.BlockSpec:
+        """Rows of one number per token, [B, blocks of heads or 1, num_rows, padded N]."""
+        return pl.BlockSpec(
+            (1, 1, num_rows, self.block), lambda b, h, n: (b, h if per_head else 0, 0, self.time(n, reverse))
+        )
+
+    def scalars(self, x: Array, *, per_row: bool = False, reverse: bool = False) -> pl.BlockSpec:
+        """Scalars of each row, [B, 1, n], or of each block of one row or of all, [#B * blocks, 1, n]."""
+        blocks = self.num_blocks
+
+        def index(b: Array, h: Array, n: Array) -> tuple[Array | int, ...]:
+            first = b * blocks if x.shape[0] > blocks else 0
+            return b if per_row else first + self.time(n, reverse), 0, 0
+
+        return pl.BlockSpec((1, *x.shape[1:]), index, memory_space=pltpu.SMEM)
+
+    def time(self, step: Array, reverse: bool) -> Array:
+        """The block of tokens at a step of the grid."""
+        return self.num_blocks - 1 - step if reverse else step
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Rows, blocks of heads, blocks of tokens."""
+        return self.problem.batch, self.problem.num_heads // self.heads, self.num_blocks
+
+    @property
+    def compiler_params(self) -> pltpu.CompilerParams:
+        """Rows and heads are independent, time is not."""
+        return pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=self.vmem_bytes
+        )
 
 
-def choose_layout(problem: Problem, hardware: Hardware, *, reverse: bool, chunk_size: int | None) -> Layout:
+def choose_layout(problem: Problem, hardware: Hardware, chunk_size: int | None) -> Layout:
     """The layout for a call, by the generation of the TPU and the size of the heads.
+
+    It is the largest that fits in VMEM, or the smallest there is if none does.
 
     Raises:
       UserError: on a TPU, chunks are not a multiple of the 128 lanes of a register.
@@ -118,26 +208,35 @@ def choose_layout(problem: Problem, hardware: Hardware, *, reverse: bool, chunk_
     if chunk_size and chunk_size % LANES and hardware.platform == "tpu":
         raise UserError(f"chunk_size is {chunk_size}: on a TPU give a multiple of {LANES}, or None for the default.")
     generation = next((g for g in _GENERATIONS if g.name in hardware.kind), _GENERATIONS[1])
-    chunk = chunk_size or generation.chunk
     group = LANES // problem.value_dim if LANES % problem.value_dim == 0 else 1
     if problem.num_heads % group:
         group = 1
-    heads = _heads_per_block(problem, group)
-    bytes_per_chunk = chunk * heads * max(problem.key_dim, problem.value_dim) * jnp.dtype(problem.dtype).itemsize
-    chunks = min(max(1, generation.block_bytes // bytes_per_chunk), -(-problem.num_tokens // chunk))
-    return Layout(problem, reverse, chunk, chunks, heads, group, generation.vmem_bytes)
+    # The scores of two heads of a group are computed together, so that chunks of 128 fill a unit of 256.
+    chunk = chunk_size or (LANES if group > 1 else generation.chunk)
+    size = jnp.dtype(problem.dtype).itemsize
+    for heads in _heads_per_block(problem, group, generation.lanes):
+        bytes_per_chunk = chunk * heads * max(problem.key_dim, problem.value_dim) * size
+        chunks = min(max(1, generation.block_bytes // bytes_per_chunk), -(-problem.num_tokens // chunk))
+        for chunks in itertools.takewhile(bool, (chunks >> i for i in itertools.count())):
+            layout = Layout(problem, chunk, chunks, heads, group, generation.vmem_bytes)
+            if layout.vmem_needed() <= layout.vmem_bytes:
+                return layout
+    return layout
 
 
-def _heads_per_block(problem: Problem, group: int) -> int:
-    """The number of heads that fills whole registers and comes closest to the block's width, else all heads."""
+def _heads_per_block(problem: Problem, group: int, lanes: int) -> list[int]:
+    """The numbers of heads that fill whole registers, the one closest to the block's width first; else all heads."""
+    heads_per_key = problem.num_heads // (problem.key_heads or problem.num_heads)
+    unit, key_unit = math.lcm(group, heads_per_key), heads_per_key * LANES // math.gcd(problem.key_dim, LANES)
     whole = [
         heads
-        for heads in range(group, problem.num_heads + 1, group)
-        if problem.num_heads % heads == 0
-        and heads * problem.key_dim % LANES == 0
-        and heads * problem.value_dim % LANES == 0
+        for heads in range(unit, problem.num_heads + 1, unit)
+        if problem.num_heads % heads == 0 and heads % key_unit == 0 and heads * problem.value_dim % LANES == 0
     ]
-    if not whole:
-        return problem.num_heads
-    wide = _LANES_PER_BLOCK / max(problem.key_dim, problem.value_dim)
-    return min(whole, key=lambda heads: (abs(math.log(heads / wide)), heads))
+    wide = lanes / max(problem.key_dim, problem.value_dim)
+    closest = sorted(whole, key=lambda heads: (abs(math.log(heads / wide)), heads))
+    return [heads for heads in closest if heads <= closest[0]] or [problem.num_heads]
+
+
+def _round_up(x: int, unit: int) -> int:
+    return -(-x // unit) * unit

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
 
 
-class KeyBlock(NamedTuple):
-    """Heads of a group whose keys go through the matrix unit together.
+class KeyTile(NamedTuple):
+    """Keys that go through the matrix unit together: those of all heads of a group, or of one head.
 
     Attributes:
-      lanes: of their keys in the block of heads.
-      heads: their numbers in the block of heads.
+      lanes: of these keys in the block.
+      heads: the heads that read them, by their numbers in the block of heads.
     """
 
     lanes: slice
@@ -26,29 +26,47 @@ class Group(NamedTuple):
     """Heads whose values share the lanes of a register.
 
     Attributes:
-      lanes: of their values in the block of heads; the state has the same ones.
+      lanes: of their values in the block; the state has the same ones.
       heads: their numbers in the block of heads.
-      keys: the same heads by key blocks.
+      keys: the tiles of their keys.
     """
 
     lanes: slice
     heads: range
-    keys: list[KeyBlock]
+    keys: list[KeyTile]
 
 
 def head_groups(layout: Layout) -> list[Group]:
     """The groups of a block of heads."""
-    groups = []
+    size, groups = layout.problem.key_dim, list[Group]()
     for first in range(0, layout.heads, layout.group):
         heads = range(first, first + layout.group)
-        together = [heads] if layout.keys_share_lanes else [range(head, head + 1) for head in heads]
-        keys = [KeyBlock(_lanes(heads, layout.problem.key_dim), heads) for heads in together]
+        if layout.group > 1 and size % LANES:
+            keys = [KeyTile(_lanes(heads, size), heads)]
+        else:
+            keys = [KeyTile(_lanes(_one(h // layout.heads_per_key), size), _one(h)) for h in heads]
         groups.append(Group(_lanes(heads, layout.problem.value_dim), heads, keys))
     return groups
 
 
+def _one(head: int) -> range:
+    return range(head, head + 1)
+
+
 def _lanes(heads: range, size: int) -> slice:
     return slice(heads.start * size, heads.stop * size)
+
+
+def key_scores(
+    groups: Sequence[Group], left: Sequence[Sequence[Array]], right: Sequence[Sequence[Array]]
+) -> list[Array]:
+    """Left right^T of the key tiles of each group, once for each key head; the heads side by side: [C, heads * C]."""
+    done = dict[slice, Array]()
+    for group, xs, ys in zip(groups, left, right, strict=True):
+        for tile, x, y in zip(group.keys, xs, ys, strict=True):
+            if tile.lanes not in done:
+                done[tile.lanes] = dot(x, stack(y, tile.heads), (1, 1))
+    return [jnp.concatenate([done[tile.lanes] for tile in group.keys], axis=1) for group in groups]
 
 
 def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
@@ -59,16 +77,29 @@ def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
 
 
 def outer(keys: Sequence[Array], values: Array, group: Group) -> Array:
-    """keys^T values, head by head: the tiles [C, lanes] of the key blocks and of the group's values give [K, lanes]."""
+    """keys^T values, head by head: [C, lanes] of the key tiles and of the group's values give [K, lanes]."""
     parts = list[Array]()
-    for tile, block in zip(keys, group.keys, strict=True):
-        parts += jnp.split(dot(tile, values, (0, 0)), len(block.heads))
+    for x, tile in zip(keys, group.keys, strict=True):
+        parts += jnp.split(dot(x, values, (0, 0)), len(tile.heads))
     return join(parts)
 
 
-def stack(state: Array, block: KeyBlock, group: Group, dtype: jnp.dtype) -> Array:
-    """The state [K, lanes] as an operand [keys of the block, lanes], zero between different heads."""
-    return jnp.concatenate([only(state, head, group.heads) for head in block.heads]).astype(dtype)
+def read_state(queries: Sequence[Array], state: Array, group: Group, dtype: jnp.dtype) -> Array:
+    """Outputs q S, head by head: [C, lanes] of the tiles of queries and the state [K, lanes] give [C, lanes]."""
+    parts = [
+        dot(q, stack_state(state, tile, group, dtype), (1, 0)) for q, tile in zip(queries, group.keys, strict=True)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def stack(x: Array, heads: range) -> Array:
+    """One tile [C, lanes] per head, zero in the lanes of the other heads, one below the other: [heads * C, lanes]."""
+    return jnp.concatenate([only(x, head, heads) for head in heads])
+
+
+def stack_state(state: Array, tile: KeyTile, group: Group, dtype: jnp.dtype) -> Array:
+    """The state [K, lanes] as an operand [keys of the tile, lanes], zero between different heads."""
+    return jnp.concatenate([only(state, head, group.heads) for head in tile.heads]).astype(dtype)
 
 
 def only(x: Array, head: int, heads: range) -> Array:
@@ -82,6 +113,12 @@ def join(parts: Sequence[Array]) -> Array:
     for index in range(1, len(parts)):
         joined = jnp.where(_lanes_of(index, len(parts), joined.shape), parts[index], joined)
     return joined
+
+
+def head_sums(x: Array, count: int) -> list[Array]:
+    """The sums [rows, 1] over the lanes of each head that shares x [rows, lanes]."""
+    heads = range(count)
+    return [jnp.sum(only(x, head, heads), axis=1, keepdims=True) for head in heads]
 
 
 def _lanes_of(index: int, count: int, shape: tuple[int, ...]) -> Array:

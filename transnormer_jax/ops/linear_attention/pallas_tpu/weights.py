@@ -1,112 +1,207 @@
-"""Decay weights of a chunk inside a kernel: those of `linear_attention/weights.py`, from places instead of tables.
+"""Decay weights inside the kernels: those of `linear_attention/decay.py`, for one chunk and head at a time.
 
-Without documents all places are known when the kernel is traced, but for the short last chunk of a row. With documents
-they come as an array [B, 8, N], prepared by XLA, of which three rows are used. They are small whole numbers in float32.
+All follow from numbers c_t per token, counted from the border before the chunk: tokens times the rate of the head, or
+the cumulative log decay of each head. A constant decay of rows without documents needs no array at all. Otherwise XLA
+prepares rows [#B, blocks of heads or 1, 8k, N] of float32: 8 bytes per token and head.
+
+A document border is one more step of `FLOOR`, whose weight is 0 in float32. In half precision it is added to the
+cumulative decay. In float32 this would cost the tokens after it their digits, so borders, and the whole part of very
+strong steps, have rows of their own, in which the difference of two tokens without any between them is exactly 0.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
+from transnormer_jax.ops.linear_attention.decay import FLOOR
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, join
 from transnormer_jax.ops.linear_attention.segments import Segments
 
-ROWS = 8  # sublanes of one float32 register
-_POSITION, _RUN, _TO_RIGHT = 0, 1, 2
-
-# Where no weight is due, the distance is so large that its weight is 0 for every decay, and no mask is needed. A head
-# without decay takes the smallest one, whose weight over any real distance is 1. All products stay finite.
-_NEVER = 1e34
-_SMALLEST = 1e-30
+# A head without decay takes this rate, so that its product with -inf, where no weight is due, is -inf.
+_SMALLEST_RATE = 1e-30
+_LOG2_E = math.log2(math.e)
+# Below it a step leaves less than float32 can tell beside the weights of ordinary steps.
+_LARGE = -20.0
 
 
-def decay_rates(log_decay: Array) -> Array:
-    """The base-2 logarithm of the decay, [H] float32 < 0."""
-    return jnp.minimum(log_decay * math.log2(math.e), -_SMALLEST)
-
-
-def decay(rate: Array, distance: Array) -> Array:
-    """The decay over a distance in tokens: 2^(rate * distance)."""
-    return jnp.exp2(rate * distance)
-
-
-def chunk_fades(layout: Layout, log_decay: Array, segments: Segments | None) -> Array:
-    """exp(.) - 1 of the factor on a state that passes through each chunk, [#B * blocks, 1, chunks * H] float32."""
-    num_tokens, padded = layout.problem.num_tokens, layout.num_blocks * layout.block
-    if segments is None:
-        ends = jnp.minimum(jnp.arange(0, padded + 1, layout.chunk), num_tokens)[None]
-        passes = None
-    else:
-        ends, runs = (_edges(x, padded, layout.chunk) for x in segments)
-        passes = (runs[:, 1:] == runs[:, :-1])[..., None]
-    exponent = (ends[:, 1:] - ends[:, :-1])[..., None] * log_decay[None, None]
-    fades = jnp.expm1(exponent if passes is None else jnp.where(passes, exponent, -jnp.inf))
-    return fades.reshape(-1, 1, layout.chunks * log_decay.shape[0])
-
-
-def chunk_places(layout: Layout, segments: Segments) -> Array:
-    """Places of tokens in their chunks, [B, ROWS, N] float32: position and run from the left, steps to the right."""
-    padded = layout.num_blocks * layout.block
-    columns = []
-    for x in segments:
-        edges = _edges(x, padded, layout.chunk)
-        x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1])), mode="edge")
-        x = x.reshape(x.shape[0], -1, layout.chunk)
-        columns.append((x - edges[:, :-1, None], edges[:, 1:, None] - x))
-    (position, to_right), (run, runs_to_right) = columns
-    to_right = jnp.where(runs_to_right == 0, to_right, _NEVER)
-    rows = [x.astype(jnp.float32).reshape(x.shape[0], padded) for x in (position, run, to_right)]
-    places = jnp.stack(rows, axis=1)
-    return jnp.pad(places, ((0, 0), (0, ROWS - len(rows)), (0, 0)))
-
-
-def _edges(x: Array, padded: int, chunk: int) -> Array:
-    """The value of a place [B, N] before each chunk and after the last, [B, M + 1]; it is 0 before the row."""
-    x = jnp.pad(x, ((0, 0), (1, padded - x.shape[1])), mode="edge").at[:, 0].set(0)
-    return x[:, ::chunk]
-
-
-class Distances(NamedTuple):
-    """Numbers of steps within a chunk of C tokens, float32; `_NEVER` where no weight is due.
+class DecayOperands(NamedTuple):
+    """What the kernels take for decay and documents: arrays, their blocks, or their refs.
 
     Attributes:
-      intra: [C, C] from the token that writes to the token that reads.
-      head: [C, 128] from the end where the state enters, the same in all lanes.
-      tail: [C, 128] to the end where it leaves.
+      rates: [H], positive factors on the rows, if these count tokens.
+      chunk_decay: [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1.
+      rows: [#B, blocks of heads or 1, rows, padded N], since the border before the chunk: the cumulative log2 decay of
+        each head, or minus the number of tokens; then, if they are kept apart, the document borders. None if nothing
+        differs from chunk to chunk.
     """
 
-    intra: Array
-    head: Array
-    tail: Array
+    rates: Array
+    chunk_decay: Array
+    rows: Array | None
 
 
-def distances(layout: Layout, valid: Array | int, places: Array | None) -> Distances:
-    """Distances in a chunk whose first `valid` tokens lie in the row, or of the chunk's places [ROWS, C]."""
-    chunk = layout.chunk
-    if places is None:
-        row, column = (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
-        steps = (column - row) if layout.reverse else (row - column)
-        intra = jnp.where(steps >= 0, steps.astype(jnp.float32), _NEVER)
-        index = jax.lax.broadcasted_iota(jnp.int32, (chunk, LANES), 0)
-        to_left, to_right = jnp.minimum(index + 1, valid), jnp.maximum(valid - 1 - index, 0)
-        to_left, to_right = to_left.astype(jnp.float32), to_right.astype(jnp.float32)
+def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) -> DecayOperands:
+    """The arrays for log_decay [H] or [B, N, H]."""
+    problem, pad = layout.problem, layout.padded_tokens - layout.problem.num_tokens
+
+    def chunks(x: Array) -> Array:
+        """Zeros take no step: [#B, N, #H] -> [#B, M, C, #H]."""
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(x.shape[0], -1, layout.chunk, x.shape[2])
+
+    steps = jnp.ones((1, problem.num_tokens, 1))
+    borders = jnp.zeros_like(steps)
+    if segments is not None:
+        steps, borders = (jnp.diff(x, axis=1, prepend=0)[..., None].astype(jnp.float32) for x in segments)
+    rates = log_decay if log_decay.ndim == 1 else jnp.ones_like(log_decay[0, 0])
+    if log_decay.ndim == 3:
+        steps = log_decay
+    elif layout.per_token:
+        steps, rates = steps * rates[None, None], jnp.ones_like(rates)
+    steps, borders = chunks(steps), FLOOR * chunks(borders)
+
+    if segments is None or problem.max_segments is None:
+        across = steps.sum(2) * rates[None, None] + borders.sum(2)
+    else:  # since the start of the last document
+        index = chunks(segments[1][..., None])
+        last = jnp.max(index, axis=2, keepdims=True)
+        across = jnp.where(index == last, steps, 0).sum(2) * rates[None, None]
+    chunk_decay = jnp.expm1(across).reshape(-1, 1, layout.chunks * problem.num_heads)
+    rates = jnp.maximum(-rates * _LOG2_E, _SMALLEST_RATE)
+    if not layout.num_rows:
+        return DecayOperands(rates, chunk_decay, None)
+
+    if not layout.exact:
+        parts = [steps + borders]
+    elif layout.per_token:
+        large = jnp.where(steps < _LARGE, jnp.round(steps), 0)
+        parts = [steps - large, large + borders]
     else:
-        intra, to_left, to_right = _document_distances(places, layout.reverse)
-    return Distances(intra, *((to_right, to_left) if layout.reverse else (to_left, to_right)))
+        parts = [-steps, borders]
+    # XLA is slow to compile a cumsum for TPUs.
+    lower = jnp.tril(jnp.ones((layout.chunk, layout.chunk)))
+    parts = [jnp.einsum("ts,bmsh->bhmt", lower, x, precision=jax.lax.Precision.HIGHEST) for x in parts]
+    scales = [_LOG2_E if layout.per_token else 1.0, _LOG2_E]  # whole numbers are summed before they are scaled
+    shape = parts[0].shape[0], -1, layout.num_step_rows, layout.padded_tokens
+    rows = jnp.concatenate([scale * x.reshape(shape) for scale, x in zip(scales, parts, strict=False)], axis=2)
+    return DecayOperands(
+        rates, chunk_decay, jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
+    )
 
 
-def _document_distances(places: Array, reverse: bool) -> tuple[Array, Array, Array]:
-    chunk = places.shape[1]
-    columns = places.T  # [C, ROWS]
-    position, run, to_right = (columns[:, i : i + 1] for i in (_POSITION, _RUN, _TO_RIGHT))
-    row, column = (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
-    intra = position - places[_POSITION : _POSITION + 1]
-    if reverse:
-        row, column, intra = column, row, -intra
-    # Of two tokens at one place, only one is no padding. The order of the tokens decides, not that of the places.
-    intra = jnp.where((run == places[_RUN : _RUN + 1]) & (row >= column), intra, _NEVER)
-    to_left = jnp.where(run == 0, position, _NEVER)
-    return intra, jnp.broadcast_to(to_left, (chunk, LANES)), jnp.broadcast_to(to_right, (chunk, LANES))
+def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = False) -> list[pl.BlockSpec]:
+    """The blocks of the operands that are not None."""
+    specs = [pl.BlockSpec(memory_space=pltpu.SMEM), layout.scalars(operands.chunk_decay, reverse=reverse)]
+    if operands.rows is not None:
+        specs.append(layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse))
+    return specs
+
+
+class Chunk:
+    """Chunk `index` of block `block` of the row: its tokens and their weights.
+
+    Attributes:
+      rows: its rows of the block.
+      start: its first token.
+    """
+
+    def __init__(self, layout: Layout, operands: DecayOperands, index: Array | int, block: Array):
+        chunk = layout.chunk
+        self.rows = pl.ds(index * chunk if isinstance(index, int) else pl.multiple_of(index * chunk, chunk), chunk)
+        self.start = block * layout.block + index * chunk
+        self._layout, self._operands = layout, operands
+        self._first_chunk_decay = index * layout.problem.num_heads + pl.program_id(1) * layout.heads
+        self._valid: Array | int = chunk
+        if layout.ragged:
+            self._valid = jnp.clip(layout.problem.num_tokens - self.start, 0, chunk)
+        self._columns = dict[int, Array]()
+        if operands.rows is not None:
+            self._steps = operands.rows[0, 0, :, self.rows]
+            self._last = self._steps[:, chunk - 1 :]
+            self._transposed = self._steps.T
+        else:
+            # Differences of these need no `valid`: keys beyond the row are 0, and queries there are not written.
+            self._steps = -1.0 - jax.lax.broadcasted_iota(jnp.int32, (1, chunk), 1).astype(jnp.float32)
+            self._last = jnp.full((1, 1), -self._valid, jnp.float32)
+            count = 1 + jax.lax.broadcasted_iota(jnp.int32, (chunk, LANES), 0)
+            self._columns[0] = -jnp.minimum(count, self._valid).astype(jnp.float32)
+
+    def load(self, ref: jax.Ref, lanes: slice) -> Array:
+        """Its tokens from a block [1, T, lanes]: [C, lanes]. Beyond the row they are zero, not what memory contains."""
+        x = ref[0, self.rows, lanes]
+        if not self._layout.ragged:
+            return x
+        row = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        return jnp.where(row < self._valid, x, jnp.zeros_like(x))
+
+    def load_keys(self, ref: jax.Ref, group: Group) -> list[Array]:
+        """The tiles of keys or queries of a group."""
+        return [self.load(ref, tile.lanes) for tile in group.keys]
+
+    def between(self, head: int, *, transposed: bool = False) -> Array:
+        """The weights between its tokens, [C, C]: rows are queries, columns keys; or the transpose."""
+        chunk = self._layout.chunk
+        query, key = (jax.lax.broadcasted_iota(jnp.int32, (chunk, chunk), axis) for axis in (0, 1))
+        if transposed:
+            query, key = key, query
+
+        def steps(i: int) -> Array:
+            column, row = _lanes(self.column(i), chunk), self._steps[i : i + 1]
+            return jnp.where(query >= key, row - column if transposed else column - row, -jnp.inf)
+
+        return jnp.exp2(self._exponent(range(head, head + 1), steps))
+
+    def q_decay(self, heads: range) -> Array:
+        """The weight of the state before the chunk at each token, [C, lanes of v]."""
+        return self.decay(heads, self.column)
+
+    def k_decay(self, heads: range) -> Array:
+        """The weight of each token in the state after the chunk, [C, lanes of v]."""
+        return self.decay(heads, lambda i: self.last(i) - self.column(i))
+
+    def chunk_decay(self, heads: range) -> Array:
+        """exp(.) - 1 of the decay of a state that crosses the chunk, [1, lanes of v]."""
+        factors = [self._operands.chunk_decay[0, 0, self._first_chunk_decay + head] for head in heads]
+        return join([jnp.full((1, len(heads) * self._layout.problem.value_dim), factor) for factor in factors])
+
+    def decay(self, heads: range, steps: Callable[[int], Array], mask: Array | None = None) -> Array:
+        """The decay over `steps(i)` [C or 1, 128] of row i, as [C or 1, lanes of v]; 0 where `mask` does not hold."""
+        exponent = self._exponent(heads, steps)
+        exponent = exponent if mask is None else jnp.where(mask, exponent, -jnp.inf)
+        return _lanes(jnp.exp2(exponent), len(heads) * self._layout.problem.value_dim)
+
+    def column(self, i: int) -> Array:
+        """Row i as a column, the same in all lanes. Broadcast once for all weights: [C, 128]."""
+        if i not in self._columns:
+            self._columns[i] = jnp.broadcast_to(self._transposed[:, i : i + 1], (self._layout.chunk, LANES))
+        return self._columns[i]
+
+    def last(self, i: int) -> Array:
+        """Row i at the last token, [1, 1]."""
+        return self._last[i : i + 1]
+
+    def before(self, end: Array) -> list[Array]:
+        """Every row at the token before token `end` of the chunk, [1, 128] each; 0 before the first one."""
+        token = jax.lax.broadcasted_iota(jnp.int32, self._steps.shape, 1)
+        steps = jnp.sum(jnp.where(token == end - 1, self._steps, 0.0), axis=1, keepdims=True)
+        return [jnp.broadcast_to(steps[i : i + 1], (1, LANES)) for i in range(steps.shape[0])]
+
+    def _exponent(self, heads: range, steps: Callable[[int], Array]) -> Array:
+        """The log2 of a weight, from the difference of two tokens in each row."""
+        layout = self._layout
+        if layout.per_token:
+            return join([steps(head) + steps(layout.heads + head) if layout.exact else steps(head) for head in heads])
+        rates = [self._operands.rates[pl.program_id(1) * layout.heads + head] for head in heads]
+        rate = rates[0] if len(heads) == 1 else join([jnp.full((1, LANES), rate) for rate in rates])
+        return rate * steps(0) + steps(1) if layout.problem.packed else rate * steps(0)
+
+
+def _lanes(x: Array, size: int) -> Array:
+    """Gives x [rows, 128], the same in all lanes of a head, with `size` lanes."""
+    return x if x.shape[1] == size else jnp.concatenate([x] * -(-size // LANES), axis=1)[:, :size]
