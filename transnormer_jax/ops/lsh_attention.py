@@ -137,6 +137,7 @@ def attend_in_buckets(
     """
     length = qk.shape[1]
     chunk_size = min(chunk_size, length)
+    segment_ids = None if segment_ids is None else distinct_ids(segment_ids)
     if missing := -length % chunk_size:
         # The filling sorts behind everything, and is padding.
         segment_ids = jnp.ones(qk.shape[:2], jnp.int32) if segment_ids is None else segment_ids
