@@ -1,18 +1,21 @@
 """Linear attention as an associative scan over tokens, against its other formulations and softmax attention.
 
 For every number of tokens, every backend and both computations (forward; forward and backward, that is the gradients
-of q, k and v under a constant decay) this records the wall time of a compiled call and its temporary memory. The memory
-is what the compiler plans (`memory_analysis().temp_size_in_bytes`), not a measured peak. "softmax" is causal
-`jax.nn.dot_product_attention` as XLA computes it, with the N x N matrix.
+of q, k and v, and of the decay where it is one per token) this records the wall time of a compiled call and its
+temporary memory. The memory is what the compiler plans (`memory_analysis().temp_size_in_bytes`), not a measured peak.
+"softmax" is causal `jax.nn.dot_product_attention` as XLA computes it, with the N x N matrix; "jla" is the chunked
+`simple_gla` of the package jax-linear-attention, where that is installed.
 
 What does not fit, fails or is wrong is not timed, and the table and the JSON file say why. A plot is written beside
 that file. The last line on stdout is a summary in JSON.
 
     python -m benchmarks.attention
+    python -m benchmarks.attention --backends=chunked,jla --decay=per_token
     python -m benchmarks.attention --batch=4 --heads=16 --head_dim=128 --dtype=bfloat16 --max_gigabytes=60
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,8 @@ from transnormer_jax.ops.linear_attention import linear_attention
 
 # Kernels are measured by benchmarks.gpu, on the hardware that they are for.
 CONTENDERS = ("recurrent", "quadratic", "associative_scan", "chunked", "chunked_associative_scan", "softmax")
+PEERS = ("jla",)
+_DECAYS = ("per_head", "per_token")
 
 # The relative RMS error up to which a backend computes the same thing: rounding alone stays well below.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
@@ -44,12 +49,13 @@ class Settings:
     """What to measure.
 
     Attributes:
-      backends: among recurrent, quadratic, associative_scan, chunked, chunked_associative_scan, softmax.
+      backends: among recurrent, quadratic, associative_scan, chunked, chunked_associative_scan, softmax, jla.
       num_tokens: lengths N.
       batch: rows B.
       heads: heads H.
       head_dim: features per head, K = V.
       dtype: of q, k and v: float32, bfloat16 or float16.
+      decay: per_head, the released checkpoints' constants, or per_token, log-uniform between 1e-3 and 1.
       max_gigabytes: what the compiler plans more memory for is not run; 10^9 bytes.
       seconds: how long each call is repeated.
     """
@@ -60,12 +66,14 @@ class Settings:
     heads: int = 8
     head_dim: int = 64
     dtype: str = "float32"
+    decay: str = "per_head"
     max_gigabytes: float = 5.0
     seconds: float = 0.5
 
     def __post_init__(self):
         check_positive(self)
-        check_known("backends", self.backends, CONTENDERS)
+        check_known("backends", self.backends, CONTENDERS + PEERS)
+        check_known("decay", [self.decay], _DECAYS)
         check_known("dtype", [self.dtype], _TOLERANCE)
 
 
@@ -74,7 +82,7 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
     prepare(output)
     errors, broken = check_backends(settings)
     about = {
-        "log_decay": _log_decay(settings).tolist(),
+        "log_decay": _log_decay(settings, 1).tolist() if settings.decay == "per_head" else settings.decay,
         "check": {"num_tokens": _CHECKED_TOKENS, "relative_rms_error": errors},
     }
     rows = list[Row]()
@@ -102,7 +110,7 @@ def check_backends(settings: Settings) -> tuple[dict[str, float], dict[str, str]
       The relative RMS errors of those that ran, and why the ones that failed or are wrong must not be timed.
     """
     q, k, v = _random(settings, _CHECKED_TOKENS, count=3)
-    log_decay = _log_decay(settings)
+    log_decay = _log_decay(settings, _CHECKED_TOKENS)
     expected = definition(*(np.asarray(x).astype(np.float64) for x in (q, k, v, log_decay)))
     errors, broken = dict[str, float](), dict[str, str]()
     for backend in settings.backends:
@@ -125,25 +133,35 @@ def forward(backend: str) -> Callable[..., jax.Array]:
     def function(q: jax.Array, k: jax.Array, v: jax.Array, log_decay: jax.Array) -> jax.Array:
         if backend == "softmax":
             return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        if backend == "jla":
+            from jla.ops.chunked import simple_gla  # an optional package
+
+            return simple_gla(q, k, v, jnp.broadcast_to(log_decay, q.shape[:3]), scale=1.0)[0]
         return linear_attention(q, k, v, log_decay, backend=backend)[0]
 
     return function
 
 
 def forward_backward(backend: str) -> Callable[..., Any]:
-    """Returns (q, k, v, log_decay, cotangent) -> out, the gradients of sum(out * cotangent) in q, k and v."""
+    """Returns (q, k, v, log_decay, cotangent) -> out, and the gradients of sum(out * cotangent).
+
+    They are those of q, k and v, and of the decay where it is one per token.
+    """
 
     def function(q: jax.Array, k: jax.Array, v: jax.Array, log_decay: jax.Array, cotangent: jax.Array) -> Any:
-        out, pullback = jax.vjp(lambda *qkv: forward(backend)(*qkv, log_decay), q, k, v)
-        # The gradients need q, k and v only: were `out` not returned, the compiler would drop the forward pass.
+        if log_decay.ndim == 3:
+            out, pullback = jax.vjp(forward(backend), q, k, v, log_decay)
+        else:
+            out, pullback = jax.vjp(lambda *qkv: forward(backend)(*qkv, log_decay), q, k, v)
+        # The gradients need the operands only: were `out` not returned, the compiler would drop the forward pass.
         return out, pullback(cotangent)
 
     return function
 
 
 def _measure_all(settings: Settings, broken: dict[str, str]) -> Iterator[Row]:
-    log_decay = _log_decay(settings)
     for num_tokens in sorted(set(settings.num_tokens)):
+        log_decay = _log_decay(settings, num_tokens)
         q, k, v, cotangent = _random(settings, num_tokens, count=4)
         calls = (("forward", forward, ()), ("forward_backward", forward_backward, (cotangent,)))
         for backend in dict.fromkeys(settings.backends):
@@ -165,8 +183,11 @@ def _random(settings: Settings, num_tokens: int, *, count: int) -> list[jax.Arra
     return [jax.random.normal(key, shape, settings.dtype) for key in keys]
 
 
-def _log_decay(settings: Settings) -> jax.Array:
+def _log_decay(settings: Settings, num_tokens: int) -> jax.Array:
     """An operand of the compiled call, as in a model that scans over its layers: no weight is folded away."""
+    if settings.decay == "per_token":
+        shape = (settings.batch, num_tokens, settings.heads)
+        return -jnp.exp(jax.random.uniform(jax.random.key(1), shape, minval=math.log(1e-3), maxval=0))
     return jnp.asarray(released_log_decay(settings.heads, _NUM_LAYERS)[_LAYER])
 
 

@@ -4,10 +4,12 @@ import numpy as np
 
 
 def definition(q: np.ndarray, k: np.ndarray, v: np.ndarray, log_decay: np.ndarray) -> np.ndarray:
-    """out_t = sum over s <= t of exp(log_decay (t - s)) (q_t . k_s) v_s; q, k, v, out [B, N, H, K], log_decay [H]."""
-    time = np.arange(q.shape[1])
-    distance = time[:, None] - time
-    weights = np.where(distance >= 0, np.exp(log_decay[:, None, None] * np.maximum(distance, 0)), 0.0)
+    """out_t = sum over s <= t of exp(c_t - c_s) (q_t . k_s) v_s; q, k, v, out [B, N, H, K], log_decay [H] or [B, N, H].
+
+    c_t is the sum of the log decays of the tokens up to t.
+    """
+    c = np.moveaxis(np.cumsum(np.broadcast_to(log_decay, q.shape[:3]), axis=1), 1, 2)  # [B, H, N]
+    weights = np.tril(np.exp(np.minimum(c[..., :, None] - c[..., None, :], 0)))
     return np.einsum("bhts,bshv->bthv", weights * np.einsum("bthk,bshk->bhts", q, k), v)
 
 

@@ -21,7 +21,6 @@ REFUSED_BY_BLOCKS = [
     ({"attention": "cosformer", "max_length": 0}, "max_length=0 must be a whole number, 1 or more."),
     ({"lsh_buckets": 3}, "lsh_buckets=3 must be even, since a rotation makes buckets in pairs."),
     ({"linformer_dim": (0,)}, "linformer_dim=(0,) must be whole numbers, 1 or more."),
-    ({"num_heads": 32}, "choose num_heads so that it is even."),
     ({"attention": "linformer"}, "set causal=False, or choose another attention."),
     (
         {"attention": "linformer", "causal": False, "linformer_sharing": "layerwise", "linformer_dim": (4, 8)},

@@ -1,4 +1,4 @@
-"""Rows in parts on the devices of a mesh axis equal whole rows, by every backend that runs here."""
+"""Rows that are split over the devices of a mesh axis equal whole rows, by every backend that runs here."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ LOG_DECAY = np.array([-0.7, -0.05, -1e-5, 0.0], np.float32)
 
 
 def make_segment_ids(batch: int, length: int) -> np.ndarray:
-    """Documents that end within parts and at their borders, parts of padding alone, and padding on either side."""
+    """Documents that end within shards and at their borders, shards of padding alone, and padding on either side."""
     ids = np.sort(np.random.default_rng(0).integers(1, 7, (batch, length)), axis=1).astype(np.int32)
     ids[0, length // 4 :] = 2
     ids[0, : length // 4] = 1
@@ -59,7 +59,7 @@ def on_one_device(causal: bool, segments: bool):
         *((name, False) for name in ("chunked", "pallas_tpu")),  # two causal passes, by whatever backend
     ],
 )
-def test_parts_equal_whole_rows(backend, causal, segments):
+def test_shards_equal_whole_rows(backend, causal, segments):
     expected = on_one_device(causal, segments)
     mesh = make_mesh(MeshConfig(data=1, context=4, tensor=2))
     with interpret_kernels(), jax.set_mesh(mesh):
@@ -87,7 +87,7 @@ def test_rows_that_do_not_divide_are_whole_everywhere():
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
 
 
-def test_positions_count_on_from_part_to_part():
+def test_positions_continue_from_shard_to_shard():
     ids, start = jnp.asarray(make_segment_ids(2, 64)), jnp.array([5, 7], jnp.int32)
     expected = token_positions(ids, start)
     with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
@@ -113,7 +113,7 @@ def test_what_travels_does_not_depend_on_the_length():
 
     short = traffic(1024)
     assert short == traffic(4096)
-    states = [shape for shape, kind in short if "2,4,8,8]" in shape]
+    states = [shape for shape, kind in short if "4,8,8]" in shape]
     assert len(states) == 2  # one gather forward, one scatter backward
 
 
@@ -137,12 +137,67 @@ def test_gradient_of_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_the_axes_of_a_mesh_must_be_auto():
-    q = jnp.zeros((2, 16, 2, 4))
-    mesh = jax.make_mesh((2, 4), ("data", "other"))
-    with jax.set_mesh(mesh), pytest.raises(UserError, match=re.escape("axis_types=(AxisType.Auto,) * 2")):
-        linear_attention(q, q, q)
+EXPLICIT = [(("rows", None, None), True), ((None, "tokens", None), True), (("a", "b", "c"), True), (("a", "b"), False)]
+
+
+@pytest.mark.parametrize(("spec", "causal"), EXPLICIT)
+def test_explicit_axes_of_any_name_gather_no_operand(spec, causal: bool):
+    names = tuple(name for name in spec if name)
+    mesh = jax.make_mesh((8,) if len(names) == 1 else (2, 2, 2)[: len(names)], names)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 8, 96, 8, 4))
+    ids = jnp.asarray(make_segment_ids(8, 96)) if causal else None
+    log_decay = -jnp.exp(jax.random.normal(jax.random.key(1), q.shape[:3])) if causal else None
+
+    def attend(q, k, v, log_decay, ids):
+        def loss(q, k, v):
+            out, _ = linear_attention(q, k, v, log_decay, segment_ids=ids, causal=causal)
+            return jnp.sum(jnp.sin(out))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    expected = jax.jit(attend)(q, k, v, log_decay, ids)
     with jax.set_mesh(mesh):
-        attend = jax.sharding.auto_axes(linear_attention, out_sharding=jax.P("data"))
-        out, _ = jax.eval_shape(attend, q, q, q)
-    assert out.sharding.spec[0] == "data"
+        q, k, v, log_decay, ids = (
+            x if x is None else jax.device_put(x, jax.P(*spec[: x.ndim])) for x in (q, k, v, log_decay, ids)
+        )
+        program = jax.jit(attend).lower(q, k, v, log_decay, ids).compile()
+        actual = program(q, k, v, log_decay, ids)
+    for a, b in zip(actual, expected, strict=True):
+        assert (*a.sharding.spec, *[None] * 4)[: len(spec)] == spec
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", program.as_text())
+    lengths = {"96", "48", "12"}  # of rows and of their shards
+    assert not any(lengths & set(shape.split(",")) for shape in gathered), gathered
+
+
+def test_an_axis_without_a_rule_is_refused():
+    q = jnp.zeros((2, 16, 2, 4))
+    mesh = jax.make_mesh((8,), ("other",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="mesh axis 'other' is none of data, fsdp, context, tensor"):
+        linear_attention(q, q, q)
+    with jax.set_mesh(mesh):  # its devices then do what they like
+        attend = jax.shard_map(lambda q: linear_attention(q, q, q)[0], in_specs=jax.P(), out_specs=jax.P())
+        assert jax.jit(attend)(q).shape == q.shape
+
+
+def test_operands_that_are_sharded_differently_are_refused():
+    with jax.set_mesh(jax.make_mesh((8,), ("rows",))):
+        q, k = (jax.device_put(jnp.zeros((8, 8, 2, 4)), jax.P(*spec)) for spec in (("rows",), (None, "rows")))
+        with pytest.raises(UserError, match="q, k and v are sharded differently"):
+            linear_attention(q, k, k)
+        features = jax.device_put(jnp.zeros((8, 8, 2, 8)), jax.P(None, None, None, "rows"))
+        with pytest.raises(UserError, match="its features must be whole"):
+            linear_attention(features, features, features)
+
+
+def test_one_sum_without_causality():
+    q = jax.ShapeDtypeStruct((2, 64, 4, 8), jnp.float32)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        program = jax.jit(functools.partial(linear_attention, causal=False)).lower(q, q, q).compile()
+    assert len(re.findall(r" all-reduce\(", program.as_text())) == 1
+
+
+def test_states_of_documents_need_whole_rows():
+    q = jnp.zeros((2, 64, 2, 4))
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))), pytest.raises(UserError, match="needs whole rows"):
+        linear_attention(q, q, q, max_segments=3)

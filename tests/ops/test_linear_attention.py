@@ -375,3 +375,55 @@ def test_without_causality_half_precision_is_near():
     exact = results(*(x.astype(jnp.float32) for x in (q, k, v, d_out)))
     for a, b in zip(jax.tree.leaves(results(q, k, v, d_out)), jax.tree.leaves(exact), strict=True):
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-3
+
+
+@pytest.mark.parametrize("axes", [(0, 0, 0, None), (0, 0, 0, 0), (None, 0, None, None)])
+@each_backend
+def test_vmap_equals_a_loop(backend: str, axes):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 3, 2, 20, 2, 4))
+    log_decay = -jnp.exp(jax.random.normal(jax.random.key(1), (3, 2)))
+    operands = [x if axis == 0 else x[0] for x, axis in zip((q, k, v, log_decay), axes, strict=True)]
+
+    def gradient(*operands):
+        def loss(*operands):
+            out, state = linear_attention(*operands, backend=backend, chunk_size=8)
+            return jnp.sum(jnp.sin(out)) + jnp.sum(state)
+
+        return jax.grad(loss, argnums=(0, 1, 2, 3))(*operands)
+
+    actual = jax.jit(jax.vmap(gradient, axes))(*operands)
+    for i in range(3):
+        expected = jax.jit(gradient)(*(x[i] if axis == 0 else x for x, axis in zip(operands, axes, strict=True)))
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_decay_may_be_a_number_a_list_or_an_array():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 4))
+    expected, _ = linear_attention(q, k, v, jnp.full((1, 20, 2), -0.5))
+    for log_decay in (-0.5, [-0.5, -0.5], np.full(2, -0.5), jnp.float32(-0.5)):
+        out, _ = linear_attention(q, k, v, log_decay)
+        np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_documents_that_do_not_occur_keep_their_state_and_more_are_told():
+    inputs = make_inputs(DOCUMENT_CASES[1])
+    options = {"initial_state": inputs.initial_state, "segment_ids": inputs.segment_ids}
+    attend = jax.jit(linear_attention, static_argnames="max_segments")
+    out, states = attend(*inputs[:4], max_segments=7, **options)
+    assert np.isfinite(out).all()
+    np.testing.assert_array_equal(states[:, 6], inputs.initial_state[:, 6])
+    options["initial_state"] = inputs.initial_state[:, :2]
+    out, _ = attend(*inputs[:4], max_segments=2, **options)
+    assert np.isnan(out).any()  # documents without a slot
+
+
+def test_a_constant_decay_makes_no_array_per_token():
+    shape = jax.ShapeDtypeStruct((3, 1024, 7, 16), jnp.float32)
+
+    def loss(q, k, v):
+        return jnp.sum(linear_attention(q, k, v, jnp.full(7, -0.1), backend="chunked")[0])
+
+    text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).as_text()
+    assert "x7x16xf32" in text
+    assert not [line for line in text.splitlines() if "3x1024x7xf32" in line or "16x7x64xf32" in line]

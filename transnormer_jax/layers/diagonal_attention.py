@@ -26,7 +26,7 @@ class DiagAttention(nn.Module):
     """y = W_out diagonal_attention(q, k, v), with LRPE on q and k (arXiv 2210.10340, section 4.2).
 
     Attributes:
-      num_heads: H; K = D / H must be even.
+      num_heads: H; K = D / H.
       causal: whether no token attends to a later one.
       variant: "t1" (relu of the scores, then SimpleRMSNorm over the heads) or "t2" (softmax, no norm).
       block_size: tokens of a block, counted from the beginning of each document.
@@ -50,7 +50,7 @@ class DiagAttention(nn.Module):
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
         Raises:
-          UserError: the variant is unknown, K is odd, or count_padding is asked for with segment ids.
+          UserError: the variant is unknown, or count_padding is asked for with segment ids.
         """
         if self.variant not in _WEIGHTS:
             raise UserError(f"unknown variant {self.variant!r}: {did_you_mean(self.variant, _WEIGHTS)}")

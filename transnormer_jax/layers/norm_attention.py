@@ -27,7 +27,7 @@ class NormAttention(nn.Module):
     The norm over the concatenated heads takes the place of the denominator, and neither 1/sqrt(K) nor a decay appears.
 
     Attributes:
-      num_heads: H; K = D / H must be even.
+      num_heads: H; K = D / H.
       causal: whether no token attends to a later one.
       variant: "t1" (phi = elu) or "t2" (phi = 1 + elu).
       dtype: of the computation; parameters are `param_dtype`.
@@ -49,7 +49,7 @@ class NormAttention(nn.Module):
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
         Raises:
-          UserError: the variant is unknown, or K is odd.
+          UserError: the variant is unknown.
         """
         if self.variant not in _ACTIVATIONS:
             raise UserError(f"unknown variant {self.variant!r}: {did_you_mean(self.variant, _ACTIVATIONS)}")

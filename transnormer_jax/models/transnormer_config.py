@@ -142,12 +142,6 @@ class TransNormerConfig:
                     f"num_layers={self.num_layers} cannot be shared evenly by the {count} entries of {what}: "
                     "give a number of layers that is a multiple."
                 )
-        own = [name for name in names if name.startswith(("norm_", "diag_"))]
-        if own and self.model_dim // self.num_heads % 2:
-            raise UserError(
-                f"attention {own[0]!r} rotates the features of a head in pairs, and model_dim={self.model_dim} over "
-                f"num_heads={self.num_heads} is odd: choose num_heads so that it is even."
-            )
         if any("linformer" in name for name in names):
             self._check_linformer()
 

@@ -11,6 +11,7 @@ from transnormer_jax.ops.feature_maps import cosformer_features, favor_features,
 from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.ops.linear_attention import (
     Problem,
+    gated_linear_attention,
     linear_attention,
     normalized_linear_attention,
     resolve_backend,
@@ -49,6 +50,7 @@ __all__ = [
     "cosformer_features",
     "diagonal_attention",
     "favor_features",
+    "gated_linear_attention",
     "householder",
     "interpret_kernels",
     "linear_attention",

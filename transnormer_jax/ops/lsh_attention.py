@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.ops.linear_attention.segments import distinct_ids
 from transnormer_jax.ops.precision import wide_type
 
 _LARGEST_FACTOR = 128
@@ -89,6 +90,7 @@ def lsh_attention(
       [B, N, H, V] in v's dtype; scores, weights and sums are float32 at least.
     """
     if segment_ids is not None:
+        segment_ids = distinct_ids(segment_ids)
         qk, v = (jnp.where((segment_ids != 0)[..., None, None], x, 0) for x in (qk, v))
     buckets = lsh_hash(qk, rotations, factors)
     if segment_ids is not None:
@@ -135,6 +137,7 @@ def attend_in_buckets(
     """
     length = qk.shape[1]
     chunk_size = min(chunk_size, length)
+    segment_ids = None if segment_ids is None else distinct_ids(segment_ids)
     if missing := -length % chunk_size:
         # The filling sorts behind everything, and is padding.
         segment_ids = jnp.ones(qk.shape[:2], jnp.int32) if segment_ids is None else segment_ids

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.ops.linear_attention.segments import distinct_ids
+
 
 class KeyValueCache(NamedTuple):
     """Keys and values of the tokens read so far; place t of a row holds its token t, and places not yet read hold 0.
@@ -34,7 +36,8 @@ def softmax_attention(
       k: [B, N, H, K].
       v: [B, N, H, K].
       causal: whether no token attends to a later one.
-      segment_ids: [B, N] int32. Tokens see those with the same id; 0 is padding, which no token sees.
+      segment_ids: [B, N] int32, documents of packed rows: tokens see those of their own document, and another one
+        starts where the id changes. 0 is padding, which no token sees.
 
     Returns:
       [B, N, H, K] in v's dtype; at padding, something finite. The softmax is float32.
@@ -43,7 +46,8 @@ def softmax_attention(
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal)
     real = segment_ids != 0
     k, v = (jnp.where(real[..., None, None], x, 0) for x in (k, v))
-    seen = (segment_ids[:, :, None] == segment_ids[:, None, :]) & real[:, None]
+    ids = distinct_ids(segment_ids)
+    seen = (ids[:, :, None] == ids[:, None, :]) & real[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], is_causal=causal)
 
 

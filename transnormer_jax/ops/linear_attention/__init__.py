@@ -2,6 +2,7 @@
 
 from transnormer_jax.ops.linear_attention.api import linear_attention
 from transnormer_jax.ops.linear_attention.backends import BACKENDS, Backend, Problem, resolve_backend
+from transnormer_jax.ops.linear_attention.gated import gated_linear_attention
 from transnormer_jax.ops.linear_attention.normalized import normalized_linear_attention
 from transnormer_jax.ops.linear_attention.segments import token_positions
 
@@ -9,6 +10,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "Problem",
+    "gated_linear_attention",
     "linear_attention",
     "normalized_linear_attention",
     "resolve_backend",

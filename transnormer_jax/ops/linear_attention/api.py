@@ -103,6 +103,8 @@ def linear_attention(
 
     sharding = find_sharding(q, q.shape[2])
     run: Callable[..., Any] = functools.partial(_run, options, causal, None if sharding is None else sharding.tokens)
+    if any(find_sharding(x, q.shape[2]) != sharding for x in (k, v)):
+        raise UserError("q, k and v are sharded differently: reshard k and v as q is, which gathers nothing silently.")
     if sharding is not None:
         tokens, state = sharding.of("bnhk"), sharding.of("bshkv" if documents else "bhkv")
         decay = sharding.of("bnh" if log_decay.ndim == 3 else "h")

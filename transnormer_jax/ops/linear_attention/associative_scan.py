@@ -69,7 +69,10 @@ def backward(
     dk = per_group(_dot("bnhv,bnhkv->bnhk", v.astype(jnp.float32), d_states))
     dv = _dot("bnhk,bnhkv->bnhv", wide_k, d_states).astype(v.dtype)
     d_before = jnp.exp(steps)[..., None, None] * d_states
-    d_initial = d_before[:, 0] if state.ndim == 4 else set_states(d_final, index, first, d_before)
+    if state.ndim == 4:  # it enters the document that reaches across the left border
+        d_initial = jnp.where((index[:, 0] == 0)[:, None, None, None], d_before[:, 0], 0)
+    else:
+        d_initial = set_states(d_final, index, first, d_before)
     return dq, dk, dv, jnp.sum(d_before * before, axis=(-2, -1)) if decay_gradient else None, d_initial
 
 

@@ -52,7 +52,15 @@ class Problem(NamedTuple):
         *,
         packed: bool = False,
     ) -> "Problem":
-        """The problem of `q` [B, N, G, K] and `v` [B, N, H, V], which have one float dtype; arrays or shapes."""
+        """The problem of a call of `linear_attention` with these arguments.
+
+        Args:
+          q: queries [B, N, G, K], of the same float dtype as `v`; an array, or its shape and dtype.
+          v: values [B, N, H, V].
+          log_decay: per token where it has three dimensions.
+          max_segments: S.
+          packed: whether segment ids are given.
+        """
         batch, num_tokens, num_heads, value_dim = v.shape
         per_token = getattr(log_decay, "ndim", 0) == 3
         sizes = (batch, num_tokens, num_heads, q.shape[3], value_dim, q.dtype, q.shape[2])

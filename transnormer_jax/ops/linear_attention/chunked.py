@@ -74,7 +74,7 @@ def forward(
         with jax.named_scope("chunk_states"):
             kv_sum = _dot("bmgck,bmgrcv->bmgrkv", k, _scale(v, w.k_decay))
             enters = None if documents is None else (documents.first, states_of(initial, documents.document))
-            before, after = _cross(state, w.chunk_decay, kv_sum, enters, parallel=parallel)
+            before, after = cross_chunks(state, w.chunk_decay, kv_sum, enters, parallel=parallel)
         with jax.named_scope("within_chunk"):
             scores = _dot("bmgck,bmgsk->bmgcs", q, k)[:, :, :, None] * w.intra
             new = _dot("bmgrcs,bmgrsv->bmgrcv", scores.astype(v.dtype), v)
@@ -129,11 +129,11 @@ def backward(
         if documents is not None:
             enters = documents.first, states_of(initial, documents.document)
             leaves = documents.last, states_of(_by_group(d_final, num_groups), documents.document)
-        before, after = _cross(
+        before, after = cross_chunks(
             state, w.chunk_decay, _dot("bmgck,bmgrcv->bmgrkv", k, decayed_v), enters, parallel=parallel
         )
         d_kv_sum = _dot("bmgck,bmgrcv->bmgrkv", q, decayed_d_out)
-        d_after, d_before = _cross(d_state, w.chunk_decay, d_kv_sum, leaves, parallel=parallel, reverse=True)
+        d_after, d_before = cross_chunks(d_state, w.chunk_decay, d_kv_sum, leaves, parallel=parallel, reverse=True)
 
         scores = (_dot("bmgck,bmgsk->bmgcs", q, k)[:, :, :, None] * w.intra).astype(v.dtype)
         d_scores = sum_group(_dot("bmgrcv,bmgrsv->bmgrcs", d_out, v) * w.intra).astype(v.dtype)
@@ -286,7 +286,7 @@ def _split(
     return _Blocks(num_tokens, chunk, chunks, count, q.shape[2], decay, weights(decay) if static else None, layout)
 
 
-def _cross(
+def cross_chunks(
     state: Array,
     chunk_decay: Array,
     kv_sum: Array,

@@ -60,7 +60,8 @@ def sum_of_later_shards(
     grouped = jnp.where(continues, v, 0).reshape(*v.shape[:2], k.shape[2], -1, v.shape[3])
     kv_sum = dot("bngk,bngrv->bgrkv", k, grouped)
     kv_sum = kv_sum.reshape(k.shape[0], v.shape[2], *kv_sum.shape[-2:])
-    chunk_decay = jnp.where(segments.segment_index[:, -1] == 0, 0.0, -1.0)[:, None]
+    chunk_decay = jnp.where(segments.segment_index[:, -1:] == 0, 0.0, -1.0)
+    chunk_decay = jnp.broadcast_to(chunk_decay, kv_sum.shape[:2])
     chunk_decay, kv_sums = jax.lax.all_gather((chunk_decay, kv_sum), axis, axis=1)
     before, _ = scan_states(jnp.zeros_like(kv_sum), chunk_decay, kv_sums, reverse=True)
     return jax.lax.dynamic_index_in_dim(before, jax.lax.axis_index(axis), 1, keepdims=False)

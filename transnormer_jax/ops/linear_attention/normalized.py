@@ -12,13 +12,13 @@ def normalized_linear_attention(
     q: Float[Array, "B N H K"],
     k: Float[Array, "B N H K"],
     v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"] | None = None,
+    log_decay: Float[Array, "..."] | None = None,
     *,
-    initial_state: Float[Array, "B H K V+1"] | None = None,
+    initial_state: Float[Array, "B *S H K V+1"] | None = None,
     segment_ids: Int[Array, "B N"] | None = None,
     eps: float = 1e-6,
     **options: Any,
-) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V+1"]]:
+) -> tuple[Float[Array, "B N H V"], Float[Array, "B *S H K V+1"]]:
     """out_t = q_t S_t / (q_t z_t + eps), z_t = sum of the keys as S_t is the sum of k v^T.
 
     "Transformers are RNNs" (arXiv 2006.16236, eq. 9), for q and k that are feature maps already, such as 1 + elu(x).
@@ -28,14 +28,14 @@ def normalized_linear_attention(
       q: [B, N, H, K], not negative.
       k: [B, N, H, K], not negative.
       v: [B, N, H, V].
-      log_decay: [H] float32, as in `linear_attention`.
-      initial_state: [B, H, K, V + 1] float32.
+      log_decay: as in `linear_attention`, float32.
+      initial_state: [B, H, K, V + 1] float32, or [B, S, H, K, V + 1] with `max_segments`.
       segment_ids: [B, N] int32, as in `linear_attention`: padding is in neither sum, and its output is 0.
       eps: added to the denominator. The division is float32; float16 is float32 throughout, whose range the sums need.
       **options: the other arguments of `linear_attention`.
 
     Returns:
-      out [B, N, H, V] in v's dtype, and the state [B, H, K, V + 1] float32.
+      out [B, N, H, V] in v's dtype, and the state, float32, of the shape of `initial_state`.
     """
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     if v.dtype == jnp.float16:

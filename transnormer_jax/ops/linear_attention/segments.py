@@ -45,6 +45,14 @@ def find_segments(segment_ids: Int[Array, "B N"], id_before: Int[Array, " B"] | 
     return Segments(jnp.cumsum(real, axis=1, dtype=jnp.int32), jnp.cumsum(starts, axis=1, dtype=jnp.int32))
 
 
+def distinct_ids(segment_ids: Int[Array, "B N"]) -> Int[Array, "B N"]:
+    """Ids that no two documents of a row share, for attentions that compare them; 0 stays padding.
+
+    An id that comes again after another one is another document.
+    """
+    return jnp.where(segment_ids != 0, find_segments(segment_ids).segment_index + 1, 0)
+
+
 def token_positions(segment_ids: Int[Array, "B N"], start: Int[Array, " B"]) -> Int[Array, "B N"]:
     """Position of each token within its document; padding repeats the position before it.
 

@@ -81,7 +81,8 @@ def per_device(function: Callable[..., Any], in_specs: tuple[P | None, ...], out
         mapped = jax.shard_map(
             function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_axes()), check_vma=False
         )
-        return mapped(*arguments)
+        # Outside of jit, shard_map cannot see which operands are differentiated.
+        return jax.jit(mapped)(*arguments)
 
     return call
 

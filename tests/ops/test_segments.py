@@ -1,0 +1,26 @@
+"""Documents of packed rows mean the same to every attention."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transnormer_jax.ops import diagonal_attention, linear_attention, lsh_attention, softmax_attention
+
+ATTENTIONS = {
+    "linear": lambda q, k, v, ids: linear_attention(q, k, v, segment_ids=ids)[0],
+    "softmax": functools.partial(lambda q, k, v, ids: softmax_attention(q, k, v, causal=False, segment_ids=ids)),
+    "diagonal": lambda q, k, v, ids: diagonal_attention(
+        q, k, v, block_size=64, weights="softmax", causal=True, segment_ids=ids
+    ),
+    "lsh": lambda q, k, v, ids: lsh_attention(q, v, jnp.ones((2, 4, 1, 1)), chunk_size=4, causal=True, segment_ids=ids),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_an_id_that_comes_again_is_another_document(name: str):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 32, 2, 4))
+    again, other = (jnp.repeat(jnp.array([[1, 2, last, 0]]), 8, axis=1) for last in (1, 3))
+    np.testing.assert_array_equal(ATTENTIONS[name](q, k, v, again), ATTENTIONS[name](q, k, v, other))
