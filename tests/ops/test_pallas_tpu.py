@@ -121,7 +121,7 @@ def test_gradient_of_gradient():
 
 
 def test_eight_devices_equal_one():
-    mesh = jax.make_mesh((2, 2, 2), ("data", "tensor", "other"), axis_types=(AxisType.Auto,) * 3)
+    mesh = jax.make_mesh((2, 2, 2), ("data", "tensor", "fsdp"), axis_types=(AxisType.Auto,) * 3)
     inputs = make_inputs(Case("", (2, 40, 4, 8, 8), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True))
     with interpret_kernels():
         _, one = apply_with_gradients(inputs, "pallas_tpu")

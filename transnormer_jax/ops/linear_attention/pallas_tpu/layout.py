@@ -21,6 +21,8 @@ from transnormer_jax.ops.linear_attention.backends import Problem
 from transnormer_jax.ops.linear_attention.decay import FLOOR
 
 LANES = 128
+BORDER = float(math.floor(FLOOR * math.log2(math.e)))
+"""The step at a document border, in log2: whole, so that sums of it are exact."""
 
 
 class Generation(NamedTuple):
@@ -125,7 +127,7 @@ class Layout:
 
     def border_step(self, row: int) -> float:
         """What a document border adds to a row of `decay_operands`."""
-        return FLOOR * math.log2(math.e) if not self.exact or row >= self.num_step_rows else 0.0
+        return BORDER if not self.exact or row >= self.num_step_rows else 0.0
 
     @property
     def num_gradient_rows(self) -> int:

@@ -4,7 +4,7 @@ All follow from numbers c_t per token, counted from the border before the chunk:
 the cumulative log decay of each head. A constant decay of rows without documents needs no array at all. Otherwise XLA
 prepares rows [#B, blocks of heads or 1, 8k, N] of float32: 8 bytes per token and head.
 
-A document border is one more step of `FLOOR`, whose weight is 0 in float32. In half precision it is added to the
+A document border is one more step of `BORDER`, whose weight is 0 in float32. In half precision it is added to the
 cumulative decay. In float32 this would cost the tokens after it their digits, so borders, and the whole part of very
 strong steps, have rows of their own, in which the difference of two tokens without any between them is exactly 0.
 """
@@ -20,15 +20,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.linear_attention.decay import FLOOR
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import BORDER, LANES, Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, join
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 # A head without decay takes this rate, so that its product with -inf, where no weight is due, is -inf.
 _SMALLEST_RATE = 1e-30
 _LOG2_E = math.log2(math.e)
-# Below it a step leaves less than float32 can tell beside the weights of ordinary steps.
-_LARGE = -20.0
+# Below it, in log2, a step leaves less than float32 can tell beside the weights of ordinary steps.
+_LARGE = -29.0
 
 
 class DecayOperands(NamedTuple):
@@ -64,10 +64,10 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
         steps = log_decay
     elif layout.per_token:
         steps, rates = steps * rates[None, None], jnp.ones_like(rates)
-    steps, borders = chunks(steps), FLOOR * chunks(borders)
+    steps, borders = chunks(steps), chunks(borders)
 
     if segments is None or problem.max_segments is None:
-        across = steps.sum(2) * rates[None, None] + borders.sum(2)
+        across = steps.sum(2) * rates[None, None] + FLOOR * borders.sum(2)
     else:  # since the start of the last document
         index = chunks(segments[1][..., None])
         last = jnp.max(index, axis=2, keepdims=True)
@@ -77,6 +77,9 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
     if not layout.num_rows:
         return DecayOperands(rates, chunk_decay, None)
 
+    borders = BORDER * borders
+    if layout.per_token:
+        steps = _LOG2_E * steps
     if not layout.exact:
         parts = [steps + borders]
     elif layout.per_token:
@@ -87,9 +90,8 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
     # XLA is slow to compile a cumsum for TPUs.
     lower = jnp.tril(jnp.ones((layout.chunk, layout.chunk)))
     parts = [jnp.einsum("ts,bmsh->bhmt", lower, x, precision=jax.lax.Precision.HIGHEST) for x in parts]
-    scales = [_LOG2_E if layout.per_token else 1.0, _LOG2_E]  # whole numbers are summed before they are scaled
     shape = parts[0].shape[0], -1, layout.num_step_rows, layout.padded_tokens
-    rows = jnp.concatenate([scale * x.reshape(shape) for scale, x in zip(scales, parts, strict=False)], axis=2)
+    rows = jnp.concatenate([x.reshape(shape) for x in parts], axis=2)
     return DecayOperands(
         rates, chunk_decay, jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2]), (0, 0)))
     )
