@@ -56,10 +56,13 @@ class Problem(NamedTuple):
 
         Args:
           q: queries [B, N, G, K], of the same float dtype as `v`; an array, or its shape and dtype.
-          v: values [B, N, H, V].
-          log_decay: per token where it has three dimensions.
+          v: values [B, N, H, V], of that dtype.
+          log_decay: float32, [H], or [B, N, H] for a decay per token.
           max_segments: S.
           packed: whether segment ids are given.
+
+        Returns:
+          The sizes, and what decides whether a backend can run the call.
         """
         batch, num_tokens, num_heads, value_dim = v.shape
         per_token = getattr(log_decay, "ndim", 0) == 3
