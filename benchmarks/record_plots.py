@@ -313,6 +313,7 @@ PLOTS: dict[str, Callable[[Record], Figure]] = {
     "tpu/neighbours": neighbours,
     "tpu/scaling": scaling,
     "tpu/schedule": schedule,
+    "tpu/prefill": schedule,
 }
 
 

@@ -237,6 +237,10 @@ _SECTIONS: dict[str, tuple[str, Callable[[Record], str] | str]] = {
         "Cycles of the compiled kernels over the time of their bytes in HBM, without a TPU "
         "([hardware](../hardware.md#tpu-by-the-compiler)).",
     ),
+    "tpu/prefill": (
+        "Schedules of a packed prefill",
+        "The same for 16,384 tokens of 1 or 16 documents with states in and out ([serving](../serving.md)).",
+    ),
     "tpu/neighbours": (
         "Bytes around the TPU kernels",
         "Bytes that compiled programs move over the least possible, without a TPU "
