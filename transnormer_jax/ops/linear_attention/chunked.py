@@ -241,9 +241,9 @@ class _Blocks(NamedTuple):
         """The weights of block `number`, heads as [g r]."""
         w = self.all_weights
         if w is None:
-            w = weights(jax.tree.map(lambda x: x if x.ndim == 1 else self._slice(x, number), self.decay))
-            # Else XLA would compute an exponential again for every feature that it multiplies.
-            w = jax.lax.optimization_barrier(w)
+            decay = jax.tree.map(lambda x: x if x.ndim == 1 else self._slice(x, number), self.decay)
+            # Else XLA's CPU compiler would slice inside the loop of exponentials, which then is not vectorised.
+            w = weights(jax.lax.optimization_barrier(decay))
         return Weights(*(x.reshape(*x.shape[:2], self.groups, -1, *x.shape[3:]) for x in w))
 
     def documents(self, number: Array | int) -> ChunkDocuments | None:
