@@ -212,6 +212,22 @@ _SECTIONS: dict[str, tuple[str, Callable[[Record], str] | str]] = {
         "Backends of the operator",
         "Time and memory of every backend against the length ([hardware](../hardware.md#cpu-measured)).",
     ),
+    "cpu/attention_jla_per_head_64": (
+        "Beside jax-linear-attention, 64 features, decay per head",
+        "Time and memory of both chunked forms ([hardware](../hardware.md#cpu-measured)).",
+    ),
+    "cpu/attention_jla_per_token_64": (
+        "Beside jax-linear-attention, 64 features, decay per token",
+        "Time and memory of both chunked forms ([hardware](../hardware.md#cpu-measured)).",
+    ),
+    "cpu/attention_jla_per_head_128": (
+        "Beside jax-linear-attention, 128 features, decay per head",
+        "Time and memory of both chunked forms ([hardware](../hardware.md#cpu-measured)).",
+    ),
+    "cpu/attention_jla_per_token_128": (
+        "Beside jax-linear-attention, 128 features, decay per token",
+        "Time and memory of both chunked forms ([hardware](../hardware.md#cpu-measured)).",
+    ),
     "cpu/inference": (
         "What generation costs",
         "Tokens per second and state against the context ([inference](../inference.md)).",

@@ -272,7 +272,8 @@ def _split(
     num_chunks = -(-(num_tokens + by_document * state.shape[1] * (chunk - 1)) // chunk)
     chunks = num_chunks
     if not parallel and target_hardware().platform == "cpu":
-        chunk_bytes = batch * chunk * num_heads * max(key_dim, value_dim) * v.dtype.itemsize
+        rows = batch if isinstance(batch, int) else 1  # an exported program leaves it open
+        chunk_bytes = rows * chunk * num_heads * max(key_dim, value_dim) * v.dtype.itemsize
         chunks = max(1, min(num_chunks, _BLOCK_BYTES // chunk_bytes))
     count = -(-num_chunks // chunks)
     chunks = -(-num_chunks // count)
