@@ -21,7 +21,7 @@ def test_a_schedule_is_replayed_bundle_by_bundle():
 
 
 def test_turns_that_depend_on_data_can_be_given():
-    """Three along each of the two rows of the grid are the six that the schedule has by itself."""
+    """Three turns in each of the two rows of the grid are the six that the schedule itself contains."""
     known_size = SCHEDULE.replace("/*size_in_granules=*/%s6_s2", "7")
     result = replayed(known_size.replace("%s3_s0, 6", "%s3_s0, %s1_s1"), turns=3)
     assert result.cycles == replayed(known_size).cycles

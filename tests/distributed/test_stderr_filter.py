@@ -42,7 +42,7 @@ E1130 21:15:57.913801    7886 coordination_service_agent.cc:610] Barrier failed:
 === Source Location Trace: ===
 external/xla+/xla/pjrt/distributed/coordination/coordination_service_agent.cc:610
  for task: 0
-I1130 21:15:57.913815    7887 another_source.cc:20] a word of its own
+I1130 21:15:57.913815    7887 another_source.cc:20] another thread
 *** Check failure stack trace: ***
     @     0x7f91c7af81b4  absl::lts_20260526::log_internal::LogMessage::SendToLog()
 """
@@ -76,7 +76,7 @@ def test_a_loss_ends_in_one_sentence(text, lost):
 
 
 def test_a_loss_ends_in_one_sentence_though_two_threads_write():
-    other = "process 1: I1130 21:15:57.913815    7887 another_source.cc:20] a word of its own\n"
+    other = "process 1: I1130 21:15:57.913815    7887 another_source.cc:20] another thread\n"
     assert filtered(INTERLEAVED, "ctypes.CDLL(None).abort()") == (3, f"{other}error: lost [0]\n")
 
 

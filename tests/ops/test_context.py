@@ -11,7 +11,7 @@ import pytest
 from tests.ops.definition import relative_rms
 from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops import linear_attention, token_positions
+from transnormer_jax.ops import gated_linear_attention, linear_attention, token_positions
 from transnormer_jax.ops.hardware import interpret_kernels
 
 LOG_DECAY = np.array([-0.7, -0.05, -1e-5, 0.0], np.float32)
@@ -183,8 +183,12 @@ def test_an_axis_without_a_rule_is_refused():
 def test_operands_that_are_sharded_differently_are_refused():
     with jax.set_mesh(jax.make_mesh((8,), ("rows",))):
         q, k = (jax.device_put(jnp.zeros((8, 8, 2, 4)), jax.P(*spec)) for spec in (("rows",), (None, "rows")))
-        with pytest.raises(UserError, match="q, k and v are sharded differently"):
+        with pytest.raises(UserError, match="are sharded differently"):
             linear_attention(q, k, k)
+        with pytest.raises(UserError, match="q, k, v and a decay per token are sharded differently"):
+            linear_attention(q, q, q, jnp.full((8, 8, 2), -1.0))
+        with pytest.raises(UserError, match="are sharded differently"):
+            gated_linear_attention(q, k, k, -k)
         features = jax.device_put(jnp.zeros((8, 8, 2, 8)), jax.P(None, None, None, "rows"))
         with pytest.raises(UserError, match="its features must be whole"):
             linear_attention(features, features, features)

@@ -20,7 +20,7 @@ NAMES = ("q", "k", "v", "log_decay", "initial_state")
 
 
 def make_gates(name: str, rng: np.random.Generator) -> np.ndarray:
-    """Log-uniform gates, and -1e4, -1e30 or -inf in place of some."""
+    """Log-uniform gates, some of them replaced by -1e4, -1e30 or -inf."""
     shape = (BATCH, LENGTH, HEADS, KEY)
     log_decay = -np.exp(rng.uniform(np.log(1e-5), np.log(20.0 if name == "wide" else 1.0), shape))
     value, share = {"-1e4": (-1e4, 0.05), "-1e30": (-1e30, 0.5), "-inf": (-np.inf, 0.05), "all": (-1e4, 1.0)}.get(
@@ -176,7 +176,9 @@ def test_second_derivatives():
     direction = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
 
     def second(f):  # a Hessian times a vector, and the same in the other mode
-        slope = lambda x: jnp.vdot(jax.grad(f)(x), direction)  # noqa: E731
+        def slope(x):
+            return jnp.vdot(jax.grad(f)(x), direction)
+
         return jax.grad(slope)(x), jax.jvp(jax.grad(f), (x,), (direction,))[1]
 
     actual = jax.jit(lambda: second(loss))()
@@ -185,6 +187,11 @@ def test_second_derivatives():
         expected = jax.device_get(jax.jit(lambda: second(definition))())
     for one, other in zip(actual, expected, strict=True):
         assert relative_rms(one, other) <= 2e-5
+
+
+def test_no_rows_are_a_batch():
+    q = jnp.zeros((0, 8, 2, 4))
+    assert gated_linear_attention(q, q, q, q)[0].shape == q.shape
 
 
 def test_vmap():

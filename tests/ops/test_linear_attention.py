@@ -25,11 +25,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops import (
     alibi_slopes,
     linear_attention,
-    normalized_linear_attention,
     resolve_backend,
     token_positions,
 )
-from transnormer_jax.ops.hardware import interpret_mode
+from transnormer_jax.ops.hardware import interpret_kernels, interpret_mode
 from transnormer_jax.ops.linear_attention import Problem
 
 ANYWHERE = ["recurrent", "quadratic", "associative_scan", "chunked", "chunked_associative_scan"]
@@ -241,17 +240,6 @@ def test_gradient_keeps_no_state_per_token():
     assert program.memory_analysis().temp_size_in_bytes < 1e9
 
 
-def test_normalized_is_a_weighted_mean():
-    q, k = jax.nn.elu(jax.random.normal(jax.random.key(0), (2, 2, 70, 3, 8))) + 1
-    v = jax.random.normal(jax.random.key(1), (2, 70, 3, 5))
-    out, state = normalized_linear_attention(q, k, v, eps=0.0)
-    scores = np.einsum("bnhk,bmhk->bhnm", q, k) * np.tril(np.ones((70, 70)))
-    expected = np.einsum("bhnm,bmhv->bnhv", scores / scores.sum(-1, keepdims=True), v)
-    np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5)
-    again, _ = normalized_linear_attention(q[:, :1], k[:, :1], v[:, :1], eps=0.0, initial_state=state)
-    assert again.shape == (2, 1, 3, 5)
-
-
 def test_token_positions():
     ids = jnp.array([[0, 0, 4, 4, 0, 4, 2, 2, 0], [5, 5, 5, 1, 1, 5, 5, 0, 0], [0] * 9])
     expected = [[9, 9, 10, 11, 11, 12, 0, 1, 1], [20, 21, 22, 0, 1, 0, 1, 1, 1], [29] * 9]
@@ -320,24 +308,6 @@ def test_types_do_not_widen_where_float64_is_the_default(backend: str, causal: b
         assert {gradient.dtype for gradient in gradients} == {jnp.dtype("float32")}
 
 
-def test_normalized_sums_may_leave_the_range_of_float16():
-    # Denominators of about 9,000 and of 0: the largest float16 is 65,504, and 1 / eps^2 is larger.
-    k = 8 * jnp.ones((1, 160, 1, 4), jnp.float16)
-    v = jax.random.normal(jax.random.key(0), (1, 160, 1, 4), jnp.float16)
-    ids = jnp.repeat(jnp.array([[0, 1, 0]]), jnp.array([10, 140, 10]), axis=1, total_repeat_length=160)
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
-    def mean(q, k, v):
-        out, _ = normalized_linear_attention(q, k, v, segment_ids=ids)
-        return out.astype(jnp.float32).sum(), out
-
-    (_, out), gradients = mean(32 * k, k, v)
-    expected = np.cumsum(np.asarray(v[0, 10:150, 0], np.float64), axis=0) / np.arange(1, 141)[:, None]
-    np.testing.assert_allclose(out[0, 10:150, 0], expected, atol=2e-3)
-    assert all(jnp.isfinite(gradient).all() for gradient in gradients)
-
-
 def test_a_row_that_is_one_document_needs_two_products_without_causality():
     q = jax.ShapeDtypeStruct((1, 1024, 1, 64), jnp.float32)
     attend = functools.partial(linear_attention, causal=False)
@@ -378,7 +348,7 @@ def test_without_causality_half_precision_is_near():
 
 
 @pytest.mark.parametrize("axes", [(0, 0, 0, None), (0, 0, 0, 0), (None, 0, None, None)])
-@each_backend
+@pytest.mark.parametrize("backend", [*ANYWHERE, "pallas_tpu"])
 def test_vmap_equals_a_loop(backend: str, axes):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 3, 2, 20, 2, 4))
     log_decay = -jnp.exp(jax.random.normal(jax.random.key(1), (3, 2)))
@@ -391,11 +361,13 @@ def test_vmap_equals_a_loop(backend: str, axes):
 
         return jax.grad(loss, argnums=(0, 1, 2, 3))(*operands)
 
-    actual = jax.jit(jax.vmap(gradient, axes))(*operands)
+    with interpret_kernels():
+        actual = jax.jit(jax.vmap(gradient, axes))(*operands)
+    backend = "chunked" if backend == "pallas_tpu" else backend
     for i in range(3):
         expected = jax.jit(gradient)(*(x[i] if axis == 0 else x for x, axis in zip(operands, axes, strict=True)))
-        for a, b in zip(actual, expected, strict=True):
-            np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5)
+        for a, b, bound in zip(actual, expected, (5e-6, 5e-6, 5e-6, 2e-5), strict=True):
+            assert relative_rms(a[i], np.asarray(b, np.float64)) <= bound
 
 
 def test_a_decay_may_be_a_number_a_list_or_an_array():

@@ -1,7 +1,5 @@
 """Documents of packed rows mean the same to every attention."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from transnormer_jax.ops import diagonal_attention, linear_attention, lsh_attent
 
 ATTENTIONS = {
     "linear": lambda q, k, v, ids: linear_attention(q, k, v, segment_ids=ids)[0],
-    "softmax": functools.partial(lambda q, k, v, ids: softmax_attention(q, k, v, causal=False, segment_ids=ids)),
+    "softmax": lambda q, k, v, ids: softmax_attention(q, k, v, causal=False, segment_ids=ids),
     "diagonal": lambda q, k, v, ids: diagonal_attention(
         q, k, v, block_size=64, weights="softmax", causal=True, segment_ids=ids
     ),

@@ -207,7 +207,7 @@ def test_refusals_say_why():
     problem = Problem(1, 64, 2, 64, 64, jnp.bfloat16)
     here = Hardware("cpu", "cpu")
     assert "compute capability 8.0 or more, and this is a cpu" in unsupported_reason(problem, here)
-    assert "compiles for the GPU at hand, and this is a cpu, not a NVIDIA H200" in unsupported_reason(
+    assert "compiles only for the device of this machine, a cpu, not for a NVIDIA H200" in unsupported_reason(
         problem, Hardware("gpu", "NVIDIA H200")
     )
     x = jnp.zeros((1, 4, 2, 8))

@@ -2,7 +2,7 @@
 
 Shapes are those of its documentation: q, k, v [B, T, H, K or V], states [B, H, K, V]. With `cu_seqlens` [D + 1], the
 borders of D documents packed into one row (B = 1), states are [D, H, K, V], one for each document. The scale is K^-0.5
-unless given. Every function returns the output and the final state, or None in its place unless
+unless given. Every function returns the output and the final state, which is None unless
 `output_final_state=True`. Options after g are keywords; `head_first`, which fla has removed, does not exist, nor do
 options about kernels or memory layouts.
 

@@ -101,13 +101,12 @@ def linear_attention(
     if not (isinstance(scale, int | float) and scale == 1):
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
 
-    sharding = find_sharding(q, q.shape[2])
+    per_token = [log_decay] if log_decay.ndim == 3 else []
+    sharding = find_sharding(q, q.shape[2], k, v, *per_token)
     run: Callable[..., Any] = functools.partial(_run, options, causal, None if sharding is None else sharding.tokens)
-    if any(find_sharding(x, q.shape[2]) != sharding for x in (k, v)):
-        raise UserError("q, k and v are sharded differently: reshard k and v as q is, which gathers nothing silently.")
     if sharding is not None:
         tokens, state = sharding.of("bnhk"), sharding.of("bshkv" if documents else "bhkv")
-        decay = sharding.of("bnh" if log_decay.ndim == 3 else "h")
+        decay = sharding.of("bnh" if per_token else "h")
         ids = None if segment_ids is None else sharding.of("bn")
         run = per_device(run, (tokens, tokens, tokens, decay, state, ids), (tokens, state))
     return run(q, k, v, log_decay, initial_state, segment_ids)

@@ -82,7 +82,7 @@ def _all_states(
     """The state after each token, the state before it, and the step between them."""
     index, first, _ = _documents(segments, v)
     steps = jnp.broadcast_to(token_steps(log_decay, segments, v.shape[1])[0], v.shape[:3])
-    # At the first token of a document a state of its own enters; of the row's first, the one that the caller gives.
+    # At the first token of a document its own initial state enters; without one per document, the row's, once.
     enters = states_of(state if state.ndim == 5 else state[:, None], index)
     enters = jnp.where(first[..., None, None, None], enters, 0)
     kv = _per_head(k, v)[..., :, None] * v.astype(jnp.float32)[..., None, :] + jnp.exp(steps)[..., None, None] * enters

@@ -27,7 +27,7 @@ class Problem(NamedTuple):
       dtype: of q, k and v.
       key_heads: heads of q and k; None is H.
       decay_per_token: whether log_decay is [B, N, H].
-      max_segments: S where each document has a state of its own, else None.
+      max_segments: S if each document has its own state, else None.
       packed: whether there are segment ids.
     """
 
@@ -70,6 +70,14 @@ class Problem(NamedTuple):
         return cls(*sizes, per_token, max_segments, packed)
 
 
+def unless_plain(problem: Problem) -> str | None:
+    """Why a kernel with the plainest operator does not support the problem, or None."""
+    grouped = problem.key_heads not in (None, problem.num_heads)
+    if problem.decay_per_token or problem.max_segments or grouped:
+        return "it takes one constant decay per head, one state per row, and as many heads of q and k as of v"
+    return None
+
+
 def _runs_anywhere(problem: Problem, hardware: Hardware) -> str | None:
     del problem, hardware
     return None
@@ -90,7 +98,7 @@ class Backend:
         None unless `save`.
       backward: (q, k, v, log_decay, state, segments, saved, d_out, d_final_state, *, decay_gradient, chunk_size) ->
         (dq, dk, dv, d_steps, d_state), with d_steps [B, N, H] the gradient of each token's log decay, or None unless
-        `decay_gradient`. Without it, JAX differentiates `forward`, or, for a kernel, the chunked form takes over.
+        `decay_gradient`. None: that of the chunked form, from the operands alone.
       unsupported_reason: (problem, hardware) -> None where the backend can run, else why not, as half a sentence.
       is_kernel: whether JAX and XLA see one opaque call.
     """

@@ -23,14 +23,13 @@ from transnormer_jax.ops.linear_attention.decay import (
     LogDecay,
     State,
     Weights,
-    decay_and_add,
-    scan_states,
     split_decay,
     weights,
 )
 from transnormer_jax.ops.linear_attention.documents import (
     ChunkDocuments,
     DocumentLayout,
+    cross_chunks,
     find_layout,
     set_states,
     states_of,
@@ -117,8 +116,10 @@ def backward(
     num_groups = q.shape[2]
     initial, d_initial = _by_group(state, num_groups), _by_group(d_final, num_groups)
     operands = [blocks.lay_out(x) for x in (q, k, v, d_out)]
+
     # The decay of one value head needs its own share of dq and dk; else the group's shares are summed early.
-    sum_group: Callable[[Array], Array] = lambda x: x if decay_gradient else jnp.sum(x, 3, keepdims=True)  # noqa: E731
+    def sum_group(x: Array) -> Array:
+        return x if decay_gradient else jnp.sum(x, 3, keepdims=True)
 
     def pull_back(carry: tuple[Array, ...], block: tuple[Array | int, Array]) -> tuple[tuple[Array, ...], None]:
         (d_state, d_states, *gradients), (number, state) = carry, block
@@ -195,7 +196,7 @@ class _Blocks(NamedTuple):
       groups: query/key heads.
       decay: of all chunks.
       all_weights: of every chunk alike, or None where chunks differ.
-      layout: of the documents, where each has a state of its own.
+      layout: of the documents, if each has its own state.
     """
 
     num_tokens: int
@@ -247,7 +248,7 @@ class _Blocks(NamedTuple):
         return Weights(*(x.reshape(*x.shape[:2], self.groups, -1, *x.shape[3:]) for x in w))
 
     def documents(self, number: Array | int) -> ChunkDocuments | None:
-        """The documents of block `number`, where each has a state of its own."""
+        """The documents of block `number`, if each has its own state."""
         return None if self.layout is None else ChunkDocuments(*(self._slice(x, number) for x in self.layout.chunks))
 
     def _slice(self, x: Array, number: Array | int, size: int = 0) -> Array:
@@ -285,26 +286,6 @@ def _split(
         decay = split_decay(log_decay, segments, num_tokens, count * chunks, chunk)
     static = decay.steps.shape[:2] == (1, 1) and decay.segment_index is None
     return _Blocks(num_tokens, chunk, chunks, count, q.shape[2], decay, weights(decay) if static else None, layout)
-
-
-def cross_chunks(
-    state: Array,
-    chunk_decay: Array,
-    kv_sum: Array,
-    new: tuple[Array, Array] | None,
-    *,
-    parallel: bool,
-    reverse: bool = False,
-) -> tuple[Array, Array]:
-    """`scan_states` [b m g r k v], in which chunks marked by `new` start from a state of their own."""
-    if new is not None:
-        starts, states = new
-        starts = starts[..., None, None]
-        added = decay_and_add(states, chunk_decay[..., None, None], kv_sum)
-        kv_sum = jnp.where(starts[..., None, None], added, kv_sum)
-        chunk_decay = jnp.where(starts, -1.0, chunk_decay)
-    before, after = scan_states(state, chunk_decay, kv_sum, reverse=reverse, parallel=parallel)
-    return before if new is None else jnp.where(starts[..., None, None], states, before), after
 
 
 def _dot(equation: str, a: Array, b: Array) -> Array:

@@ -163,17 +163,30 @@ def scan_states(
     return jnp.concatenate(first_and_rest, axis=1), after
 
 
-def decay_between(
-    log_decay: Float[Array, " H"], segments: Segments | None, borders: np.ndarray
-) -> Float[Array, "#B M H"]:
-    """The `chunk_decay` of a constant decay between borders [M + 1], each given by the number of tokens before it."""
+def states_between(
+    kv_sums: Float[Array, "B H _ K V"],
+    state: State,
+    log_decay: Float[Array, " H"],
+    segments: Segments | None,
+    borders: np.ndarray,
+    *,
+    reverse: bool,
+) -> Float[Array, "B H P K V"]:
+    """The state that enters each of P parts of a row, under a constant decay.
+
+    `borders` [P + 1] are numbers of tokens; `kv_sums` lacks the part that the state leaves last.
+    """
     if segments is None:
         steps, same = jnp.diff(borders)[None], jnp.ones((1, len(borders) - 1), bool)
     else:
         position, index = (jnp.pad(x, ((0, 0), (1, 0)))[:, borders] for x in segments)
         steps, same = jnp.diff(position, axis=1), jnp.diff(index, axis=1) == 0
     exponent = steps[..., None].astype(jnp.float32) * log_decay[None, None]
-    return jnp.expm1(jnp.where(same[..., None], exponent, -jnp.inf))
+    chunk_decay = jnp.expm1(jnp.where(same[..., None], exponent, -jnp.inf))
+    chunk_decay = chunk_decay[:, 1:] if reverse else chunk_decay[:, :-1]
+    before, after = scan_states(state, chunk_decay, jnp.moveaxis(kv_sums, 2, 1), reverse=reverse)
+    states = [after[:, :1], before] if reverse else [before, after[:, -1:]]
+    return jnp.moveaxis(jnp.concatenate(states, axis=1), 1, 2)
 
 
 def token_steps(
@@ -192,7 +205,7 @@ def log_decay_gradient(
 ) -> LogDecay:
     """The gradient of `log_decay` from that of each token's step.
 
-    Padding takes no step. Nor does the first token of a later document decay anything, unless a state of its own enters
+    Padding takes no step. Nor does the first token of a later document decay anything, unless its own state enters
     there (`keep_starts`).
     """
     if segments is not None:

@@ -1,4 +1,4 @@
-"""Packed rows with a state per document: every document laid out at the start of a chunk of its own.
+"""Packed rows with a state per document: every document starts a new chunk.
 
 Where the initial and the final state of each document are wanted, states would enter and leave in the middle of chunks.
 Instead, the tokens of document d are moved to the next border between chunks. Then every chunk belongs to one document,
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from transnormer_jax.ops.linear_attention.decay import ChunkDecay, LogDecay, split_decay
+from transnormer_jax.ops.linear_attention.decay import ChunkDecay, LogDecay, decay_and_add, scan_states, split_decay
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 
@@ -100,6 +100,26 @@ def set_states(
     """`states` with those of the chunks' documents replaced `where` it is asked for."""
     rows = jnp.arange(states.shape[0])[:, None]
     return states.at[rows, jnp.where(where, document, states.shape[1])].set(new, mode="drop")
+
+
+def cross_chunks(
+    state: Array,
+    chunk_decay: Array,
+    kv_sum: Array,
+    new: tuple[Array, Array] | None,
+    *,
+    parallel: bool,
+    reverse: bool = False,
+) -> tuple[Array, Array]:
+    """`scan_states` [b m g r k v], in which the chunks marked in `new` start from the states given there."""
+    if new is not None:
+        starts, states = new
+        starts = starts[..., None, None]
+        added = decay_and_add(states, chunk_decay[..., None, None], kv_sum)
+        kv_sum = jnp.where(starts[..., None, None], added, kv_sum)
+        chunk_decay = jnp.where(starts, -1.0, chunk_decay)
+    before, after = scan_states(state, chunk_decay, kv_sum, reverse=reverse, parallel=parallel)
+    return before if new is None else jnp.where(starts[..., None, None], states, before), after
 
 
 def _take(x: Shaped[Array, "B N ..."], index: Int[Array, "B M"]) -> Shaped[Array, "B M ..."]:

@@ -21,9 +21,14 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.blocks import split_blocks
 from transnormer_jax.ops.hardware import target_hardware
-from transnormer_jax.ops.linear_attention.chunked import cross_chunks
 from transnormer_jax.ops.linear_attention.decay import FLOOR, scan_states
-from transnormer_jax.ops.linear_attention.documents import ChunkDocuments, find_layout, set_states, states_of
+from transnormer_jax.ops.linear_attention.documents import (
+    ChunkDocuments,
+    cross_chunks,
+    find_layout,
+    set_states,
+    states_of,
+)
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
 from transnormer_jax.ops.linear_attention.shards import Axes, find_sharding, per_device
 from transnormer_jax.ops.precision import dot
@@ -81,11 +86,11 @@ def gated_linear_attention(
     if initial_state is None:
         initial_state = jnp.zeros((batch, *documents, num_heads, key_dim, v.shape[3]), jnp.float32)
     initial_state = initial_state.astype(jnp.float32)
-    if num_tokens == 0:
+    if batch == 0 or num_tokens == 0:
         return v, initial_state
     if not (isinstance(scale, int | float) and scale == 1):
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    sharding = find_sharding(q, num_heads)
+    sharding = find_sharding(q, num_heads, k, v, log_decay)
 
     def run(q: Array, k: Array, v: Array, log_decay: Array, state: Array, segment_ids: Array | None) -> Any:
         return _run(None if sharding is None else sharding.tokens, chunk_size, q, k, v, log_decay, state, segment_ids)

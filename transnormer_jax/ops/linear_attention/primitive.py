@@ -1,7 +1,8 @@
 """One operation with one custom gradient, under every backend.
 
-A backend brings its own backward pass, which may use what the forward pass saved; no state per token is ever kept.
-Kernels cannot be differentiated by JAX: for a gradient of a gradient, the chunked form stands in for them.
+A backend may bring its own backward pass, which may use what the forward pass saved; otherwise the chunked form's is
+used, and no state per token is kept. JAX cannot differentiate kernels: for a gradient of a gradient, the chunked form
+stands in for them.
 """
 
 import dataclasses
@@ -39,16 +40,9 @@ class Operands(NamedTuple):
     segments: Segments | None
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(options: Options, operands: Operands) -> tuple[Float[Array, "B N H V"], State]:
     """Output in v's dtype and final state in float32."""
-    backend = BACKENDS[options.backend]
-    if backend.backward is None and not backend.is_kernel:  # JAX differentiates it
-        return backend.forward(*operands, chunk_size=options.chunk_size, save=False)[:2]
-    return _attend(options, operands)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options: Options, operands: Operands) -> tuple[Array, Array]:
     return _forward(options, False, operands)[:2]
 
 
@@ -74,7 +68,7 @@ def _attend_backward(options: Options, residuals: Any, cotangents: Any) -> tuple
     return (_gradients(operands, _backward(options, decay_gradient.value, operands, saved, d_out, d_final)),)
 
 
-_attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
+attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
 def _gradients(operands: Operands, results: Any) -> Operands:
@@ -99,7 +93,8 @@ def _backward(
     backend = BACKENDS[options.backend]
     if backend.is_kernel:
         return _kernel_backward(options, decay_gradient, operands, saved, d_out, d_final)
-    assert backend.backward is not None
+    if backend.backward is None:
+        return _chunked_backward(decay_gradient, operands, d_out, d_final)
     static: dict[str, Any] = {"decay_gradient": decay_gradient, "chunk_size": options.chunk_size}
     return backend.backward(*operands, saved, d_out, d_final, **static)
 

@@ -1,4 +1,4 @@
-"""Linear attention token by token: the definition as `jax.lax.scan`, differentiated by JAX."""
+"""Linear attention token by token: the definition as `jax.lax.scan`, with the gradient of the chunked form."""
 
 from typing import Any
 

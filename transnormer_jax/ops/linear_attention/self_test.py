@@ -1,7 +1,7 @@
 """The self-test of a kernel on this machine, which "auto" runs before it takes one.
 
 Compilers have broken kernels like ours silently: Triton 3.4 to 3.7.0 gave wrong gradients on Hopper GPUs. A row of
-several blocks with the heads, features, documents and decay of the call at hand is cheap to check, once per process.
+several blocks with the heads, features, documents and decay of the call is cheap to check, once per process.
 """
 
 import functools

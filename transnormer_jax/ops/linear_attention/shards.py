@@ -33,7 +33,7 @@ class Sharding(NamedTuple):
         return P(*[axes.get(name) for name in dimensions])
 
 
-def find_sharding(x: jax.Array, num_heads: int | None = None) -> Sharding | None:
+def find_sharding(x: jax.Array, num_heads: int | None = None, *others: jax.Array) -> Sharding | None:
     """How the rows, tokens and heads of `x` [B, N] or [B, N, H, K] are divided; None on one device.
 
     Over Explicit axes of any name, as the type of `x` says; over Auto axes by `distributed.RULES`, as far as the sizes
@@ -42,10 +42,11 @@ def find_sharding(x: jax.Array, num_heads: int | None = None) -> Sharding | None
     Args:
       x: the array.
       num_heads: H of the array with the fewest heads, or None.
+      *others: arrays [B, N, ...] that must be divided as `x` is.
 
     Raises:
-      UserError: `x` is divided by its features, or an Auto axis has a name that no rule knows, so that dividing the
-        work over it would silently gather arrays.
+      UserError: `x` is divided by its features, the others are divided otherwise, or an Auto axis has a name that no
+        rule knows. Dividing the work would then silently gather arrays.
     """
     sizes = _axes()
     if math.prod(sizes.values()) == 1:
@@ -56,7 +57,10 @@ def find_sharding(x: jax.Array, num_heads: int | None = None) -> Sharding | None
         spec = [*jax.typeof(x).sharding.spec, *[None] * x.ndim][: x.ndim]
         if any(spec[3:]):
             raise UserError(f"q is sharded as {P(*spec)}: its features must be whole; use jax.sharding.reshard.")
-        return Sharding(spec[0], spec[1], spec[2] if x.ndim == 4 else None)
+        sharding = Sharding(spec[0], spec[1], spec[2] if x.ndim > 2 else None)
+        if any(find_sharding(other) != sharding for other in others):
+            raise UserError("q, k, v and a decay per token are sharded differently: reshard them alike.")
+        return sharding
     for name, size in sizes.items():
         if size > 1 and name not in AXES:
             raise UserError(

@@ -23,7 +23,7 @@ def fold_vmap(kernel: Callable[..., Any]) -> Callable[..., Any]:
         leaves, tree = jax.tree.flatten(operands)
         is_mapped = jax.tree.leaves(mapped)
         constant = operands[3].ndim - mapped[3] == 1
-        if constant and mapped[3]:  # each call has a decay of its own
+        if constant and mapped[3]:  # each call has another decay
             leaves = [x if m else jnp.broadcast_to(x, (size, *x.shape)) for x, m in zip(leaves, is_mapped, strict=True)]
             out = jax.lax.map(lambda x: call(*jax.tree.unflatten(tree, x)), leaves)
         else:

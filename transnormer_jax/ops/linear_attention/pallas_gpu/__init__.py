@@ -15,9 +15,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.hardware import Hardware, interpret_mode
-from transnormer_jax.ops.linear_attention.backends import Problem
+from transnormer_jax.ops.linear_attention.backends import Problem, unless_plain
 from transnormer_jax.ops.linear_attention.chunked import step_gradient
-from transnormer_jax.ops.linear_attention.decay import decay_between, scan_states
+from transnormer_jax.ops.linear_attention.decay import states_between
 from transnormer_jax.ops.linear_attention.pallas_gpu.places import chunk_places
 from transnormer_jax.ops.linear_attention.pallas_gpu.plan import CHUNK, COLUMNS, Plan, make_plan
 from transnormer_jax.ops.linear_attention.pallas_gpu.sweep import Operands, sweep, sweep_states
@@ -34,12 +34,10 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
         return f"it needs an NVIDIA GPU of compute capability 9.0, and this is a {hardware.kind}"
     if problem.dtype == jnp.float32:
         return "it multiplies in 16 bits, and the arrays are float32"
-    if problem.decay_per_token or problem.max_segments or (problem.key_heads or problem.num_heads) != problem.num_heads:
-        return "it takes one constant decay per head, one state per row, and as many heads of q and k as of v"
     dims = problem.key_dim, problem.value_dim  # the gradient exchanges them
     if max(dims) > 256:
         return f"it takes K and V up to 256, and they are {dims[0]} and {dims[1]}"
-    return None
+    return unless_plain(problem)
 
 
 def forward(
@@ -159,8 +157,4 @@ def _states_of_parts(
         return state[:, :, None]
     kv_sums = sweep_states(k, v, log_decay, places, plan, reverse=reverse, interpret=_interpreter())
     borders = np.minimum(np.arange(plan.parts + 1) * plan.chunks * CHUNK, plan.num_tokens)
-    chunk_decay = decay_between(log_decay, segments, borders)
-    chunk_decay = chunk_decay[:, 1:] if reverse else chunk_decay[:, :-1]
-    before, after = scan_states(state, chunk_decay, jnp.moveaxis(kv_sums, 2, 1), reverse=reverse)
-    states = [after[:, :1], before] if reverse else [before, after[:, -1:]]
-    return jnp.moveaxis(jnp.concatenate(states, axis=1), 1, 2)
+    return states_between(kv_sums, state, log_decay, segments, borders, reverse=reverse)

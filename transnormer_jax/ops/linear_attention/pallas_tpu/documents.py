@@ -1,6 +1,6 @@
 """The initial and final state of every document of a packed row, inside the forward kernel.
 
-The state of each document has a slot of its own. The sweep over the chunks reads the slot of the document before a
+The state of each document has its own slot. The sweep over the chunks reads the slot of the document before a
 chunk and updates that of the chunk's last document, which contains its initial state if it starts there. For each
 border inside a chunk this file adds what is missing: the final state of the document that ends there, and what the
 initial state of the next one adds to its outputs. So a border costs two of the four products of a chunk.

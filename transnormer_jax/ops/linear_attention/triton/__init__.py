@@ -8,7 +8,7 @@ small (`gradient.py`).
 import jax
 
 from transnormer_jax.ops.hardware import Hardware
-from transnormer_jax.ops.linear_attention.backends import Problem
+from transnormer_jax.ops.linear_attention.backends import Problem, unless_plain
 from transnormer_jax.ops.linear_attention.triton.backward import backward
 from transnormer_jax.ops.linear_attention.triton.blocks import MAX_DIM
 from transnormer_jax.ops.linear_attention.triton.forward import forward
@@ -23,11 +23,9 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
     """Why this backend cannot run the problem on the hardware, as half a sentence; None where it can."""
     here = jax.devices()[0].device_kind
     if hardware.kind != here:
-        return f"it compiles for the GPU at hand, and this is a {here}, not a {hardware.kind}"
+        return f"it compiles only for the device of this machine, a {here}, not for a {hardware.kind}"
     if compute_capability(hardware) < _AMPERE:
         return f"it needs an NVIDIA GPU of compute capability 8.0 or more, and this is a {here}"
     if max(problem.key_dim, problem.value_dim) > MAX_DIM:
         return f"it takes K and V up to {MAX_DIM}, and they are {problem.key_dim} and {problem.value_dim}"
-    if problem.decay_per_token or problem.max_segments or (problem.key_heads or problem.num_heads) != problem.num_heads:
-        return "it takes one constant decay per head, one state per row, and as many heads of q and k as of v"
-    return what_is_missing(hardware)
+    return unless_plain(problem) or what_is_missing(hardware)

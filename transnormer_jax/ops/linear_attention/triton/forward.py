@@ -4,13 +4,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.hardware import target_hardware
+from transnormer_jax.ops.linear_attention.decay import states_between
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.triton.blocks import choose_blocks
 from transnormer_jax.ops.linear_attention.triton.launch import compute_capability, launch
-from transnormer_jax.ops.linear_attention.triton.parts import cut, initial_states
+from transnormer_jax.ops.linear_attention.triton.parts import cut
 
 
 def forward(
@@ -88,7 +90,8 @@ def sweep_rows(
         # The part that the state leaves last writes to no other.
         written_type = jax.ShapeDtypeStruct((*state.shape[:2], cuts.parts - 1, *state.shape[2:]), jnp.float32)
         [written] = run(entering, cuts.parts - 1, int(reverse), [written_type])
-        entering = initial_states(written, state, log_decay, cuts, num_tokens, segments, reverse=reverse)
+        borders = np.minimum(np.arange(cuts.parts + 1) * cuts.tokens, num_tokens)
+        entering = states_between(written, state, log_decay, segments, borders, reverse=reverse)
     out_types = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (v, state)]
     out, last_state = run(entering, cuts.parts, 0, out_types)
     return out, last_state

@@ -6,13 +6,6 @@ output, when the state that enters each part is known. That is half as many byte
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
-
-from transnormer_jax.ops.linear_attention.decay import decay_between, scan_states
-from transnormer_jax.ops.linear_attention.segments import Segments
-
 # Two programs on each of the 132 multiprocessors of an H100 or H200.
 _FULL = 264
 _SHORTEST = 512
@@ -43,21 +36,3 @@ def cut(num_tokens: int, chunk: int, programs: int, stride: int) -> Cuts:
     longest = (min(_MOST_ELEMENTS // stride, _MOST_TOKENS) // chunk - 1) * chunk
     tokens = min(-(-num_tokens // (parts * chunk)) * chunk, longest)
     return Cuts(-(-num_tokens // tokens), tokens)
-
-
-def initial_states(
-    kv_sums: Float[Array, "B H _ K V"],
-    state: Float[Array, "B H K V"],
-    log_decay: Float[Array, " H"],
-    cuts: Cuts,
-    num_tokens: int,
-    segments: Segments | None,
-    *,
-    reverse: bool,
-) -> Float[Array, "B H P K V"]:
-    """The state that enters each part; `kv_sums` lacks the part that the state leaves last."""
-    chunk_decay = decay_between(log_decay, segments, np.minimum(np.arange(cuts.parts + 1) * cuts.tokens, num_tokens))
-    chunk_decay = chunk_decay[:, 1:] if reverse else chunk_decay[:, :-1]
-    before, after = scan_states(state, chunk_decay, jnp.moveaxis(kv_sums, 2, 1), reverse=reverse)
-    states = [after[:, :1], before] if reverse else [before, after[:, -1:]]
-    return jnp.moveaxis(jnp.concatenate(states, axis=1), 1, 2)
