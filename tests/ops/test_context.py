@@ -201,7 +201,37 @@ def test_one_sum_without_causality():
     assert len(re.findall(r" all-reduce\(", program.as_text())) == 1
 
 
-def test_states_of_documents_need_whole_rows():
-    q = jnp.zeros((2, 64, 2, 4))
-    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))), pytest.raises(UserError, match="needs whole rows"):
-        linear_attention(q, q, q, max_segments=3)
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("backend", ["chunked", "associative_scan"])
+def test_states_of_documents_in_shards_equal_those_in_whole_rows(backend, packed: bool, per_token: bool):
+    """Documents that end at a border, reach over several shards, or do not occur; shards of padding alone."""
+    rng = np.random.default_rng(3)
+    q, k, v, d_out = rng.normal(size=(4, 2, 64, 4, 8)).astype(np.float32)
+    state, d_state = rng.normal(size=(2, 2, 8, 4, 8, 8)).astype(np.float32)
+    log_decay = -np.exp(rng.normal(size=(2, 64, 4)) - 2).astype(np.float32) if per_token else LOG_DECAY
+    ids = jnp.asarray(make_segment_ids(2, 64)) if packed else None
+
+    @jax.jit
+    def outputs_and_gradients(q, k, v, state, log_decay, d_out, d_state):
+        def attend(q, k, v, state, log_decay):
+            options = {"initial_state": state, "segment_ids": ids, "max_segments": 8, "backend": backend}
+            return linear_attention(q, k, v, log_decay, **options)
+
+        outputs, pull_back = jax.vjp(attend, q, k, v, state, log_decay)
+        return outputs, pull_back((d_out, d_state))
+
+    operands = (q, k, v, state, log_decay, d_out, d_state)
+    expected = outputs_and_gradients(*operands)
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        actual = outputs_and_gradients(*operands)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
+
+
+def test_a_document_too_many_is_nan_in_every_shard():
+    ids = jnp.arange(1, 5).repeat(16)[None]
+    q = jnp.ones((1, 64, 1, 4))
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
+        out, states = linear_attention(q, q, q, segment_ids=ids, max_segments=3)
+    assert np.isnan(out[:, 48:]).all() and not np.isnan(out[:, :48]).any() and not np.isnan(states).any()

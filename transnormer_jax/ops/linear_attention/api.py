@@ -11,7 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
-from transnormer_jax.ops.linear_attention.context import states_at_shard, sum_of_later_shards
+from transnormer_jax.ops.linear_attention.context import (
+    document_states_at_shard,
+    document_states_of_row,
+    first_document_of_shard,
+    states_at_shard,
+    sum_of_later_shards,
+)
 from transnormer_jax.ops.linear_attention.decay import FLOOR
 from transnormer_jax.ops.linear_attention.primitive import Operands, Options, attend
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
@@ -128,6 +134,8 @@ def _run(
         kv_sum = _kv_sum(k, v)
         state += kv_sum if axis is None else jax.lax.psum(kv_sum, axis)
         return _query(q, state, v.dtype), state
+    if axis is not None and state.ndim == 5 and segment_ids is None:
+        segment_ids = jnp.ones(v.shape[:2], jnp.int32)
     segments = None
     if segment_ids is not None:
         segments = find_segments(segment_ids, None if axis is None else id_before_shard(segment_ids, axis))
@@ -135,16 +143,20 @@ def _run(
         q, k, v = (jnp.where(real[..., None], x, jnp.zeros_like(x)) for x in (q, k, v))
         if log_decay.ndim == 3:
             log_decay = jnp.where(real, log_decay, 0)
-    if axis is not None and state.ndim == 5:
-        raise UserError("max_segments needs whole rows on each device: use a mesh whose context axis has size 1.")
-    final = None
-    if axis is not None:
+    final, first_document = None, jnp.zeros((), jnp.int32)
+    if axis is not None and segments is not None and state.ndim == 5:
+        first_document = first_document_of_shard(segments, axis)[:, None]
+        state = document_states_at_shard(k, v, log_decay, state, segments, axis)
+    elif axis is not None:
         state, final = states_at_shard(k, v, log_decay, state, segments, axis)
     out, last = attend(options, Operands(q, k, v, log_decay, state, segments))
     if not causal:
         out += _later_tokens(options, axis, q, k, v, segments)
-    if state.ndim == 5 and segments is not None:
-        out = jnp.where((segments.segment_index < state.shape[1])[..., None, None], out, jnp.nan)
+    if segments is not None and state.ndim == 5:
+        known = first_document + segments.segment_index < state.shape[1]
+        out = jnp.where(known[..., None, None], out, jnp.nan)
+        if axis is not None:
+            final = document_states_of_row(last, segments, axis)
     return out, last if final is None else final
 
 
