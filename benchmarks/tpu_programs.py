@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from transnormer_jax.layers.gated_linear_attention import GatedLinearAttention
 
 from benchmarks.least_bytes import least_bytes
 from benchmarks.tpu_compiler import Job
-from transnormer_jax.layers.gated_linear_attention import GatedLinearAttention
 from transnormer_jax.ops.linear_attention import linear_attention
 
 _MODEL_DIM = 2048

@@ -6,7 +6,6 @@
 (parameters, cache, tokens, ...) to a cache, which holds the logits of the next token: see docs/export.md.
 """
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from transnormer_jax.data import tokenizer_directory
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
-from transnormer_jax.models import Cache, TransNormerLLM
+from transnormer_jax.models import Cache, LanguageModel
 from transnormer_jax.run_flags import define_int8, define_run_flags
 
 _RUN = define_run_flags()
@@ -52,21 +51,31 @@ def export_model(generator: Generator, directory: Path, window: int = 512) -> No
     """
     _check_new(directory)
     # The kernels of one platform are not those of another.
-    model = TransNormerLLM(dataclasses.replace(generator.config, backend="chunked"))
+    model = LanguageModel(generator.config.replace(backend="chunked"))
     vocab_size = generator.tokenizer.vocab_size
     params = _flat(generator.params)
+
+    empty: Any = jax.eval_shape(lambda: empty_state(model, generator.params, 1, vocab_size))
+
+    def state_of(cache: ExportedCache) -> DecodeState:
+        states = [cache[f"states_{i}"] for i in range(len(cache) - 2)]
+        states = jax.tree.unflatten(jax.tree.structure(empty.cache.states), states)
+        # Which tokens were read matters to the repetition penalty alone, and nobody here samples.
+        seen = jnp.zeros(cache["logits"].shape, bool)
+        return DecodeState(Cache(cache["position"], states), seen, cache["logits"])
 
     def prefill(
         params: dict[str, Array], cache: ExportedCache, tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"]
     ) -> ExportedCache:
-        return _exported(read(model, _nested(params), _state(cache), tokens, segment_ids))
+        return _exported(read(model, _nested(params), state_of(cache), tokens, segment_ids))
 
     def decode(params: dict[str, Array], cache: ExportedCache, token: Int[Array, " B"]) -> ExportedCache:
-        return _exported(advance(model, _nested(params), _state(cache), token))
+        return _exported(advance(model, _nested(params), state_of(cache), token))
 
     [batch] = jax.export.symbolic_shape("batch")
-    empty: Any = jax.eval_shape(lambda: _exported(empty_state(model, generator.params, 1, vocab_size)))
-    shapes = {name: _with_batch(x, batch) for name, x in empty.items()}
+    shapes = {
+        name: _with_batch(x, batch, 1 if name.startswith("states") else 0) for name, x in _exported(empty).items()
+    }
     tokens = jax.ShapeDtypeStruct((batch, window), jnp.int32)
     programs = {
         "prefill": _export(prefill, params, shapes, tokens, tokens),
@@ -95,21 +104,13 @@ def _export(function: Callable[..., Any], *arguments: Any) -> jax.export.Exporte
     return jax.export.export(jax.jit(function, donate_argnums=1), platforms=PLATFORMS)(*arguments)
 
 
-def _with_batch(x: jax.ShapeDtypeStruct, batch: Any) -> jax.ShapeDtypeStruct:
-    axis = 1 if x.ndim == 5 else 0
+def _with_batch(x: jax.ShapeDtypeStruct, batch: Any, axis: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((*x.shape[:axis], batch, *x.shape[axis + 1 :]), x.dtype)
 
 
-def _exported(state: DecodeState) -> ExportedCache:
-    states = {f"states_{i}": x for i, x in enumerate(state.cache.states)}
+def _exported(state: DecodeState) -> Any:
+    states = {f"states_{i}": x for i, x in enumerate(jax.tree.leaves(state.cache.states))}
     return {"position": state.cache.position, **states, "logits": state.logits}
-
-
-def _state(cache: ExportedCache) -> DecodeState:
-    states = tuple(cache[f"states_{i}"] for i in range(len(cache) - 2))
-    # Which tokens were read matters to the repetition penalty alone, and nobody here samples.
-    seen = jnp.zeros(cache["logits"].shape, bool)
-    return DecodeState(Cache(cache["position"], states), seen, cache["logits"])
 
 
 def _flat(params: Any) -> dict[str, Array]:

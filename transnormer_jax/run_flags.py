@@ -73,7 +73,7 @@ class RunFlags:
         """The model of the run, ready to generate; with `int8`, its matrices rounded.
 
         Raises:
-          UserError: as `load`, or the model is no TransNormerLLM.
+          UserError: as `load`, or the model is no causal language model with a state of constant size.
         """
         return load_generator(self.workdir, int8=int8, step=self.step, config=self.config)
 
@@ -114,14 +114,20 @@ def load_generator(
       config: the run's, with other values where they make no other model; None is the run's own.
 
     Raises:
-      UserError: there is no such run or checkpoint, or it is no TransNormerLLM.
+      UserError: there is no such run or checkpoint, or it is no causal language model with a state of constant size.
     """
     from transnormer_jax.inference import Generator, quantize
-    from transnormer_jax.models import TransNormerLLMConfig, unstack_layers
+    from transnormer_jax.models import ModelConfig, unstack_layers
+    from transnormer_jax.tasks import CausalLM
     from transnormer_jax.training import load_workdir
+    from transnormer_jax.training.setup import make_task
 
     run = load_workdir(workdir, step=step, config=config)
-    if not isinstance(run.model_config, TransNormerLLMConfig):
-        raise UserError(f"{str(workdir)!r} holds a {run.config.architecture!r}: give a run of a TransNormerLLM.")
+    model = run.model_config
+    if not isinstance(model, ModelConfig) or not isinstance(make_task(run.config), CausalLM):
+        raise UserError(
+            f"{str(workdir)!r} holds a {run.config.architecture!r} trained for {run.config.task.name!r}: give a run of "
+            "a causal language model."
+        )
     params = quantize(run.params) if int8 else run.params
-    return Generator(*unstack_layers(run.model_config, params, donate=True), run.tokenizer)
+    return Generator(*unstack_layers(model, params, donate=True), run.tokenizer)

@@ -158,4 +158,4 @@ def test_the_head_of_a_transnormer_is_split_by_the_vocabulary():
     shardings = parameter_shardings(shapes, mesh_of_all_axes(), parameter_axes)
     assert shardings["head"]["kernel"].spec == P(("fsdp", "context"), "tensor")
     assert shardings["head"]["bias"].spec[0][0] == "tensor"
-    assert shardings["embed"]["positions"].spec[-1] == ("fsdp", "context")
+    assert shardings["positions"].spec[-1] == ("fsdp", "context")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import DiagAttention, GatedFeedForward, NormAttention, Places
+from transnormer_jax.layers import DiagAttention, FeedForward, NormAttention, Places
 from transnormer_jax.ops import householder, rotary, rotary_frequencies, transnormer_rms_norm
 
 # Relative to the root mean square of each array.
@@ -83,7 +83,7 @@ def test_diag_attention(file, variant, causal, heads, dtype):
 def test_gated_feed_forward(dtype):
     golden = load("tn_glu_silu")
     with jax.enable_x64(dtype == "float64"):
-        module = GatedFeedForward(64, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+        module = FeedForward(64, "silu", dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
         params = {
             name: linear(golden, theirs, dtype) for name, theirs in (("gate", "l1"), ("value", "l2"), ("out", "l3"))
         }

@@ -10,7 +10,7 @@ import pytest
 from tests.shared import shared_file
 from transnormer_jax.layers import Places
 from transnormer_jax.models import TransNormer, TransNormerConfig
-from transnormer_jax.models.stack import Stack, init_cache
+from transnormer_jax.models.block import Stack, init_states
 from transnormer_jax.tasks import CausalLM
 
 TOLERANCE = 2e-5
@@ -34,8 +34,8 @@ def dense(arrays, name: str) -> dict[str, jax.Array]:
     return {"kernel": weight.T, "bias": bias}
 
 
-def layer_norm(arrays, name: str) -> dict[str, dict[str, jax.Array]]:
-    return {"layer_norm": {"scale": arrays[f"param/{name}.weight"], "bias": arrays[f"param/{name}.bias"]}}
+def layer_norm(arrays, name: str) -> dict[str, jax.Array]:
+    return {"scale": arrays[f"param/{name}.weight"], "bias": arrays[f"param/{name}.bias"]}
 
 
 def transnormer_layers(arrays, num_layers: int) -> dict:
@@ -44,9 +44,14 @@ def transnormer_layers(arrays, num_layers: int) -> dict:
         attention["theta"] = arrays[f"param/layers.{i}.self_attn.urpe.theta"][0, 0]
         attention["householder"] = arrays[f"param/layers.{i}.self_attn.urpe.v"]
         glu = {ours: dense(arrays, f"layers.{i}.glu.{theirs}") for ours, theirs in GLU.items()}
-        return {"mix": {"attention": attention}, "feed": {"glu": glu}}
+        return {"attention": attention, "glu": glu}
 
-    return {f"layers_{i}": layer(i) for i in range(num_layers)}
+    return {f"layers_{i}": stacked(layer(i)) for i in range(num_layers)}
+
+
+def stacked(layer: dict) -> dict:
+    """A layer by itself, as a stack of one."""
+    return jax.tree.map(lambda x: x[None], layer)
 
 
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
@@ -65,6 +70,7 @@ def transnormer_config(theirs: dict, **fields) -> TransNormerConfig:
         block_size=theirs["block"],
         max_length=128,
         dtype="float32",
+        scan_layers=False,
         **fields,
     )
 
@@ -74,13 +80,13 @@ def test_causal_language_model(name):
     arrays, theirs = load(name)
     model = TransNormer(transnormer_config(theirs))
     layers = transnormer_layers(arrays, theirs["layers"])
-    params = {"embed": {"embedding": arrays["param/embed_tokens.weight"]}, "stack": layers}
+    params = {"embedding": arrays["param/embed_tokens.weight"], **layers}
     ids = jnp.asarray(arrays["in/ids"], jnp.int32)
     apply = jax.jit(lambda params: model.apply({"params": params}, ids, mutable=["intermediates"]))
     logits, captured = apply(params)
     assert_close(logits, arrays["out/logits"])
     for i in range(theirs["layers"]):
-        hidden = captured["intermediates"]["stack"][f"layers_{i}"]["hidden"][0]
+        hidden = captured["intermediates"][f"layers_{i}"]["hidden"][0][0]
         assert_close(hidden, arrays[f"out/hidden_{i + 1}"])
 
     def loss(params):
@@ -90,9 +96,9 @@ def test_causal_language_model(name):
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert_close(value, arrays["out/loss_nats"][0])
-    assert_close(gradient["embed"]["embedding"], arrays["grad/embed_tokens.weight"])
+    assert_close(gradient["embedding"], arrays["grad/embed_tokens.weight"])
     for i in range(theirs["layers"]):
-        ours = gradient["stack"][f"layers_{i}"]["mix"]["attention"]
+        ours = jax.tree.map(lambda x: x[0], gradient[f"layers_{i}"]["attention"])
         if f"grad/layers.{i}.self_attn.k_proj.weight" in arrays:
             assert_close(ours["k"]["kernel"].T, arrays[f"grad/layers.{i}.self_attn.k_proj.weight"])
             assert_close(ours["theta"], arrays[f"grad/layers.{i}.self_attn.urpe.theta"][0, 0])
@@ -115,12 +121,12 @@ def test_bidirectional_encoder():
     embed = {
         "embedding": arrays["param/embed_tokens.weight"],
         "positions": arrays["param/embed_positions.weight"][2:],
-        "norm": {
+        "embedding_norm": {
             "scale": arrays["param/layernorm_embedding.weight"],
             "bias": arrays["param/layernorm_embedding.bias"],
         },
     }
-    params = {"embed": embed, "stack": transnormer_layers(arrays, theirs["layers"])}
+    params = embed | transnormer_layers(arrays, theirs["layers"])
     params["head_bias"] = jnp.zeros(theirs["vocab"])  # of the head, which is not in the file
     ids = jnp.asarray(arrays["in/ids"], jnp.int32)
     hidden, _ = jax.jit(lambda ids: TransNormer(config).apply({"params": params}, ids, method="hidden"))(ids)
@@ -142,6 +148,7 @@ def test_linear_transformer_stack():
         num_heads=theirs["heads"],
         feed_forward_dim=theirs["feed_forward"],
         dtype="float32",
+        scan_layers=False,
     )
 
     def layer(i):
@@ -149,20 +156,22 @@ def test_linear_transformer_stack():
         attention = {ours: dense(arrays, f"layers.{i}.attention.{name}_projection") for ours, name in names.items()}
         feed_forward = {"in": dense(arrays, f"layers.{i}.linear1"), "out": dense(arrays, f"layers.{i}.linear2")}
         return {
-            "mix": {"attention": attention},
-            "mix_norm": layer_norm(arrays, f"layers.{i}.norm1"),
-            "feed": {"feed_forward": feed_forward},
-            "feed_norm": layer_norm(arrays, f"layers.{i}.norm2"),
+            "attention": attention,
+            "attention_norm": layer_norm(arrays, f"layers.{i}.norm1"),
+            "feed_forward": feed_forward,
+            "glu_norm": layer_norm(arrays, f"layers.{i}.norm2"),
         }
 
-    params = {f"layers_{i}": layer(i) for i in range(theirs["layers"])} | {"final_norm": layer_norm(arrays, "norm")}
+    params = {f"layers_{i}": stacked(layer(i)) for i in range(theirs["layers"])} | {
+        "final_norm": layer_norm(arrays, "norm")
+    }
     x = arrays["in/x"]
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     apply = jax.jit(lambda *inputs: Stack(config).apply({"params": params}, *inputs))
     y, _ = apply(x, Places(positions))
     assert_close(y, arrays["out/y"])
     # The same as a recurrent network, token by token.
-    states = init_cache(config, len(x), 0).states
+    states = init_states(config, len(x))
     rows = []
     for t in range(x.shape[1]):
         row, states = apply(x[:, t : t + 1], Places(positions[:, t : t + 1]), states)
@@ -188,6 +197,7 @@ def test_linformer_language_model():
         scale_embedding=False,
         linformer_dim=(theirs["k"],),
         dtype="float32",
+        scan_layers=False,
     )
 
     def layer(i):
@@ -198,12 +208,14 @@ def test_linformer_language_model():
         attention["project_v"] = {"kernel": arrays[f"param/{prefix}.0.fn.proj_v"].T}
         feed_forward = {"in": dense(arrays, f"{prefix}.1.fn.w1"), "out": dense(arrays, f"{prefix}.1.fn.w2")}
         return {
-            "mix": {"norm": layer_norm(arrays, f"{prefix}.0.norm"), "attention": attention},
-            "feed": {"norm": layer_norm(arrays, f"{prefix}.1.norm"), "feed_forward": feed_forward},
+            "attention_norm": layer_norm(arrays, f"{prefix}.0.norm"),
+            "attention": attention,
+            "glu_norm": layer_norm(arrays, f"{prefix}.1.norm"),
+            "feed_forward": feed_forward,
         }
 
     embed = {"embedding": arrays["param/token_emb.weight"], "positions": arrays["param/pos_emb.weight"]}
-    params = {"embed": embed, "stack": {f"layers_{i}": layer(i) for i in range(theirs["depth"])}}
+    params = embed | {f"layers_{i}": stacked(layer(i)) for i in range(theirs["depth"])}
     params["head_bias"] = jnp.zeros(theirs["vocab"])  # theirs has another head, below
     ids = jnp.asarray(arrays["in/ids"], jnp.int32)
     hidden, _ = jax.jit(lambda ids: TransNormer(config).apply({"params": params}, ids, method="hidden"))(ids)

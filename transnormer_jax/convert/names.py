@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transnormer_jax.models import TransNormerLLMConfig
-from transnormer_jax.models.transnormer_llm import layer_groups
+from transnormer_jax.models.block import layer_groups
 
 HEAD = "lm_head.weight"
 

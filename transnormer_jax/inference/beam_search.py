@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.inference.decoding import DecodeState, advance, take_rows
-from transnormer_jax.models import TransNormerLLM
+from transnormer_jax.models import LanguageModel
 
 
 class Hypothesis(NamedTuple):
@@ -27,7 +27,7 @@ class _Candidates(NamedTuple):
 
 
 def beam_search(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     *,
@@ -97,7 +97,7 @@ def _best(hypotheses: list[Hypothesis], count: int) -> list[Hypothesis]:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _go_on(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     rows: Int[Array, " B*W"],

@@ -19,6 +19,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference.decoding import (
     WINDOW,
     DecodeState,
+    check_state,
     decode,
     empty_state,
     put_row,
@@ -29,7 +30,7 @@ from transnormer_jax.inference.decoding import (
 from transnormer_jax.inference.precision import at_compute_dtype
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
 from transnormer_jax.inference.scoring import MAX_TOP, TokenScores
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
+from transnormer_jax.models import LanguageModel, ModelConfig, unstack_layers
 
 # Tokens written from one look at the requests to the next.
 _BLOCK_SIZE = 4
@@ -129,7 +130,7 @@ class ContinuousBatch:
 
     def __init__(
         self,
-        config: TransNormerLLMConfig,
+        config: ModelConfig,
         params: Any,
         *,
         vocab_size: int,
@@ -146,14 +147,15 @@ class ContinuousBatch:
           prefix_cache: states kept for prompts that begin alike, one for every 512 tokens read, the oldest dropped.
 
         Raises:
-          UserError: `slots` is not positive, or `prefix_cache` negative.
+          UserError: `slots` is not positive, `prefix_cache` negative, or the model has no state of constant size.
         """
+        check_state(config)
         if slots < 1:
             raise UserError(f"slots is {slots}: give a positive number.")
         if prefix_cache < 0:
             raise UserError(f"prefix_cache is {prefix_cache}: give the number of states to keep, or 0.")
         config, params = unstack_layers(config, params)
-        self._model = TransNormerLLM(config)
+        self._model = LanguageModel(config)
         self._params = at_compute_dtype(params, config.dtype)
         self._vocab_size = vocab_size
         self._state = empty_state(self._model, self._params, slots, vocab_size)

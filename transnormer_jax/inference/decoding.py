@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from transnormer_jax.errors import UserError
 from transnormer_jax.inference.sampling import RowSettings, sample
 from transnormer_jax.inference.scoring import TokenScores, score
-from transnormer_jax.models import Cache, TransNormerLLM
+from transnormer_jax.models import Cache, LanguageModel, ModelConfig
 
 WINDOW = 512
 SHORTEST_WINDOW = 32
@@ -31,6 +32,15 @@ class DecodeState(NamedTuple):
     cache: Cache
     seen: Bool[Array, "B V"]
     logits: Float[Array, "B V"]
+
+
+def check_state(config: ModelConfig) -> None:
+    """Raises UserError unless the model can continue texts of any length."""
+    if not config.has_constant_state:
+        raise UserError(
+            f"a model with attention {', '.join(dict.fromkeys(config.attentions))} has no state of constant size, "
+            "which generation carries from token to token: choose a causal linear attention, and no learned positions."
+        )
 
 
 def windows(
@@ -56,7 +66,7 @@ def windows(
 
 
 def prefill(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     prompts: Sequence[Sequence[int]],
@@ -68,7 +78,7 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3), keep_unused=True)
-def empty_state(model: TransNormerLLM, params: Any, batch_size: int, vocab_size: int) -> DecodeState:
+def empty_state(model: LanguageModel, params: Any, batch_size: int, vocab_size: int) -> DecodeState:
     """The state of texts of which nothing was read.
 
     Args:
@@ -84,7 +94,7 @@ def empty_state(model: TransNormerLLM, params: Any, batch_size: int, vocab_size:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def read(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     tokens: Int[Array, "B N"],
@@ -101,7 +111,7 @@ def read(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def read_and_score(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     tokens: Int[Array, "B N"],
@@ -126,7 +136,7 @@ def read_and_score(
 
 @functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=2)
 def decode(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     seeds: UInt32[Array, " B"],
@@ -164,7 +174,7 @@ def decode(
     return state, tokens, scores
 
 
-def advance(model: TransNormerLLM, params: Any, state: DecodeState, token: Int[Array, " B"]) -> DecodeState:
+def advance(model: LanguageModel, params: Any, state: DecodeState, token: Int[Array, " B"]) -> DecodeState:
     """Goes on by one token in every row."""
     hidden, cache = _hidden(model, params, state, token[:, None], None)
     seen = state.seen.at[jnp.arange(token.shape[0]), token].set(True)
@@ -189,11 +199,11 @@ def put_row(state: DecodeState, row: Int[Array, ""], one: DecodeState) -> Decode
 
 def _row_axes(state: DecodeState) -> DecodeState:
     """Along which axis of each array the rows lie."""
-    return DecodeState(Cache(0, (1,) * len(state.cache.states)), 0, 0)  # type: ignore[arg-type]
+    return DecodeState(Cache(0, jax.tree.map(lambda _: 1, state.cache.states)), 0, 0)  # type: ignore[arg-type]
 
 
 def _hidden(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     tokens: Int[Array, "B N"],
@@ -203,15 +213,13 @@ def _hidden(
     return apply({"params": params}, tokens, cache=state.cache, segment_ids=segment_ids, method="hidden")
 
 
-def _logits(
-    model: TransNormerLLM, params: Any, hidden: Float[Array, "B N D"], vocab_size: int
-) -> Float[Array, "B N V"]:
+def _logits(model: LanguageModel, params: Any, hidden: Float[Array, "B N D"], vocab_size: int) -> Float[Array, "B N V"]:
     apply: Callable[..., Any] = model.apply
     return apply({"params": params}, hidden, method="unembed")[..., :vocab_size]
 
 
 def _after_window(
-    model: TransNormerLLM,
+    model: LanguageModel,
     params: Any,
     state: DecodeState,
     tokens: Int[Array, "B N"],

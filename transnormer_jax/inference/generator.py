@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +13,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference.beam_search import beam_search
 from transnormer_jax.inference.decoding import (
     DecodeState,
+    check_state,
     decode,
     empty_state,
     prefill,
@@ -23,7 +25,7 @@ from transnormer_jax.inference.precision import at_compute_dtype
 from transnormer_jax.inference.prompt_state import PromptState, model_fingerprint
 from transnormer_jax.inference.sampling import SamplingSettings, stack_settings
 from transnormer_jax.inference.text_stream import CONTEXT, TextStream
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
+from transnormer_jax.models import Cache, LanguageModel, ModelConfig, unstack_layers
 
 
 class Beam(NamedTuple):
@@ -53,7 +55,7 @@ class LogProbabilities(NamedTuple):
 
 
 class Generator:
-    """Continues texts with a TransNormerLLM.
+    """Continues texts with a language model whose memory does not grow with the text.
 
     Memory and time per token do not depend on the length of a prompt or of its continuation, and neither has a limit.
     Prompts of different lengths go together; none influences another.
@@ -69,19 +71,20 @@ class Generator:
       [text] = generator.generate(["Once upon a time"], max_new_tokens=64)
     """
 
-    def __init__(self, config: TransNormerLLMConfig, params: Any, tokenizer: Tokenizer):
+    def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
         """Takes a model, its parameters (a tree of arrays, on one device) and the tokenizer it was trained with.
 
         Raises:
-          UserError: the tokenizer has more tokens than the model.
+          UserError: the tokenizer has more tokens than the model, or the model no state of constant size.
         """
+        check_state(config)
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
                 "use the tokenizer the model was trained with."
             )
         self.config, own = unstack_layers(config, params)
-        self._model = TransNormerLLM(self.config)
+        self._model = LanguageModel(self.config)
         self.params = at_compute_dtype(own, config.dtype)
         self.tokenizer = tokenizer
 
@@ -305,7 +308,10 @@ class Generator:
             return empty_state(self._model, self.params, batch_size, self.tokenizer.vocab_size)
         if prefix.model != self._fingerprint:
             raise UserError("the prefix was read by another model: read it again with this one.")
-        return take_rows(prefix.state, np.zeros(batch_size, np.int32))
+        position, states = prefix.state.cache
+        structure = jax.tree.structure(jax.eval_shape(lambda: self._model.init_cache(1)).states)
+        cache = Cache(position, jax.tree.unflatten(structure, jax.tree.leaves(states)))
+        return take_rows(prefix.state._replace(cache=cache), np.zeros(batch_size, np.int32))
 
 
 def _check(prompts: Sequence[str], max_new_tokens: int, stop: Sequence[str] = (), block_size: int = 1) -> None:

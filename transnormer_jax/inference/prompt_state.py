@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference.decoding import DecodeState
-from transnormer_jax.models import Cache, TransNormerLLMConfig
+from transnormer_jax.models import Cache, ModelConfig
 
 _KIND = "transnormer_jax.PromptState"
 
@@ -22,7 +22,7 @@ class PromptState(NamedTuple):
     """The state after a prompt, to go on from as often as wanted: `Generator.read` makes it.
 
     Attributes:
-      state: of one row.
+      state: of one row; the states of a loaded one are a flat tuple.
       last_ids: the last tokens, so that the text that follows is written as after them.
       model: fingerprint of the model whose state it is.
     """
@@ -40,7 +40,7 @@ class PromptState(NamedTuple):
         """Writes a safetensors file. Its size depends on the model alone."""
         cache, seen, logits = jax.device_get(self.state)
         arrays = {"position": cache.position, "seen": seen, "logits": logits}
-        arrays |= {f"states_{i}": state for i, state in enumerate(cache.states)}
+        arrays |= {f"states_{i}": state for i, state in enumerate(jax.tree.leaves(cache.states))}
         metadata = {"kind": _KIND, "model": self.model, "last_ids": json.dumps(self.last_ids)}
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata)
 
@@ -64,7 +64,7 @@ class PromptState(NamedTuple):
         return cls(state, tuple(json.loads(metadata["last_ids"])), metadata["model"])
 
 
-def model_fingerprint(config: TransNormerLLMConfig, params: Any) -> str:
+def model_fingerprint(config: ModelConfig, params: Any) -> str:
     """Differs between models that read differently: the architecture, and a few of the numbers of every parameter."""
     digest = hashlib.sha256(repr(config).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import (
     DiagonalState,
     diagonal_attention,
@@ -77,7 +77,9 @@ class DiagAttention(nn.Module):
                     count_padding=self.count_padding,
                 )
             else:
-                out, state = resume_diagonal_attention(q, k, v, state, places.position, weights=weights)
+                out, state = resume_diagonal_attention(
+                    q, k, v, state, places.position, places.segment_ids, weights=weights
+                )
         out = out.reshape(x.shape)
         if self.variant == "t1":
             out = transnormer_rms_norm(out)
@@ -88,4 +90,5 @@ class DiagAttention(nn.Module):
         """State of `batch_size` rows before token 0, in `dtype`; K = `model_dim` / H, `max_length` is not read."""
         del max_length
         shape = (batch_size, self.block_size, self.num_heads, model_dim // self.num_heads)
-        return DiagonalState(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        keys = values = jnp.zeros(shape, self.dtype)
+        return DiagonalState(keys, values, jnp.zeros(shape[:2], jnp.int32))

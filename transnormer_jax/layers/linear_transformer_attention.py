@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import activation, normalized_linear_attention
 
 

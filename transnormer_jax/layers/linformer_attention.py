@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import (
     convolve_length,
     linformer_attention,

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import bucket_factors, lsh_attention
 
 

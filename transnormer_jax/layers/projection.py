@@ -1,10 +1,16 @@
-"""A dense layer whose matrix may be divided over a mesh where it is stored, or rounded to int8."""
+"""The one dense layer: its matrix may be divided over a mesh where it is stored, or rounded to int8."""
+
+import math
+from collections.abc import Iterable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import constrain
+
+_XAVIER = nn.initializers.xavier_uniform()
 
 
 class Projection(nn.Module):
@@ -14,7 +20,7 @@ class Projection(nn.Module):
       features: width of the result.
       names: of the dimensions of W [in, out], for `distributed.rules`; "embed" is gathered where W is used.
       use_bias: whether there is b.
-      init_std: standard deviation of W at initialisation.
+      kernel_init: of W.
       dtype: of the computation.
       param_dtype: of the parameters.
     """
@@ -22,7 +28,7 @@ class Projection(nn.Module):
     features: int
     names: tuple[str, str]
     use_bias: bool
-    init_std: float
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
@@ -30,8 +36,8 @@ class Projection(nn.Module):
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Projects the last axis of `x`."""
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape, self.param_dtype)
-        # Left to itself, XLA may make the product a loop over the parts of W, which by its own estimate takes longer.
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        # Left to itself, XLA may make the product a loop over the shards of W, which by its own estimate takes longer.
         gathered = constrain(kernel.astype(self.dtype), *(None if name == "embed" else name for name in self.names))
         y = jnp.dot(x.astype(self.dtype), gathered)
         vector = (1,) * (y.ndim - 1) + (self.features,)
@@ -40,4 +46,32 @@ class Projection(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
             y += bias.astype(self.dtype).reshape(vector)
-        return y
+        return constrain(y, "batch", "sequence", self.names[1]) if y.ndim == 3 and self.names[1] != "embed" else y
+
+
+def project_heads(
+    names: Iterable[str],
+    x: Float[Array, "B N D"],
+    num_heads: int,
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+    kernel_init: nn.initializers.Initializer = _XAVIER,
+) -> tuple[Float[Array, "B N H K"], ...]:
+    """Projects tokens once for each name, from D to D with a bias, and splits the features into H heads of D / H.
+
+    For use inside a compact method.
+    """
+    with jax.named_scope("heads"):
+        dense = (
+            Projection(x.shape[-1], ("embed", "heads"), True, kernel_init, dtype, param_dtype, name=name)
+            for name in names
+        )
+        return tuple(project(x).reshape(*x.shape[:2], num_heads, x.shape[-1] // num_heads) for project in dense)
+
+
+def project_out(
+    out: Float[Array, "B N H K"] | Float[Array, "B N D"], dtype: jnp.dtype, param_dtype: jnp.dtype
+) -> Float[Array, "B N D"]:
+    """Projects the heads, side by side, from D to D with a bias. For use inside a compact method."""
+    out = out.reshape(*out.shape[:2], math.prod(out.shape[2:]))
+    return Projection(out.shape[-1], ("heads", "embed"), True, _XAVIER, dtype, param_dtype, name="out")(out)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import KeyValueCache, resume_softmax_attention, softmax_attention
 
 
@@ -35,7 +35,7 @@ class SoftmaxAttention(nn.Module):
             if state is None:
                 out = softmax_attention(q, k, v, causal=self.causal, segment_ids=places.segment_ids)
             else:
-                out, state = resume_softmax_attention(q, k, v, state, places.position)
+                out, state = resume_softmax_attention(q, k, v, state, places.position, places.segment_ids)
         return project_out(out, self.dtype, self.param_dtype), state
 
     @nn.nowrap

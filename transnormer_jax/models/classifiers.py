@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.models.block import Stack
 from transnormer_jax.models.dense import dense
-from transnormer_jax.models.embedding import Embedding
-from transnormer_jax.models.places import places_of
-from transnormer_jax.models.stack import Stack
+from transnormer_jax.models.language_model import Embedding, places_of
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 
 

@@ -6,11 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from transnormer_jax.models.cache import Cache
+from transnormer_jax.models.block import Stack, init_states
 from transnormer_jax.models.dense import dense
-from transnormer_jax.models.embedding import Embedding
-from transnormer_jax.models.places import places_of
-from transnormer_jax.models.stack import Stack, init_cache
+from transnormer_jax.models.language_model import Cache, Embedding, places_of
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 
 
@@ -37,4 +35,4 @@ class ImageModel(nn.Module):
     @nn.nowrap
     def init_cache(self, batch_size: int, max_length: int = 0) -> Cache:
         """The memory of `batch_size` images that have not begun, `max_length` as for `TransNormer.init_cache`."""
-        return init_cache(self.config, batch_size, max_length)
+        return Cache(jnp.zeros(batch_size, jnp.int32), init_states(self.config, batch_size, max_length))

@@ -9,6 +9,7 @@ from transnormer_jax.layers import (
     CosformerAttention,
     DiagAttention,
     LengthProjection,
+    LightningAttention,
     LinearTransformerAttention,
     LinformerAttention,
     LSHAttention,
@@ -16,14 +17,33 @@ from transnormer_jax.layers import (
     PerformerAttention,
     SoftmaxAttention,
 )
+from transnormer_jax.models.model_config import ModelConfig
 from transnormer_jax.models.transnormer_config import TransNormerConfig
+from transnormer_jax.models.transnormer_llm_config import TransNormerLLMConfig
 
 
 def make_attention(
-    config: TransNormerConfig, layer: int, length_projection: LengthProjection | None, **module: Any
+    config: ModelConfig, layer: int, length_projection: LengthProjection | None, **module: Any
 ) -> nn.Module:
     """The attention of a layer; `length_projection` is the one that all layers of a Linformer share, if they do."""
     word = config.attentions[layer]
+    if isinstance(config, TransNormerLLMConfig):
+        return LightningAttention(
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            use_lrpe=word == "lightning_lrpe",
+            activation=config.activation,
+            use_bias=config.use_bias,
+            norm_eps=config.norm_eps,
+            kernel_init=nn.initializers.normal(config.init_std),
+            dtype=jnp.dtype(config.dtype),
+            param_dtype=jnp.dtype(config.param_dtype),
+            backend=config.backend,
+            use_gate=config.use_gate,
+            norm=config.norm,
+            **module,
+        )
+    assert isinstance(config, TransNormerConfig), config
     shared: dict[str, Any] = {
         "num_heads": config.num_heads,
         "causal": config.causal,
@@ -61,9 +81,11 @@ def make_attention(
     return SoftmaxAttention(**shared)
 
 
-def make_length_projection(config: TransNormerConfig, **module: Any) -> LengthProjection | None:
+def make_length_projection(config: ModelConfig, **module: Any) -> LengthProjection | None:
     """The projection that all layers share under linformer_sharing="layerwise", else None."""
-    if config.linformer_sharing != "layerwise" or not any("linformer" in word for word in config.attentions):
+    if not isinstance(config, TransNormerConfig) or not any("linformer" in word for word in config.attentions):
+        return None
+    if config.linformer_sharing != "layerwise":
         return None
     return LengthProjection(
         projected_length=config.linformer_dims[0],

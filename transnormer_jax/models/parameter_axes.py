@@ -14,7 +14,7 @@ _NAMES: dict[str, tuple[str | None, ...]] = {
     "head_bias": ("vocab",),
     "head/kernel": ("embed", "vocab"),
     "head/bias": ("vocab",),
-    "embed/positions": (None, "embed"),
+    "positions": (None, "embed"),
     "attention/theta": ("heads", None),
     "attention/out/kernel": ("heads", "embed"),
     "attention/out/bias": ("embed",),

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Places
 from transnormer_jax.models.bilstm import BiLSTM, BiLSTMConfig
+from transnormer_jax.models.block import Stack, dropout
 from transnormer_jax.models.dense import dense
-from transnormer_jax.models.stack import Stack, dropout
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.ops import sinusoids
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.linformer_attention import KINDS, SHARINGS
+from transnormer_jax.models.model_config import ModelConfig, shared_by_layers
 from transnormer_jax.models.presets import check_fields, from_preset
 
 ATTENTIONS = (
@@ -29,13 +30,14 @@ _CHOICES = {
     "glu_activation": ("silu", "identity"),
     "norm": ("simple_rms_norm", "layer_norm"),
     "position": ("none", "sinusoidal", "concatenated", "learned"),
+    "remat": ("none", "dots", "full"),
     "linformer_projection": KINDS,
     "linformer_sharing": (*SHARINGS, "layerwise"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class TransNormerConfig:
+class TransNormerConfig(ModelConfig):
     """Everything that fixes a TransNormer or a baseline. The defaults are T2, the causal model of arXiv 2210.10340.
 
     Attributes:
@@ -78,8 +80,11 @@ class TransNormerConfig:
         CPU the compiler still plans about one [B, N, D] more per sublayer.
       dtype: dtype of the computation. States are always float32.
       param_dtype: dtype of the parameters.
-      remat: recompute each block in the backward pass.
+      remat: what the backward pass recomputes. "none": nothing; "dots": everything except matrix products with weights;
+        "full": whole blocks.
       backend: backend of `ops.linear_attention`, "auto" or one of its names.
+      scan_layers: run equal neighbouring layers as one scan over stacked parameters; otherwise each layer has its own
+        (`models.unstack_layers`).
     """
 
     vocab_size: int = 50_265
@@ -112,11 +117,17 @@ class TransNormerConfig:
     reversible: bool = False
     dtype: str = "bfloat16"
     param_dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     backend: str = "auto"
+    scan_layers: bool = True
+
+    first_position = 2
+    """Of the sinusoids of fairseq, in which the paper's models were trained."""
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
+        if isinstance(self.remat, bool):  # of a run from before there were several policies
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
         dims = self.linformer_dim
         object.__setattr__(self, "linformer_dim", tuple(dims) if isinstance(dims, Iterable) else (dims,))
         check_fields(self, _CHOICES, may_be_zero=("lsh_buckets",))
@@ -170,14 +181,33 @@ class TransNormerConfig:
         >>> TransNormerConfig(attention="t1", num_layers=4).attentions
         ('diag_t1', 'diag_t1', 'norm_t1', 'norm_t1')
         """
-        names = _PATTERNS.get(self.attention, tuple(self.attention.split(",")))
-        return tuple(names[layer * len(names) // self.num_layers] for layer in range(self.num_layers))
+        return shared_by_layers(_PATTERNS.get(self.attention, tuple(self.attention.split(","))), self.num_layers)
 
     @property
     def linformer_dims(self) -> tuple[int, ...]:
         """The Linformer's k of each layer."""
-        dims = self.linformer_dim
-        return tuple(dims[layer * len(dims) // self.num_layers] for layer in range(self.num_layers))
+        return shared_by_layers(self.linformer_dim, self.num_layers)
+
+    def layer_kind(self, layer: int) -> tuple[str, int]:
+        """Attention, and the Linformer's k."""
+        return self.attentions[layer], self.linformer_dims[layer]
+
+    @property
+    def norm_function(self) -> str:
+        """TransNormer's SimpleRMSNorm differs from TransNormerLLM's at small vectors."""
+        return "transnormer_rms_norm" if self.norm == "simple_rms_norm" else self.norm
+
+    @property
+    def embedding_std(self) -> float:
+        """As large as the position that stands beside it: 1 for sinusoids, 0.02 as in BERT for learned ones."""
+        if self.scale_embedding:
+            return self.model_dim**-0.5
+        return 0.02 if self.position in ("none", "learned") else 1.0
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the head has a bias: unless it is that of a causal model tied to the embedding."""
+        return not (self.causal and self.tie_embeddings)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "TransNormerConfig":

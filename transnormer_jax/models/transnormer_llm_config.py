@@ -3,8 +3,12 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from transnormer_jax.errors import UserError
+from transnormer_jax.models.model_config import ModelConfig
 from transnormer_jax.models.presets import check_fields, from_preset
+from transnormer_jax.ops import paper_log_decay, released_log_decay
 
 _CHOICES = {
     "decay": ("released", "paper", "none"),
@@ -15,7 +19,7 @@ _CHOICES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class TransNormerLLMConfig:
+class TransNormerLLMConfig(ModelConfig):
     """Everything that fixes a TransNormerLLM. The defaults are the released 385M.
 
     Where a field offers more than the released models have, it is for an ablation of arXiv 2405.17381 (tables 4 to 12).
@@ -88,9 +92,32 @@ class TransNormerLLMConfig:
             raise UserError(f"lrpe_layers={self.lrpe_layers} must lie in 0 ... {self.num_layers - 1}.")
 
     @property
-    def head_dim(self) -> int:
-        """K = V = D / H."""
-        return self.model_dim // self.num_heads
+    def attentions(self) -> tuple[str, ...]:
+        """The token mixer of each layer, with LRPE or without."""
+        return tuple("lightning_lrpe" if i in self.lrpe_layers else "lightning" for i in range(self.num_layers))
+
+    @property
+    def feed_forward_dim(self) -> int:
+        """F."""
+        return self.glu_dim
+
+    @property
+    def position(self) -> str:
+        """Absolute positions."""
+        return "sinusoidal" if self.sinusoidal_position else "none"
+
+    @property
+    def embedding_std(self) -> float:
+        """Standard deviation of the embedding at initialisation."""
+        return self.init_std
+
+    def log_decays(self) -> np.ndarray:
+        """The log of what each head keeps of its state from token to token, [L, H] float32."""
+        if self.decay == "none":
+            return np.zeros((self.num_layers, self.num_heads), np.float32)
+        form = released_log_decay if self.decay == "released" else paper_log_decay
+        log_decay = form(self.num_heads, self.num_layers)
+        return log_decay if self.decay_temperature else np.broadcast_to(log_decay[0], log_decay.shape)
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "TransNormerLLMConfig":

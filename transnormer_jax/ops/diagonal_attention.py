@@ -9,21 +9,24 @@ from jaxtyping import Array, Bool, Float, Int
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.ops.blocks import join_blocks, split_blocks
 from transnormer_jax.ops.linear_attention import token_positions
+from transnormer_jax.ops.linear_attention.segments import find_segments
 from transnormer_jax.ops.precision import wide_type
 
 _WEIGHTS = ("softmax", "relu")
 
 
 class DiagonalState(NamedTuple):
-    """Keys and values of the last tokens, as many as a block has, the newest last; 0 before the first token.
+    """The last tokens of the newest document, as many as a block has, the newest last; 0 before the first token.
 
     Attributes:
-      k: [B, W, H, K].
-      v: [B, W, H, V].
+      k: keys.
+      v: values.
+      ordinal: int32, 1 for the first token of its document; 0 where there is no token.
     """
 
     k: Float[Array, "B W H K"]
     v: Float[Array, "B W H V"]
+    ordinal: Int[Array, "B W"]
 
 
 def diagonal_attention(
@@ -95,6 +98,7 @@ def resume_diagonal_attention(
     v: Float[Array, "B N H V"],
     state: DiagonalState,
     position: Int[Array, "#B N"],
+    segment_ids: Int[Array, "B N"] | None = None,
     *,
     weights: str,
 ) -> tuple[Float[Array, "B N H V"], DiagonalState]:
@@ -103,15 +107,18 @@ def resume_diagonal_attention(
     The block size is the number of tokens in `state`.
 
     Args:
-      q: [B, N, H, K].
-      k: [B, N, H, K].
-      v: [B, N, H, V].
-      state: after the `position[:, 0]` tokens before; rows may differ in their number.
-      position: [B, N] or [1, N] int32, places of the new tokens. The block of a token is position // block_size.
+      q: queries.
+      k: keys.
+      v: values.
+      state: after the tokens before; rows may differ in their number.
+      position: int32, of the new tokens in their documents. The block of a token is position // block_size.
+      segment_ids: int32, documents of packed rows, of which the first goes on from `state`; 0 is padding, which stands
+        between or after documents.
+
       weights: "softmax" or "relu".
 
     Returns:
-      out [B, N, H, V] in v's dtype, and the state after the new tokens.
+      The output in v's dtype, and the state after the new tokens.
     """
     if q.shape[1] == 0:
         return v, state
@@ -119,12 +126,24 @@ def resume_diagonal_attention(
     k = jnp.concatenate([state.k, k.astype(state.k.dtype)], axis=1)
     v = jnp.concatenate([state.v, v.astype(state.v.dtype)], axis=1)
     position = jnp.broadcast_to(position, q.shape[:2])
-    # Places before the first token are negative, and so is their block.
-    places = jnp.concatenate([position[:, :1] + jnp.arange(-block_size, 0)[None], position], axis=1)
-    blocks = places // block_size
-    size = min(block_size, q.shape[1])
-    out = _attend_windows(q, k, v, blocks[:, block_size:], blocks, size, weights, causal=True)
-    return out, DiagonalState(k[:, -block_size:], v[:, -block_size:])
+    real, document = jnp.ones_like(position, bool), jnp.zeros_like(position)
+    if segment_ids is not None:
+        real, document = segment_ids != 0, find_segments(segment_ids).segment_index
+    # The block that the state ends in is number 0; the new tokens that begin a block count the following ones.
+    block = jnp.where(real, jnp.cumsum(real & (position % block_size == 0), axis=1), -1)
+    block_of = (state.ordinal - 1) // block_size
+    in_newest = (state.ordinal > 0) & (block_of == block_of[:, -1:])
+    blocks = jnp.concatenate([jnp.where(in_newest, 0, -1), block], axis=1)
+    out = _attend_windows(q, k, v, block, blocks, min(block_size, q.shape[1]), weights, causal=True)
+
+    ordinal = jnp.concatenate([state.ordinal, position + 1], axis=1)
+    if segment_ids is not None:  # the tokens to keep go to the end, in their order
+        last = document[:, -1:]
+        keep = jnp.concatenate([(state.ordinal > 0) & (last == 0), real & (document == last)], axis=1)
+        order = jnp.argsort(keep, axis=1, stable=True)[:, -block_size:]
+        k, v = (jnp.take_along_axis(x, order[..., None, None], axis=1) for x in (k, v))
+        ordinal = jnp.take_along_axis(jnp.where(keep, ordinal, 0), order, axis=1)
+    return out, DiagonalState(k[:, -block_size:], v[:, -block_size:], ordinal[:, -block_size:])
 
 
 def _attend_windows(

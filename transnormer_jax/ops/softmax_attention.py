@@ -57,6 +57,7 @@ def resume_softmax_attention(
     v: Float[Array, "B N H K"],
     cache: KeyValueCache,
     position: Int[Array, "#B N"],
+    segment_ids: Int[Array, "B N"] | None = None,
 ) -> tuple[Float[Array, "B N H K"], KeyValueCache]:
     """Causal softmax attention (arXiv 1706.03762, eq. 1) of N new tokens to themselves and to those in the cache.
 
@@ -67,19 +68,21 @@ def resume_softmax_attention(
       cache: of the `position[:, 0]` tokens before; rows may differ in their number.
       position: [B, N] or [1, N] int32, places of the new tokens, less than M. Beyond M the cache cannot hold them, and
         the result is wrong; no error can be raised under `jit`.
+      segment_ids: int32, 0 is padding; a row is one document, which goes on from the cache.
 
     Returns:
       out [B, N, H, K] in v's dtype, and the cache with the new tokens.
     """
     if q.shape[1] == 0:
         return v, cache
-    start = jnp.broadcast_to(position[:, 0], q.shape[:1])
+    position = jnp.broadcast_to(position, q.shape[:2])
+    rows, place = jnp.arange(q.shape[0])[:, None], position
+    if segment_ids is not None:
+        place = jnp.where(segment_ids != 0, position, cache.k.shape[1])
 
-    def write(places: Float[Array, "M H K"], new: Float[Array, "N H K"], first: Int[Array, ""]) -> Array:
-        zero = jnp.zeros_like(first)
-        return jax.lax.dynamic_update_slice(places, new.astype(places.dtype), (first, zero, zero))
+    def write(old: Float[Array, "B M H K"], new: Float[Array, "B N H K"]) -> Float[Array, "B M H K"]:
+        return old.at[rows, place].set(new.astype(old.dtype), mode="drop")
 
-    cache = KeyValueCache(jax.vmap(write)(cache.k, k, start), jax.vmap(write)(cache.v, v, start))
+    cache = KeyValueCache(write(cache.k, k), write(cache.v, v))
     seen = jnp.arange(cache.k.shape[1])[None, None] <= position[..., None]
-    seen = jnp.broadcast_to(seen, (q.shape[0], *seen.shape[1:]))[:, None]
-    return jax.nn.dot_product_attention(q, cache.k, cache.v, mask=seen), cache
+    return jax.nn.dot_product_attention(q, cache.k, cache.v, mask=seen[:, None]), cache

@@ -15,7 +15,6 @@ from transnormer_jax.data import load_split
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.models import TransNormerLLMConfig
-from transnormer_jax.models.transnormer_llm import log_decays
 from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.metrics import metrics_of, read_metrics
 from transnormer_jax.training.parameters import saved_steps
@@ -120,7 +119,7 @@ def samples(
 def half_lives(config: TransNormerLLMConfig) -> npt.NDArray[np.float64]:
     """Returns after how many tokens a head has kept half of what it saw, [L, H]; infinite where nothing decays."""
     with np.errstate(divide="ignore"):
-        return np.log(2) / -log_decays(config).astype(np.float64)
+        return np.log(2) / -config.log_decays().astype(np.float64)
 
 
 def state_norms(run: Run) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import Cache, TransNormer, TransNormerLLM
+from transnormer_jax.models import Cache, LanguageModel
 from transnormer_jax.tasks.cross_entropy import cross_entropy_sums
 from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
 
@@ -22,7 +22,7 @@ class LanguageModelling:
       model: tokens to logits.
     """
 
-    model: TransNormerLLM | TransNormer
+    model: LanguageModel
 
     def init(self, key: Array) -> Params:
         """Parameters at initialisation; see `Task`."""
@@ -69,7 +69,7 @@ class LanguageModelling:
     def _readout(self, params: Params) -> Params:
         """What follows the layers, matrices in the type of the computation: half as many bytes to gather."""
         dtype = self.model.config.dtype
-        rest = {name: x for name, x in params.items() if name != "stack" and not name.startswith("layers")}
+        rest = {name: x for name, x in params.items() if name.startswith(("embedding", "head"))}
         return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, rest)
 
 

@@ -6,7 +6,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import ModelConfig
 from transnormer_jax.tasks import Batch, Task
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.curriculum import cut_rows
@@ -54,7 +54,8 @@ def jit_train_step(config: Config, assembly: Assembly, length: int) -> Any:
         config.accumulation_steps,
         config.seed,
         layout,
-        join=isinstance(config.model, TransNormerLLMConfig)  # which draws no random numbers
+        join=isinstance(config.model, ModelConfig)
+        and not config.model.draws_random_numbers
         and saves_messages(assembly.state.params, jax.tree.leaves(layout)[0].mesh),
     )
 

@@ -112,10 +112,8 @@ class DocumentEvaluator:
 
     def _window_sums(self, params: Params, cache: Cache, batch: Batch) -> tuple[Cache, Sums]:
         keep = ~batch["restart"]
-        cache = Cache(
-            jnp.where(keep, cache.position, 0),
-            tuple(jnp.where(keep[None, :, None, None, None], state, 0) for state in cache.states),
-        )
+        states = jax.tree.map(lambda x: jnp.where(keep.reshape(1, -1, *[1] * (x.ndim - 2)), x, 0), cache.states)
+        cache = Cache(jnp.where(keep, cache.position, 0), states)
         sums, cache = self._task.sums_from(params, batch, cache)
         return cache, sums
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import ModelConfig as LanguageModelConfig
+from transnormer_jax.models.block import init_states
 from transnormer_jax.training.config import ModelConfig
 
 # Dense bfloat16 peak of one device, FLOP/s, as its maker publishes it; keys are the beginning of jax's device_kind.
@@ -32,9 +33,9 @@ def training_flops_per_token(config: ModelConfig, params: Any) -> float:
     """Model FLOPs of forward and backward pass per token: what the mathematics needs, recomputation not counted.
 
     Each weight of a projection costs one multiplication and one addition forward, and twice that backward. So does,
-    in a TransNormerLLM, each number of the state when it is written (k v^T) and when it is read (q S). What chunks
-    add inside themselves is the implementation's affair and is left out, as are elementwise operations; so is
-    attention in the other architectures, where there are many kinds.
+    in linear attention, each number of the state when it is written (k v^T) and when it is read (q S). What chunks
+    add inside themselves is the implementation's affair and is left out, as are elementwise operations and every other
+    attention.
     """
     sizes = jax.tree_util.tree_leaves_with_path(params)
     # An embedding that is not also the head is looked up, not multiplied.
@@ -42,7 +43,7 @@ def training_flops_per_token(config: ModelConfig, params: Any) -> float:
     multiplied = ("kernel", "head", "embedding") if tied else ("kernel", "head")
     weights = sum(x.size for path, x in sizes if path[-1].key in multiplied)
     state = 0
-    if isinstance(config, TransNormerLLMConfig):
-        layers = config.num_layers + len(config.lrpe_layers)  # LRPE doubles the state
-        state = 2 * layers * config.num_heads * config.head_dim**2
+    if isinstance(config, LanguageModelConfig) and config.has_constant_state:
+        states = jax.eval_shape(lambda: init_states(config, 1))
+        state = 2 * sum(x.size for x in states if not isinstance(x, tuple))
     return 3.0 * 2.0 * (weights + state)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transnormer_jax.distributed import RULES, batch_sharding, optimizer_shardings, parameter_shardings
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import Cache, TransNormerLLMConfig
+from transnormer_jax.models import Cache, ModelConfig
 from transnormer_jax.models.parameter_axes import parameter_axes
 from transnormer_jax.tasks import Params, Task
 from transnormer_jax.training.config import Config
@@ -49,14 +49,19 @@ def place_batch(row: Mapping[str, np.ndarray], batch_size: int, mesh: Mesh) -> M
 
 
 def place_cache(cache: Cache, mesh: Mesh) -> Any:
-    """The shapes of a TransNormerLLM's cache (or the cache), with the shardings that it has on a mesh."""
+    """The shapes of a model's cache (or the cache), with the shardings that it has on a mesh."""
 
     def sharding(x: Any, *names: str | None) -> NamedSharding:
+        names += (None,) * (x.ndim - len(names))
         return NamedSharding(mesh, RULES.spec(names, x.shape, dict(mesh.shape)))
 
+    def of_state(state: Any) -> Any:
+        if isinstance(state, tuple):  # of tokens: [layers, B, tokens, ...]
+            return jax.tree.map(lambda x: sharding(x, "layers", "batch"), state)
+        return sharding(state, "layers", "batch", "heads")  # [layers, B, H, K, V]
+
     position = sharding(cache.position, "batch")
-    states = [sharding(x, "layers", "batch", "heads", None, None) for x in cache.states]  # [L, B, H, K, V]
-    return _with(cache, Cache._make([position, tuple(states)]))
+    return _with(cache, Cache(position, tuple(of_state(state) for state in cache.states)))  # type: ignore[arg-type]
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
@@ -88,14 +93,18 @@ def check_model_on_mesh(config: Config, mesh: Mesh) -> None:
     """
     sizes = dict(mesh.shape)
     model = config.model
-    if not isinstance(model, TransNormerLLMConfig):
+    if not isinstance(model, ModelConfig) or not model.has_constant_state:
         if sizes["tensor"] * sizes["context"] > 1:
             raise UserError(
-                f"architecture {config.architecture!r} cannot be divided over tensor or context: set "
-                "config.mesh.tensor and config.mesh.context to 1."
+                f"architecture {config.architecture!r} cannot be divided over tensor or context with this attention: "
+                "set config.mesh.tensor and config.mesh.context to 1."
             )
         return
-    for name, size in (("config.model.num_heads", model.num_heads), ("config.model.glu_dim", model.glu_dim)):
+    width = "glu_dim" if hasattr(model, "glu_dim") else "feed_forward_dim"
+    for name, size in (
+        ("config.model.num_heads", model.num_heads),
+        (f"config.model.{width}", model.feed_forward_dim),
+    ):
         if size % sizes["tensor"]:
             raise UserError(f"{name} = {size} must be a multiple of config.mesh.tensor = {sizes['tensor']}.")
     lengths = {"config.sequence_length": config.sequence_length}

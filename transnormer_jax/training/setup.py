@@ -34,11 +34,10 @@ from transnormer_jax.models import (
     BiLSTMConfig,
     DualEncoder,
     ImageModel,
+    LanguageModel,
     SequenceClassifier,
     SpeechModel,
-    TransNormer,
     TransNormerConfig,
-    TransNormerLLM,
     TransNormerLLMConfig,
 )
 from transnormer_jax.tasks import (
@@ -121,7 +120,7 @@ def make_task(config: Config) -> Task:
     """
     model, name = config.model, config.task.name
     if name in _CAUSAL and isinstance(model, TransNormerLLMConfig):
-        return CausalLM(TransNormerLLM(model))
+        return CausalLM(LanguageModel(model))
     if name == "speech" and isinstance(model, TransNormerConfig | BiLSTMConfig):
         return SpeechRecognition(
             SpeechModel(model, config.task.num_classes), config.task.num_features, config.task.frames_per_token
@@ -133,9 +132,9 @@ def make_task(config: Config) -> Task:
     if name in (*_CAUSAL, "images") and not model.causal:
         raise UserError(f"task {name!r} needs config.model.causal=True: otherwise a token sees what it predicts.")
     if name in _CAUSAL:
-        return CausalLM(TransNormer(model))
+        return CausalLM(LanguageModel(model))
     if name == "masked_lm":
-        return MaskedLM(TransNormer(model))
+        return MaskedLM(LanguageModel(model))
     if name == "images":
         return AutoregressiveImages(ImageModel(model, config.task.num_mixtures))
     classifier = DualEncoder if name == "retrieval" else SequenceClassifier
@@ -155,7 +154,7 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
         documents = load_split(config.data, tokenizer, split)
         if max_tokens:
             documents = documents.sample(max_tokens)
-        if isinstance(task, CausalLM) and isinstance(task.model, TransNormerLLM):
+        if isinstance(task, CausalLM) and task.model.config.has_constant_state:
             return DocumentEvaluator(task, documents, tokenizer, config.evaluation, mesh)
         packed = _packed(config, documents, tokenizer, _EVALUATION_SEED)
         rows, count = _text_rows(config, packed, tokenizer, _EVALUATION_SEED), packed.rows_per_epoch

@@ -1,19 +1,19 @@
-"""Gated linear attention, the token mixer of TransNormerLLM."""
+"""Lightning attention, the token mixer of TransNormerLLM."""
 
 import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from transnormer_jax.distributed import constrain
 from transnormer_jax.layers.norm import make_norm
+from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import Projection
 from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies
 
 
-class GatedLinearAttention(nn.Module):
+class LightningAttention(nn.Module):
     """y = W_o (u * SimpleRMSNorm(o)), o = linear attention of act(q), act(k), v (arXiv 2307.14995, section 3.2).
 
     The norm spans the concatenated heads, and neither 1/sqrt(K) nor a denominator appears. For ablations, the gate u
@@ -26,7 +26,7 @@ class GatedLinearAttention(nn.Module):
       activation: name of the activation of q and k.
       use_bias: biases in all projections.
       norm_eps: eps of the norm.
-      init_std: standard deviation of the projections at initialisation.
+      kernel_init: of the projections.
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
       backend: of `linear_attention`.
@@ -40,7 +40,7 @@ class GatedLinearAttention(nn.Module):
     activation: str
     use_bias: bool
     norm_eps: float
-    init_std: float
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     backend: str
@@ -51,23 +51,21 @@ class GatedLinearAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        log_decay: Float[Array, " H"],
-        position: Int[Array, "#B N"],
-        segment_ids: Int[Array, "B N"] | None,
-        state: Float[Array, "B H K V"] | None,
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"]]:
-        """Returns the mixed tokens [B, N, D] and the state after the last, [B, H, K or 2K, V] float32."""
+        places: Places,
+        state: Float[Array, "B H K V"] | None = None,
+        log_decay: Float[Array, " H"] | None = None,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"] | None]:
+        """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last one, float32."""
         dense = functools.partial(
             Projection,
             use_bias=self.use_bias,
-            init_std=self.init_std,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
 
         def project(name: str) -> Float[Array, "B N H*K"]:
-            layer = dense(self.num_heads * self.head_dim, ("embed", "heads"), name=name)
-            return constrain(layer(x), "batch", "sequence", "heads")
+            return dense(self.num_heads * self.head_dim, ("embed", "heads"), name=name)(x)
 
         def heads(x: Float[Array, "B N H*K"]) -> Float[Array, "B N H K"]:
             return x.reshape(*x.shape[:2], self.num_heads, self.head_dim)
@@ -84,14 +82,22 @@ class GatedLinearAttention(nn.Module):
                 theta = self.param(
                     "theta", lambda _: jnp.asarray(lrpe_frequencies(self.num_heads, self.head_dim), self.param_dtype)
                 )
-                q, k = lrpe(q, theta, position), lrpe(k, theta, position)
+                q, k = (lrpe(x, theta, places.position) for x in (q, k))
         with jax.named_scope("linear_attention"):
-            out, state = linear_attention(
-                q, k, v, log_decay, initial_state=state, segment_ids=segment_ids, backend=self.backend
+            out, new_state = linear_attention(
+                q, k, v, log_decay, initial_state=state, segment_ids=places.segment_ids, backend=self.backend
             )
         with jax.named_scope("gate"):
             norm = make_norm(self.norm, self.norm_eps, self.dtype, self.param_dtype, name="out_norm")
             out = norm(out.reshape(*x.shape[:2], self.num_heads * self.head_dim))
             if u is not None:
                 out = u * out
-        return dense(x.shape[-1], ("heads", "embed"), name="out")(out), state
+        out = dense(x.shape[-1], ("heads", "embed"), name="out")(out)
+        return out, None if state is None else new_state
+
+    @nn.nowrap
+    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H K V"]:
+        """State of `batch_size` rows before the first token, float32; `max_length` and `model_dim` are not read."""
+        del max_length, model_dim
+        key_dim = self.head_dim * (2 if self.use_lrpe else 1)
+        return jnp.zeros((batch_size, self.num_heads, key_dim, self.head_dim), jnp.float32)
