@@ -12,17 +12,9 @@ import numpy as np
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import (
-    CosformerAttention,
-    DiagAttention,
-    LinearTransformerAttention,
-    NormAttention,
-    PerformerAttention,
-    Places,
-    SoftmaxAttention,
-    make_norm,
-)
+from transnormer_jax.layers import DiagAttention, NormAttention, Places, SoftmaxAttention, make_norm
 from transnormer_jax.ops import token_positions
+from transnormer_jax.papers.mixers import CosformerAttention, LinearTransformerAttention, PerformerAttention
 
 # Neither N x N nor N x K x V is smaller than half of N x N, and all that a linear mixer needs is.
 LENGTH, NUM_HEADS, HEAD_DIM, BLOCK = 509, 2, 30, 8
@@ -64,6 +56,9 @@ MIXERS = [
     Mixer("diag_t1", _diag("t1")),
     Mixer("diag_t2", _diag("t2")),
     Mixer("linear", LinearTransformerAttention, ordered=False),
+    Mixer(
+        "linear_narrow_queries", lambda **options: LinearTransformerAttention(query_dim=12, **options), ordered=False
+    ),
     Mixer("performer", lambda **options: PerformerAttention(num_features=24, **options), ordered=False),
     Mixer("cosformer", lambda **options: CosformerAttention(horizon=64, **options)),
     Mixer("softmax", SoftmaxAttention, linear=False, ordered=False),

@@ -14,6 +14,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference.sampling import RowSettings, sample
 from transnormer_jax.inference.scoring import TokenScores, score
 from transnormer_jax.models import Cache, LanguageModel, ModelConfig
+from transnormer_jax.models.block import has_constant_state
 
 WINDOW = 512
 SHORTEST_WINDOW = 32
@@ -36,7 +37,7 @@ class DecodeState(NamedTuple):
 
 def check_state(config: ModelConfig) -> None:
     """Raises UserError unless the model can continue texts of any length."""
-    if not config.has_constant_state:
+    if not has_constant_state(config):
         raise UserError(
             f"a model with attention {', '.join(dict.fromkeys(config.attentions))} has no state of constant size, "
             "which generation carries from token to token: choose a causal linear attention, and no learned positions."

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import FeedForward, LengthProjection, Places, ReversibleBlocks, make_norm
-from transnormer_jax.models.mixers import make_attention, make_length_projection
+from transnormer_jax.layers import FeedForward, Places, ReversibleBlocks, make_norm
+from transnormer_jax.models.mixers import make_attention, make_shared
 from transnormer_jax.models.model_config import ModelConfig
 
 State = Any
@@ -57,7 +57,7 @@ class Stack(nn.Module):
                 (_Mixing(config, i, parent=None), _Feeding(config, parent=None)) for i in range(config.num_layers)
             ]
             x = ReversibleBlocks(tuple(blocks), name="layers")(x, places)
-        elif (shared := make_length_projection(config, name="length_projection")) is not None:
+        elif (shared := make_shared(config, name="length_projection")) is not None:
             # Parameters that several layers share are no part of a stack.
             block = nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat])
             for layer in range(config.num_layers):
@@ -80,12 +80,12 @@ class Block(nn.Module):
     Attributes:
       config: of the model.
       layer: index of the layer, or of the first of those that are scanned.
-      length_projection: the Linformer's, if all layers share one.
+      shared: the module that the mixers of all layers share, if there is one.
     """
 
     config: ModelConfig
     layer: int
-    length_projection: LengthProjection | None = None
+    shared: nn.Module | None = None
 
     @nn.compact
     def __call__(
@@ -94,7 +94,7 @@ class Block(nn.Module):
         """Returns the tokens and, if a state was given, the mixer's state after them."""
         config = self.config
         attention_norm, feed_norm = norm_of(config, "attention_norm"), norm_of(config, "glu_norm")
-        attention = make_attention(config, self.layer, self.length_projection, name="attention")
+        attention = make_attention(config, self.layer, self.shared, name="attention")
         decay = () if log_decay is None else (log_decay,)
         mixed, state = attention(attention_norm(x) if config.norm_first else x, places, state, *decay)
         x = constrain(x + dropout(self, mixed), "batch", "sequence", None)
@@ -156,6 +156,18 @@ def init_states(config: ModelConfig, batch_size: int, max_length: int = 0) -> tu
         state = attention.init_state(batch_size, max_length or config.max_length, config.model_dim)
         states.append(jax.tree.map(functools.partial(_stacked, len(group)), state))
     return tuple(states)
+
+
+@functools.cache
+def has_constant_state(config: ModelConfig) -> bool:
+    """Whether the model can read texts of any length with a memory of constant size."""
+    mixers = [make_attention(config, group[0], None, parent=None) for group in layer_groups(config)]
+    if not config.causal or config.reversible or config.position == "learned":
+        return False
+    if not all(hasattr(mixer, "init_state") for mixer in mixers):
+        return False
+    short, long = (jax.eval_shape(functools.partial(init_states, config, 1, length)) for length in (1, 2))
+    return short == long
 
 
 def _stacked(count: int, x: Array) -> Array:

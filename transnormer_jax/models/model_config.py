@@ -6,12 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 
-# Mixers whose memory of the tokens before does not grow with their number.
-_CONSTANT_STATE = (
-    *("lightning", "lightning_lrpe", "norm_t1", "norm_t2", "diag_t1", "diag_t2"),
-    *("linear", "performer", "cosformer"),
-)
-
 
 class ModelConfig:
     """The interface of `TransNormerLLMConfig` and `TransNormerConfig`; a default is for the one that has no choice."""
@@ -82,12 +76,6 @@ class ModelConfig:
     def draws_random_numbers(self) -> bool:
         """Whether a training step does."""
         return self.dropout > 0 or "lsh" in self.attentions
-
-    @property
-    def has_constant_state(self) -> bool:
-        """Whether the model can read texts of any length with a memory of constant size."""
-        mixers = all(name in _CONSTANT_STATE for name in self.attentions)
-        return self.causal and not self.reversible and self.position != "learned" and mixers
 
     def layer_kind(self, layer: int) -> Hashable:
         """Equal for layers that differ in their parameters and their decay alone."""

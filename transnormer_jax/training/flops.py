@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from transnormer_jax.models import ModelConfig as LanguageModelConfig
-from transnormer_jax.models.block import init_states
+from transnormer_jax.models.block import has_constant_state, init_states
 from transnormer_jax.training.config import ModelConfig
 
 # Dense bfloat16 peak of one device, FLOP/s, as its maker publishes it; keys are the beginning of jax's device_kind.
@@ -43,7 +43,7 @@ def training_flops_per_token(config: ModelConfig, params: Any) -> float:
     multiplied = ("kernel", "head", "embedding") if tied else ("kernel", "head")
     weights = sum(x.size for path, x in sizes if path[-1].key in multiplied)
     state = 0
-    if isinstance(config, LanguageModelConfig) and config.has_constant_state:
+    if isinstance(config, LanguageModelConfig) and has_constant_state(config):
         states = jax.eval_shape(lambda: init_states(config, 1))
         state = 2 * sum(x.size for x in states if not isinstance(x, tuple))
     return 3.0 * 2.0 * (weights + state)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transnormer_jax.distributed import RULES, batch_sharding, optimizer_shardings, parameter_shardings
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import Cache, ModelConfig
+from transnormer_jax.models.block import has_constant_state
 from transnormer_jax.models.parameter_axes import parameter_axes
 from transnormer_jax.tasks import Params, Task
 from transnormer_jax.training.config import Config
@@ -93,7 +94,7 @@ def check_model_on_mesh(config: Config, mesh: Mesh) -> None:
     """
     sizes = dict(mesh.shape)
     model = config.model
-    if not isinstance(model, ModelConfig) or not model.has_constant_state:
+    if not isinstance(model, ModelConfig) or not has_constant_state(model):
         if sizes["tensor"] * sizes["context"] > 1:
             raise UserError(
                 f"architecture {config.architecture!r} cannot be divided over tensor or context with this attention: "

@@ -7,7 +7,7 @@ from typing import Any
 from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.distributed.topology import Topology
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import ModelConfig
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.compilation import compile_step, local_bytes
 from transnormer_jax.training.config import Config
@@ -36,10 +36,10 @@ def sweep(config: Config, topology: Topology, max_compiles: int) -> Iterator[dic
       Reports of `compile_step`, with "overrides": the flags of `train.py` that make the run so.
 
     Raises:
-      UserError: the model is not a TransNormerLLM, or no mesh divides the run.
+      UserError: the model is not a language model, or no mesh divides the run.
     """
-    if not isinstance(config.model, TransNormerLLMConfig):
-        raise UserError(f"--sweep is for a TransNormerLLM, not for {config.architecture!r}: leave it out.")
+    if not isinstance(config.model, ModelConfig):
+        raise UserError(f"--sweep is for a language model, not for {config.architecture!r}: leave it out.")
     candidates = _meshes(config, topology)
     if not candidates:
         raise UserError(
@@ -140,7 +140,7 @@ def _may_fit(config: Config, topology: Topology) -> bool:
 
 def _overrides(config: Config, changed: Config) -> dict[str, Any]:
     overrides: dict[str, Any] = {f"config.mesh.{axis}": size for axis, size in dataclasses.asdict(changed.mesh).items()}
-    overrides["config.model.remat"] = changed.model.remat  # type: ignore[union-attr]
+    overrides["config.model.remat"] = changed.model.remat
     overrides["config.accumulation_steps"] = changed.accumulation_steps
     if changed.evaluation.batch_size != config.evaluation.batch_size:
         overrides["config.evaluation.batch_size"] = changed.evaluation.batch_size
