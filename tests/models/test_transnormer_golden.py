@@ -88,7 +88,7 @@ def test_causal_language_model(name):
     logits, captured = apply(params)
     assert_close(logits, arrays["out/logits"])
     for i in range(theirs["layers"]):
-        hidden = captured["intermediates"][f"layers_{i}"]["hidden"][0][0]
+        hidden = captured["intermediates"][f"layers_{i}"]["hidden"][0]
         assert_close(hidden, arrays[f"out/hidden_{i + 1}"])
 
     def loss(params):

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -37,7 +37,7 @@ class Stack(nn.Module):
     """All blocks, [B, N, D] to [B, N, D], and the norm after the last one.
 
     Neighbouring layers that are alike are one scan over stacked parameters, "layers_0" for those that begin with layer
-    0, so that compile time does not grow with depth; with `config.scan_layers=False` each layer is a scan of its own.
+    0, so that compile time does not grow with depth; with `config.scan_layers=False` each layer has parameters of its own.
     """
 
     config: ModelConfig
@@ -57,17 +57,14 @@ class Stack(nn.Module):
                 (_Mixing(config, i, parent=None), _Feeding(config, parent=None)) for i in range(config.num_layers)
             ]
             x = ReversibleBlocks(tuple(blocks), name="layers")(x, places)
-        elif (shared := make_shared(config, name="length_projection")) is not None:
-            # Parameters that several layers share are no part of a stack.
-            block = nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat])
-            for layer in range(config.num_layers):
-                x, _ = block(config, layer, shared, name=f"layers_{layer}")(x, None, None, places)
         else:
+            shared = make_shared(config, name="length_projection")
             log_decay = config.log_decays()
             for i, group in enumerate(groups):
-                layers = _scanned(config, len(group))(config, group[0], name=f"layers_{group[0]}")
-                steps = None if log_decay is None else jnp.asarray(log_decay[group[0] : group[-1] + 1])
-                x, state = layers(x, steps, None if states is None else states[i], places)
+                decay = None if log_decay is None else jnp.asarray(log_decay[group[0] : group[-1] + 1])
+                state = None if states is None else states[i]
+                layers = _scanned if config.scan_layers and shared is None else _alone
+                x, state = layers(config, group, shared)(x, decay, state, places)
                 new_states.append(state)
         if config.final_norm:
             x = norm_of(config, "final_norm")(x)
@@ -136,7 +133,7 @@ class _Feeding(nn.Module):
 def layer_groups(config: ModelConfig) -> list[list[int]]:
     """Runs of neighbouring layers that are alike: each is one scan over stacked parameters."""
     layers = range(config.num_layers)
-    if not config.scan_layers:
+    if not config.scan_layers or make_shared(config, parent=None) is not None:
         return [[layer] for layer in layers]
     return [list(group) for _, group in itertools.groupby(layers, config.layer_kind)]
 
@@ -204,12 +201,36 @@ def dropout(module: nn.Module, x: Array) -> Array:
     return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x) if rate else x
 
 
-def _scanned(config: ModelConfig, length: int) -> type[nn.Module]:
-    """Block, rematerialised by the named policy and scanned over `length` layers."""
-    return nn.scan(
+def _scanned(config: ModelConfig, group: Sequence[int], shared: None) -> nn.Module:
+    """Blocks, rematerialised by the named policy and scanned over the layers."""
+    scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat]),
         variable_axes={"params": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True, "hash": True},
         in_axes=(0, 0, nn.broadcast),
-        length=length,
+        length=len(group),
     )
+    return scanned(config, group[0], shared, name=f"layers_{group[0]}")
+
+
+def _alone(config: ModelConfig, group: Sequence[int], shared: nn.Module | None) -> Callable[..., Any]:
+    """The block of one layer, whose parameters and state are stacks of one all the same."""
+    [layer] = group
+    block = Block if config.remat == "none" else nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat])
+    if shared is None:  # a module that several layers share is no part of a stack
+        block = nn.map_variables(block, "params", _first, _stack_of_one, init=True)
+    module = block(config, layer, shared, name=f"layers_{layer}")
+
+    def run(x: Array, log_decay: Array | None, state: State, places: Places) -> tuple[Array, State]:
+        x, state = module(x, _first(log_decay), _first(state), places)
+        return x, _stack_of_one(state)
+
+    return run
+
+
+def _first(stack: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], stack)
+
+
+def _stack_of_one(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x[None], tree)

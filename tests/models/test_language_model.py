@@ -1,5 +1,6 @@
-"""Properties of TransNormerLLM that hold for any weights."""
+"""Properties of the language model that hold for any weights, and for every mixer that can carry a state."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,26 @@ import pytest
 
 from tests.compiled import apply_of
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig, unstack_layers
+from transnormer_jax.models import (
+    LanguageModel,
+    ModelConfig,
+    TransNormerConfig,
+    TransNormerLLM,
+    TransNormerLLMConfig,
+    unstack_layers,
+)
+from transnormer_jax.models.block import has_constant_state
+
+TRANSNORMER = {"num_layers": 4, "max_length": 128, "scale_embedding": False, "norm": "layer_norm"}
+CONFIGS: dict[str, ModelConfig] = {
+    "transnormer_llm": TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2),
+    **{
+        name: TransNormerConfig.preset("tiny", attention=name, **TRANSNORMER)
+        for name in ("t1", "t2", "linear", "performer", "cosformer", "softmax")
+    },
+    "hybrid": TransNormerConfig.preset("tiny", attention="norm_t2,diag_t1,linear,linear", **TRANSNORMER),
+}
+each_model = pytest.mark.parametrize("name", CONFIGS)
 
 # 385m, 1b and 7b: counted from the released checkpoints' shapes; the others follow from the paper's sizes.
 PARAMETERS = {
@@ -22,9 +42,9 @@ PARAMETERS = {
 }
 
 
-def make(**overrides):
-    config = TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, **overrides)
-    model = TransNormerLLM(config)
+def make(name: str = "transnormer_llm", **overrides):
+    config = CONFIGS[name].replace(**overrides)
+    model = LanguageModel(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 90), 3, config.vocab_size)
     return model, jax.jit(model.init)(jax.random.key(0), tokens), tokens
 
@@ -39,7 +59,7 @@ def test_parameter_counts(preset):
 @pytest.mark.parametrize(
     "overrides",
     [
-        {},
+        *({"name": name} for name in CONFIGS),
         {"lrpe_layers": (0, 1, 2)},
         {"lrpe_layers": ()},
         {"lrpe_layers": (1,), "use_bias": True, "tie_embeddings": False, "scale_embedding": False},
@@ -71,7 +91,7 @@ def test_causality_by_gradient():
 
     # Give every position an embedding of its own, so that the gradient tells positions apart.
     length = 90
-    model = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, vocab_size=length))
+    model, _, _ = make(vocab_size=length)
     tokens = jnp.arange(length)[None]
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     gradient = jax.grad(logit_at_40)(variables["params"]["embedding"][None])[0]
@@ -80,8 +100,9 @@ def test_causality_by_gradient():
     assert not touched[41:].any()
 
 
-def test_packed_documents_do_not_see_each_other():
-    model, variables, tokens = make(lrpe_layers=(0, 1))
+@each_model
+def test_packed_documents_do_not_see_each_other(name: str):
+    model, variables, tokens = make(name)
     ids = jnp.concatenate([jnp.full((2, 37), 1), jnp.full((2, 53), 2)], axis=1)
     packed = apply_of(model)(variables, tokens, segment_ids=ids)
     for part in (slice(0, 37), slice(37, 90)):
@@ -89,9 +110,26 @@ def test_packed_documents_do_not_see_each_other():
         np.testing.assert_allclose(packed[:, part], alone, atol=2e-4 * np.abs(alone).max())
 
 
+@pytest.mark.parametrize("name", [name for name in CONFIGS if has_constant_state(CONFIGS[name])])
+def test_packed_documents_go_on_from_a_cache(name: str):
+    """The first document goes on, a later one begins anew, and the cache is that of the last one."""
+    model, variables, tokens = make(name)
+    apply = apply_of(model)
+    _, cache = apply(variables, tokens[:, :21], cache=model.init_cache(2))
+    ids = jnp.concatenate([jnp.full((2, 20), 5), jnp.full((2, 30), 2), jnp.zeros((2, 19))], axis=1).astype(jnp.int32)
+    packed, after = apply(variables, tokens[:, 21:], segment_ids=ids, cache=cache)
+    whole = apply(variables, tokens[:, :41])
+    np.testing.assert_allclose(packed[:, :20], whole[:, 21:], atol=2e-4 * np.abs(whole).max())
+    alone, alone_cache = apply(variables, tokens[:, 41:71], cache=model.init_cache(2))
+    np.testing.assert_allclose(packed[:, 20:50], alone, atol=2e-4 * np.abs(alone).max())
+    pieces = [apply(variables, tokens[:, 71:72], cache=x)[0] for x in (after, alone_cache)]
+    np.testing.assert_allclose(*pieces, atol=2e-4 * np.abs(alone).max())
+
+
+@each_model
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_matter(side):
-    model, variables, tokens = make()
+def test_padding_does_not_matter(name: str, side: str):
+    model, variables, tokens = make(name)
     alone, alone_cache = apply_of(model)(variables, tokens, cache=model.init_cache(2))
     pad = ((0, 0), (13, 0) if side == "left" else (0, 13))
     padded, ids = jnp.pad(tokens, pad), jnp.pad(jnp.ones_like(tokens), pad)
@@ -101,10 +139,11 @@ def test_padding_does_not_matter(side):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
 
 
+@pytest.mark.parametrize("name", ["transnormer_llm", "t2", "softmax"])
 @pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_memory_alone(remat):
-    model, variables, tokens = make()
-    other = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, remat=remat))
+def test_remat_changes_memory_alone(remat: str, name: str):
+    model, variables, tokens = make(name)
+    other, _, _ = make(name, remat=remat)
 
     def gradient(model):
         def loss(variables):
@@ -121,7 +160,7 @@ def test_remat_changes_memory_alone(remat):
 
 def test_bfloat16_computes_over_float32_parameters():
     model, variables, tokens = make()
-    half = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, dtype="bfloat16"))
+    half, _, _ = make(dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), tokens))} == {
         jnp.dtype("float32")
     }
@@ -161,13 +200,21 @@ def test_mistakes_are_told(fields, message):
         TransNormerLLMConfig.preset("385M")
 
 
-@pytest.mark.parametrize("options", [{}, {"lrpe_layers": (0, 1)}, {"lrpe_layers": (), "tie_embeddings": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lrpe_layers": (0, 1)},
+        {"lrpe_layers": (), "tie_embeddings": False},
+        {"name": "t2"},
+        {"name": "hybrid", "tie_embeddings": False},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("donate", [False, True])
 def test_layers_with_parameters_of_their_own_are_the_same_model(options, donate):
-    config = TransNormerLLMConfig.preset("tiny", num_layers=4, init_std=0.2, **options)
-    model = TransNormerLLM(config)
-    tokens = jax.random.randint(jax.random.key(1), (2, 30), 0, 259)
-    params = jax.device_put(jax.jit(model.init)(jax.random.key(0), tokens)["params"], jax.devices()[0])
+    model, variables, tokens = make(**{"num_layers": 4} | options)
+    config, tokens, params = model.config, tokens[:, :30], jax.device_put(variables["params"], jax.devices()[0])
     expected, cache = apply_of(model)({"params": params}, tokens, cache=model.init_cache(2))
     stacked = params[max(name for name in params if name.startswith("layers"))]["glu"]["out"]["kernel"]
 
@@ -176,7 +223,8 @@ def test_layers_with_parameters_of_their_own_are_the_same_model(options, donate)
     unstacked = TransNormerLLM(own_config)
     logits, own_cache = apply_of(unstacked)({"params": own}, tokens, cache=unstacked.init_cache(2))
     np.testing.assert_allclose(logits, expected, atol=1e-5 * float(jnp.abs(expected).max()))
-    np.testing.assert_allclose(jnp.concatenate(own_cache.states[-2:]), cache.states[-1][-2:], atol=1e-5)
+    last = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *own_cache.states[-2:])
+    chex.assert_trees_all_close(last, jax.tree.map(lambda x: x[-2:], cache.states[-1]), atol=1e-5)
     shapes = jax.eval_shape(unstacked.init, jax.random.key(0), tokens)["params"]
     assert jax.tree.structure(own) == jax.tree.structure(shapes)
     assert unstack_layers(own_config, own) == (own_config, own)
