@@ -63,7 +63,7 @@ def test_any_cut_into_calls_gives_the_same(weights):
     expected = diagonal_attention(q, k, v, block_size=4, weights=weights, causal=True)
     resume = jit(functools.partial(resume_diagonal_attention, weights=weights))
     for lengths in ([1] * 9 + [14], [3, 14, 3, 3], [23]):
-        state = DiagonalState(jnp.zeros((2, 4, 3, 8)), jnp.zeros((2, 4, 3, 5)))
+        state = DiagonalState(jnp.zeros((2, 4, 3, 8)), jnp.zeros((2, 4, 3, 5)), jnp.zeros((2, 4), jnp.int32))
         outputs, start = [], 0
         for length in lengths:
             now = slice(start, start + length)

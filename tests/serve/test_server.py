@@ -40,9 +40,9 @@ def generator(params):
 
 
 @contextlib.contextmanager
-def served(params, max_requests=256, template=RELEASED_TEMPLATE, **options):
+def served(params, max_requests=256, template=RELEASED_TEMPLATE, config=CONFIG, **options):
     """A server on a free port, in a thread of its own."""
-    engine = Engine(ContinuousBatch(CONFIG, params, vocab_size=259, slots=4), max_requests)
+    engine = Engine(ContinuousBatch(config, params, vocab_size=259, slots=4), max_requests)
     chat = ChatTemplate(template, TOKENIZER) if isinstance(template, str) else template
     service = Service(engine, TOKENIZER, "tiny", chat, **{"max_new_tokens": 3000, "max_prompt_tokens": 2000} | options)
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)

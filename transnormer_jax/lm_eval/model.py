@@ -1,4 +1,4 @@
-"""A TransNormerLLM as a model of the LM Evaluation Harness."""
+"""A causal language model as a model of the LM Evaluation Harness."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ _R = TypeVar("_R")
 
 
 class TransNormerHarness(TemplateLM):
-    """A TransNormerLLM as a model of the harness.
+    """A causal language model as a model of the harness.
 
     Every text follows the begin token, as in training, and is read to its end, however long it is: a rolling
     log-likelihood needs no windows.

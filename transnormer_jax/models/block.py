@@ -37,7 +37,7 @@ class Stack(nn.Module):
     """All blocks, [B, N, D] to [B, N, D], and the norm after the last one.
 
     Neighbouring layers that are alike are one scan over stacked parameters, "layers_0" for those that begin with layer
-    0, so that compile time does not grow with depth; with `config.scan_layers=False` each layer has parameters of its own.
+    0, so that compile time does not grow with depth; with `config.scan_layers=False` each layer has its own.
     """
 
     config: ModelConfig
@@ -201,7 +201,7 @@ def dropout(module: nn.Module, x: Array) -> Array:
     return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x) if rate else x
 
 
-def _scanned(config: ModelConfig, group: Sequence[int], shared: None) -> nn.Module:
+def _scanned(config: ModelConfig, group: Sequence[int], shared: nn.Module | None) -> nn.Module:
     """Blocks, rematerialised by the named policy and scanned over the layers."""
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat]),

@@ -19,6 +19,7 @@ from transnormer_jax.data import (
     tokenizer_exists,
 )
 from transnormer_jax.errors import UserError, first_line
+from transnormer_jax.models import ARCHITECTURES
 from transnormer_jax.training.config import FREE_MODEL_FIELDS, Config, ModelConfig, default_config
 from transnormer_jax.training.identity import check_identity, model_identity
 from transnormer_jax.training.parameters import restore_params, save_params, saved_steps
@@ -143,6 +144,7 @@ def _row_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 def write_model(workdir: storage.AnyPath, model: ModelConfig, params: Any) -> None:
     """Makes the workdir of a model that was not trained here: its tokenizer is, or will be, in `workdir/tokenizer`."""
     config = default_config().to_dict()
+    config["architecture"] = next(name for name, kind in ARCHITECTURES.items() if kind is type(model))
     config["model"] = dataclasses.asdict(model)
     config["data"]["tokenizer"] = str(workdir / "tokenizer")
     save_params(workdir, params)
