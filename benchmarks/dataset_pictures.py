@@ -1,4 +1,4 @@
-"""Pictures of the generated datasets, their statistics beside those of the law, and how fast they are made.
+"""Pictures of the generated datasets, their statistics beside published ones, and how fast they are made.
 
 Writes a grid of Pathfinder images for each resolution: above, both discs lie on one contour (label 1); below, they do
 not. The statistics, in docs/datasets.md, are printed, and written to a JSON file.
@@ -22,11 +22,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.record import check_positive, main, prepare, write
-from transnormer_jax.data.listops import listops_config
-from transnormer_jax.data.listops_expression import MIN, SUM, parse
-from transnormer_jax.data.listops_law import Sample, listops_samples
-from transnormer_jax.data.pathfinder import pathfinder_config
-from transnormer_jax.data.pathfinder_law import PathfinderImage, pathfinder_images
+from transnormer_jax.papers.data.listops import listops_config
+from transnormer_jax.papers.data.listops_expression import MIN, SUM, parse
+from transnormer_jax.papers.data.listops_sampler import Sample, listops_samples
+from transnormer_jax.papers.data.pathfinder import pathfinder_config
+from transnormer_jax.papers.data.pathfinder_sampler import PathfinderImage, pathfinder_images
 
 _COLUMNS = 4
 _WIDTH = 1040  # pixels of a picture, about
@@ -72,9 +72,9 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
 
 
 def _listops(count: int) -> dict[str, object]:
-    law = listops_config().law
+    sampler = listops_config().sampler
     begin = time.process_time()
-    samples = list(itertools.islice(listops_samples(law, seed=0, processes=1), count))
+    samples = list(itertools.islice(listops_samples(sampler, seed=0, processes=1), count))
     seconds = time.process_time() - begin
     return {"samples_per_cpu_second": round(count / seconds), **_statistics(samples)}
 
@@ -104,9 +104,9 @@ def _statistics(samples: list[Sample]) -> dict[str, object]:
 
 
 def _pathfinder(resolution: int, seconds_of_drawing: float, path: Path) -> dict[str, object]:
-    law = pathfinder_config(resolution).law
+    sampler = pathfinder_config(resolution).sampler
     begin, drawn = time.process_time(), list[PathfinderImage]()
-    for image in pathfinder_images(law, 0, range(1_000_000), processes=1):
+    for image in pathfinder_images(sampler, 0, range(1_000_000), processes=1):
         drawn.append(image)
         if time.process_time() - begin > seconds_of_drawing and len(drawn) >= 8 * _COLUMNS:
             break

@@ -32,8 +32,9 @@ from benchmarks.environment import hardware
 from benchmarks.measure import Measurement, measure
 from benchmarks.plot import Panel, save_panels
 from benchmarks.record import check_known, check_positive, main, prepare, write
-from transnormer_jax.inference.images import sample_from_cache, sample_images, sample_images_recomputing
-from transnormer_jax.models import ImageModel, TransNormerConfig
+from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.image_sampling import sample_from_cache, sample_images, sample_images_recomputing
+from transnormer_jax.papers.models import ImageModel
 
 _NUM_MIXTURES = 10
 

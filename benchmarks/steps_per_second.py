@@ -21,8 +21,9 @@ from benchmarks.environment import hardware
 from benchmarks.measure import Measurement, measure
 from benchmarks.plot import Panel, save_panels
 from benchmarks.record import check_known, check_positive, main, prepare, write
-from transnormer_jax.models import SequenceClassifier, TransNormerConfig
-from transnormer_jax.tasks import Classification
+from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.models import SequenceClassifier
+from transnormer_jax.papers.tasks import Classification
 from transnormer_jax.training.config import OptimizerConfig
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
 from transnormer_jax.training.step import TrainState, make_train_step

@@ -13,8 +13,7 @@ from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    config = default_config("bilstm")
-    config.task.name = "speech"
+    config = default_config("bilstm", task="speech")
     config.task.num_classes = 33
     config.task.num_features = 13
     config.data.dataset = "an4"

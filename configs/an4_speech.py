@@ -21,6 +21,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="speech",
         num_layers=9,
         model_dim=192,
         num_heads=6,
@@ -35,7 +36,6 @@ def get_config():
         lsh_chunk=32,
         dtype="float32",
     )
-    config.task.name = "speech"
     config.task.num_classes = 33
     config.task.num_features = 13
     config.data.dataset = "an4"

@@ -22,13 +22,13 @@ def get_config():
     config = default_config(
         "transnormer",
         preset="linear_transformer",
+        task="images",
         num_layers=16,
         max_length=3072,
         lsh_chunk=37,
         lsh_buckets=64,
         dtype="float32",
     )
-    config.task.name = "images"
     config.data.dataset = "cifar10"
     config.data.eval_split = "test"
     config.num_steps = 500_000

@@ -24,6 +24,7 @@ def get_config():
     config = default_config(
         "transnormer",
         preset="linear_transformer",
+        task="duplication",
         vocab_size=11,
         num_layers=4,
         max_length=128,
@@ -33,7 +34,6 @@ def get_config():
         lsh_buckets=64,
         dtype="float32",
     )
-    config.task.name = "duplication"
     config.num_steps = 10_000
     config.batch_size = 64
     config.sequence_length = 128

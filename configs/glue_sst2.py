@@ -19,6 +19,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="classification",
         vocab_size=259,
         num_layers=6,
         model_dim=256,
@@ -30,7 +31,6 @@ def get_config():
         linformer_dim=(64,),
         dropout=0.2,
     )
-    config.task.name = "classification"
     config.task.num_classes = 2
     config.data.dataset = "glue/sst2"
     config.num_steps = 5000

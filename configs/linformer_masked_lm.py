@@ -22,6 +22,7 @@ def get_config():
     config = default_config(
         "transnormer",
         preset="masked_lm",
+        task="masked_lm",
         attention="linformer",
         linformer_dim=(128,),
         linformer_sharing="layerwise",
@@ -29,7 +30,6 @@ def get_config():
         feed_forward_dim=3072,
         norm="layer_norm",
     )
-    config.task.name = "masked_lm"
     config.data.dataset = "plain_text"
     config.data.documents = "marked"
     config.num_steps = 250_000

@@ -26,6 +26,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="classification",
         vocab_size=256,
         num_layers=12,
         model_dim=128,
@@ -40,7 +41,6 @@ def get_config():
         linformer_dim=(128,),
         dropout=0.2,
     )
-    config.task.name = "classification"
     config.task.num_classes = 10
     config.data.dataset = "cifar10"
     config.data.grey = True

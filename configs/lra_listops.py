@@ -2,7 +2,7 @@
 
     python train.py --config=configs/lra_listops.py --workdir=runs/listops
 
-The first run generates the 100,000 expressions, by the law of Long Range Arena (96,000 to train on).
+The first run generates the 100,000 expressions, with the distribution of Long Range Arena (96,000 to train on).
 --config.model.attention=t1, linear, linformer, lsh, performer, softmax and so on are the models it is compared with.
 
 Published accuracies: vanilla 36.37, local 15.82, sparse 17.07, Longformer 35.63, Linformer 35.70, Reformer 37.27,
@@ -26,6 +26,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="classification",
         vocab_size=16,
         num_layers=4,
         model_dim=128,
@@ -40,7 +41,6 @@ def get_config():
         linformer_dim=(128,),
         dropout=0.0,
     )
-    config.task.name = "classification"
     config.task.num_classes = 10
     config.data.dataset = "listops"
     config.num_steps = 30_000

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/lra_pathfinder.py --workdir=runs/pathfinder
 
-The first run draws the 200,000 images, by the law of Long Range Arena (160,000 to train on).
+The first run draws the 200,000 images, with the distribution of Long Range Arena (160,000 to train on).
 --config.model.attention=t1, linear, linformer, lsh, performer, softmax and so on are the models it is compared with.
 
 Published accuracies: T2 76.80, vanilla 65.26 (TransNormer's own); vanilla 71.40, local 66.63, sparse 71.71, Longformer
@@ -25,6 +25,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="classification",
         vocab_size=256,
         num_layers=4,
         model_dim=128,
@@ -39,7 +40,6 @@ def get_config():
         linformer_dim=(128,),
         dropout=0.0,
     )
-    config.task.name = "classification"
     config.task.num_classes = 2
     config.data.dataset = "pathfinder"
     config.num_steps = 50_000

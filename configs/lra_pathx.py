@@ -2,7 +2,7 @@
 
     python train.py --config=configs/lra_pathx.py --workdir=runs/pathx
 
-The first run draws the 200,000 images, by the law of Long Range Arena (160,000 to train on).
+The first run draws the 200,000 images, with the distribution of Long Range Arena (160,000 to train on).
 --config.model.attention=t1, linear, linformer, lsh, performer, softmax and so on are the models it is compared with.
 
 Published: no model of Long Range Arena is better than chance, 50%; TransNormer's paper gives no figure. TransNormer's
@@ -24,6 +24,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="classification",
         vocab_size=256,
         num_layers=6,
         model_dim=64,
@@ -38,7 +39,6 @@ def get_config():
         linformer_dim=(256,),
         dropout=0.0,
     )
-    config.task.name = "classification"
     config.task.num_classes = 2
     config.data.dataset = "pathfinder/resolution=128"
     config.num_steps = 50_000

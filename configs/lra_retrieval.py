@@ -26,6 +26,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(
         "transnormer",
+        task="retrieval",
         vocab_size=259,
         num_layers=4,
         model_dim=128,
@@ -40,7 +41,6 @@ def get_config():
         linformer_dim=(256,),
         dropout=0.0,
     )
-    config.task.name = "retrieval"
     config.task.num_classes = 2
     config.data.dataset = "aan"
     config.num_steps = 46_000

@@ -1,7 +1,7 @@
 """MNIST byte by byte by the Linear Transformer (arXiv 2006.16236, section 4.2.1): 6,359,070 parameters.
 
     python train.py --config=configs/mnist_images.py --workdir=runs/mnist --config.data.files=mnist
-    python -m transnormer_jax.sample_images --workdir=runs/mnist
+    python -m transnormer_jax.papers.sample_images --workdir=runs/mnist
 
 `mnist` is the directory of the four IDX files; without it, TFDS downloads its own copy.
 --config.model.attention=softmax and lsh (with --config.model.lsh_rounds=1 or 4) are the other models of the paper.
@@ -20,8 +20,9 @@ from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    config = default_config("transnormer", preset="linear_transformer", lsh_chunk=29, lsh_buckets=64, dtype="float32")
-    config.task.name = "images"
+    config = default_config(
+        "transnormer", preset="linear_transformer", task="images", lsh_chunk=29, lsh_buckets=64, dtype="float32"
+    )
     config.data.dataset = "mnist"
     config.data.eval_split = "test"
     config.num_steps = 937_500

@@ -15,8 +15,8 @@ from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    config = default_config(preset="385m", remat="full")  # what config.init_from holds takes its place
-    config.task.name = "supervised_lm"
+    # What config.init_from holds takes the place of the preset.
+    config = default_config(preset="385m", task="supervised_lm", remat="full")
     config.data.dataset = "plain_text"
     config.data.documents = "conversation"
     config.data.held_out = 0.02

@@ -17,8 +17,7 @@ from transnormer_jax.training.config import default_config
 
 
 def get_config():
-    config = default_config("transnormer", preset="masked_lm", attention="t2")
-    config.task.name = "masked_lm"
+    config = default_config("transnormer", preset="masked_lm", task="masked_lm", attention="t2")
     config.data.dataset = "wikitext"
     config.num_steps = 50_000
     config.batch_size = 512

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.tasks import TASKS, TaskConfig
 from transnormer_jax.training.config import ARCHITECTURES, Config
 
 FILE = Path(__file__).with_suffix(".md")
@@ -41,9 +42,16 @@ def page() -> str:
     """The page."""
     kinds = {name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)}
     parts = [_INTRODUCTION, _section("config", Config, leave_out=("model", *kinds))]
-    parts += [_section(f"config.{name}", kind) for name, kind in kinds.items()]
-    for name, kind in ARCHITECTURES.items():
-        parts.append(_section("config.model", kind, title=f"config.model of {name}"))
+    parts += [_section(f"config.{name}", kind) for name, kind in kinds.items() if name != "task"]
+    options = dict.fromkeys(task.options for task in TASKS.values())
+    for section, names in (
+        ("task", {kind: [name for name in TASKS if TASKS[name].options is kind] for kind in options}),
+        ("model", {kind: [name] for name, kind in ARCHITECTURES.items()}),
+    ):
+        for kind, users in names.items():
+            of = ", ".join(f'"{name}"' for name in users)
+            leave_out = ("name",) if section == "task" and kind is not TaskConfig else ()
+            parts.append(_section(f"config.{section}", kind, title=f"config.{section} of {of}", leave_out=leave_out))
     return "\n".join([*parts, _sizes()])
 
 

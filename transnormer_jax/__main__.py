@@ -20,7 +20,7 @@ COMMANDS = {
     "eval": "transnormer_jax.evaluate",
     "report": "transnormer_jax.report",
     "generate": "transnormer_jax.generate",
-    "sample_images": "transnormer_jax.sample_images",
+    "sample_images": "transnormer_jax.papers.sample_images",
     "serve": "transnormer_jax.serve",
     "lm_eval": "transnormer_jax.lm_eval",
     "convert": "transnormer_jax.convert",

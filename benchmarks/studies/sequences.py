@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.studies.study import Study, attentions
-from transnormer_jax.data import Examples, load_examples, load_tokenizer
+from transnormer_jax.data import load_tokenizer
+from transnormer_jax.papers.data import Examples, load_examples
 from transnormer_jax.training.config import Config
 
 _ATTENTIONS = ("t1", "t2", "linear", "linformer", "linformer_linear", "lsh", "softmax")

@@ -3,7 +3,8 @@
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import BiLSTMConfig, TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.models import TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.papers.models import BiLSTMConfig
 
 REFUSED = [
     ({"num_heads": 0}, "num_heads=0 must be a whole number, 1 or more."),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import SpeechModel, TransNormer, TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.models import TransNormer, TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.papers.models import SpeechModel
 
 MODELS = {
     "transnormer_llm": TransNormerLLM(TransNormerLLMConfig.preset("tiny")),

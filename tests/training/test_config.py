@@ -52,7 +52,6 @@ def test_the_config_flag_has_both_forms_and_a_file_must_be_one(tmp_path):
         ("watchdog_seconds", [-1], "at least 0"),
         ("checkpoint_minutes", [-1, math.inf], "at least 0"),
         ("keep_checkpoints", [0], "at least 1"),
-        ("task.num_classes", [0], "at least 1"),
         ("data.held_out", [-0.1, 0.5, math.nan], "at least 0 and less than 0.5"),
         ("data.read_ahead", [0], "at least 1"),
         ("model.init_std", [-0.1, math.nan], "at least 0"),

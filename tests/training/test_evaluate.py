@@ -11,7 +11,8 @@ from tests.commands import assert_fails, run
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import BiLSTMConfig, TransNormerConfig
+from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.models import BiLSTMConfig
 from transnormer_jax.training import Config, evaluate, evaluate_run, load_workdir
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.available_mesh import available_mesh

@@ -11,7 +11,8 @@ import pytest
 from tests.training.small_config import small_config
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import BiLSTMConfig, TransNormerConfig
+from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.models import BiLSTMConfig
 from transnormer_jax.training import Config
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.setup import make_task

@@ -3,10 +3,7 @@
 from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversations import ConversationRows
-from transnormer_jax.data.duplication import DuplicationRows
-from transnormer_jax.data.example_rows import ExampleRows, example_batches
-from transnormer_jax.data.examples import Examples, load_examples
-from transnormer_jax.data.image_rows import ImageRows
+from transnormer_jax.data.datasets import DATASETS, Dataset
 from transnormer_jax.data.masked_rows import MaskedRows
 from transnormer_jax.data.mixture import MixedRows
 from transnormer_jax.data.packing import PackedRows
@@ -25,15 +22,13 @@ from transnormer_jax.data.tokenizers import (
 )
 
 __all__ = [
+    "DATASETS",
     "RELEASED_TEMPLATE",
     "ByteTokenizer",
     "ChatTemplate",
     "ConversationRows",
     "DataConfig",
-    "DuplicationRows",
-    "ExampleRows",
-    "Examples",
-    "ImageRows",
+    "Dataset",
     "MaskedRows",
     "MixedRows",
     "PackedRows",
@@ -43,10 +38,8 @@ __all__ = [
     "batches_of",
     "copy_tokenizer",
     "evaluation_windows",
-    "example_batches",
     "find_chat_template",
     "load_conversations",
-    "load_examples",
     "load_split",
     "load_tokenizer",
     "tokenizer_directory",

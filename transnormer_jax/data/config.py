@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from transnormer_jax.data.catalog import find_entry
+from transnormer_jax.data.datasets import find_dataset
 from transnormer_jax.errors import UserError, did_you_mean
 
 _AMOUNTS = ("weight", "epochs")
@@ -122,16 +122,8 @@ class DataConfig:
         """The features that are the input."""
         if self.text_feature:
             return tuple(name.strip() for name in self.text_feature.split(","))
-        entry = find_entry(self.dataset)
-        return entry.inputs if entry else ("text",)
-
-    @property
-    def target_feature(self) -> str:
-        """The feature that is the label; empty if there is none."""
-        if self.label_feature:
-            return self.label_feature
-        entry = find_entry(self.dataset)
-        return entry.label if entry else "label"
+        dataset = find_dataset(self.dataset)
+        return dataset.inputs if dataset else ("text",)
 
 
 def _is_amount(value: Any) -> bool:

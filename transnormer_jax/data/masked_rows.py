@@ -5,8 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from transnormer_jax.data.columns import Array
-from transnormer_jax.data.rows import Rows
+from transnormer_jax.data.rows import Array, Rows
 from transnormer_jax.errors import UserError
 
 _CHOSEN, _MASKED, _RANDOM = 0.15, 0.8, 0.1

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from transnormer_jax.data.columns import Array
-from transnormer_jax.data.rows import Rows
+from transnormer_jax.data.rows import Array, Rows
 from transnormer_jax.errors import UserError
 
 _PERIOD = 10_000

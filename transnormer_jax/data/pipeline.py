@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transnormer_jax.data.columns import Array
-from transnormer_jax.data.rows import Rows
+from transnormer_jax.data.rows import Array, Rows
 
 if TYPE_CHECKING:
     import grain

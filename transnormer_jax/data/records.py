@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from transnormer_jax import storage
-from transnormer_jax.data.catalog import CATALOG, find_entry, own_builder
 from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.datasets import DATASETS, check_no_files, find_dataset
 from transnormer_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-_OWN_DATASETS = ("plain_text", "python_source")
 # Records are compressed in groups: read one by one, each would unpack its whole group.
 _BYTES_PER_READ = 1 << 22
 
@@ -43,8 +42,7 @@ def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
         # Unless another process has prepared it meanwhile, and our renaming came second.
         if not builder.data_path.exists():
             elsewhere = f"`tfds build {config.dataset} --file_format=array_record` on another machine and a copy of it"
-            local = config.files or config.dataset in _OWN_DATASETS or find_entry(config.dataset)
-            mend = "another data_dir, or files that are intact" if local else elsewhere
+            mend = "another data_dir, or files that are intact" if find_dataset(config.dataset) else elsewhere
             raise UserError(
                 f"cannot prepare dataset {config.dataset!r} in {builder.data_dir!r} ({_one_line(error)}): try {mend}."
             ) from error
@@ -62,29 +60,18 @@ def open_builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
     data_dir: str | None = config.data_dir or None
     if storage.is_remote(config.data_dir):  # TFDS writes and maps files
         data_dir = str(storage.cache_directory() / "datasets")
-    if config.dataset == "plain_text":
-        from transnormer_jax.data.plain_text import PlainText, plain_text_config
-
-        field = config.text_feature or "text"
-        text_config = plain_text_config(config.files, config.documents, config.held_out, field)
-        return PlainText(config=text_config, data_dir=data_dir)
-    entry = find_entry(config.dataset)
-    if entry:
-        own = own_builder(entry, config.dataset, config.files, data_dir)
-        if own is not None:
-            return own
-    elif config.files:
-        raise UserError(f"dataset {config.dataset!r} reads no `files`: leave them out or set dataset to 'plain_text'.")
-    if config.dataset == "python_source":
-        from transnormer_jax.data.python_source import PythonSource, python_source_config
-
-        return PythonSource(config=python_source_config(), data_dir=data_dir)
+    dataset = find_dataset(config.dataset)
+    if dataset is not None:
+        builder = dataset.open(config, data_dir)
+        if builder is not None:
+            return builder
+    check_no_files(config)
     try:
         return tfds.builder(config.dataset, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = [*_OWN_DATASETS, *CATALOG, *tfds.list_builders(with_community_datasets=False)]
+        known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(config.dataset, known, n=1)
-        mend = did_you_mean(config.dataset, close or _OWN_DATASETS)
+        mend = did_you_mean(config.dataset, close or DATASETS)
         more = "" if close else " TFDS offers more datasets if TensorFlow is installed."
         raise UserError(f"TFDS has no dataset {config.dataset!r}: {mend}{more}") from error
     except Exception as error:  # For instance an unknown config of a known dataset.

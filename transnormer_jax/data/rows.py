@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-from transnormer_jax.data.columns import Array
+Array = npt.NDArray[np.number]
 
 
 class Rows(Protocol):

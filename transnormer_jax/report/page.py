@@ -8,6 +8,7 @@ from transnormer_jax import storage
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLMConfig
 from transnormer_jax.report import contents, pictures
+from transnormer_jax.tasks import TASKS
 from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.progress import duration
 from transnormer_jax.training.workdir import Run
@@ -67,7 +68,7 @@ def render(
             ("parameters", f"{sum(row.size for row in parameters):,}"),
             ("step", f"{run.step:,} of {run.config.num_steps:,}"),
             *(("goodput", f"{points[-1][1]:.1%}") for points in known({"": "goodput"}, metrics).values()),
-            ("data", "none" if run.config.task.name == "duplication" else ", ".join(run.config.data.sources())),
+            ("data", ", ".join(run.config.data.sources()) if TASKS[run.config.task.name].reads_data else "none"),
             *(
                 (f"held-out {name}", f"{points[-1][1]:.4f}")
                 for what in _RESULTS

@@ -1,26 +1,45 @@
 """Language modelling: predict the next token of every document, or the ones that are hidden."""
 
+import abc
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from transnormer_jax.data import MaskedRows, MixedRows, PackedRows, Rows, TokenizedDocuments, Tokenizer, load_split
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import Cache, TransNormer, TransNormerLLM
+from transnormer_jax.models import Cache, TransNormer, TransNormerConfig, TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks.cross_entropy import cross_entropy_sums
-from transnormer_jax.tasks.task import Batch, Params, Sums, random_streams
+from transnormer_jax.tasks.task import (
+    TASKS,
+    Batch,
+    HeldOutRows,
+    Params,
+    Sums,
+    Task,
+    TrainingRows,
+    check_vocabulary,
+    random_streams,
+)
+
+if TYPE_CHECKING:
+    from transnormer_jax.training.config import Config
+
+EVALUATION_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModelling:
+class LanguageModelling(Task):
     """Predicts tokens: what causal and masked language modelling have in common; `CausalLM` says what a batch is.
 
     Attributes:
       model: tokens to logits.
     """
+
+    mixes_sources: ClassVar[bool] = True
 
     model: TransNormerLLM | TransNormer
 
@@ -41,6 +60,48 @@ class LanguageModelling:
             "accuracy": float(totals.correct / totals.predictions),
             "tokens": int(totals.predictions),
         }
+
+    def training_rows(self, config: "Config", tokenizer: Tokenizer) -> TrainingRows:
+        """Packed rows of one source, or of a mixture; see `Task`."""
+        documents = {
+            name: load_split(source, tokenizer, source.train_split) for name, source in config.data.sources().items()
+        }
+        packed = {name: pack(config, source, tokenizer, config.seed) for name, source in documents.items()}
+        rows_per_epoch = {name: source.rows_per_epoch for name, source in packed.items()}
+        description = ", ".join(
+            f"{f'{name} ' if config.data.mixture else ''}{len(source):,} documents and {source.num_tokens:,} tokens"
+            for name, source in documents.items()
+        )
+        if not config.data.mixture:
+            [source] = packed.values()
+            rows = self._rows(config, source, tokenizer, config.seed)
+            return TrainingRows(rows, source.rows_per_epoch, description)
+        kind, amounts = config.data.amounts()
+        weights = amounts if kind == "weight" else {name: amounts[name] * rows_per_epoch[name] for name in amounts}
+        mixed = MixedRows(packed, weights)
+
+        def consumption(rows: int) -> dict[str, float]:
+            read = mixed.counts(rows)
+            tokens = {f"data/{name}/tokens": float(count * config.sequence_length) for name, count in read.items()}
+            return tokens | {f"data/{name}/epochs": count / rows_per_epoch[name] for name, count in read.items()}
+
+        rows = self._rows(config, mixed, tokenizer, config.seed)
+        return TrainingRows(rows, sum(rows_per_epoch.values()), description, consumption)
+
+    def held_out(
+        self, config: "Config", tokenizer: Tokenizer, split: str, max_tokens: int = 0
+    ) -> HeldOutRows | TokenizedDocuments:
+        """Packed rows of whole documents from all over the split; see `Task`."""
+        documents = load_split(config.data, tokenizer, split)
+        if max_tokens:
+            documents = documents.sample(max_tokens)
+        packed = pack(config, documents, tokenizer, EVALUATION_SEED)
+        rows = self._rows(config, packed, tokenizer, EVALUATION_SEED)
+        return HeldOutRows(rows, packed.rows_per_epoch, int(documents.num_bytes.sum()))
+
+    @abc.abstractmethod
+    def _rows(self, config: "Config", packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:
+        """The rows of the task from rows of text."""
 
     def _sums(self, params: Params, batch: Batch, cache: Cache | None, key: Array | None) -> tuple[Sums, Any]:
         variables = {"params": params}
@@ -73,6 +134,7 @@ class LanguageModelling:
         return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, rest)
 
 
+@TASKS.register("causal_lm")
 @dataclasses.dataclass(frozen=True)
 class CausalLM(LanguageModelling):
     """Predicts each token from those before it.
@@ -81,11 +143,35 @@ class CausalLM(LanguageModelling):
     `mask`, if there is one, is not 0.
     """
 
+    cuts_rows: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: "Config") -> Self:
+        """See `Task`."""
+        if isinstance(config.model, TransNormerLLMConfig):
+            return cls(TransNormerLLM(config.model))
+        return cls(TransNormer(require_transnormer(config, causal=True)))
+
+    def held_out(
+        self, config: "Config", tokenizer: Tokenizer, split: str, max_tokens: int = 0
+    ) -> HeldOutRows | TokenizedDocuments:
+        """Whole documents if the model's state can be carried from window to window, else packed rows; see `Task`."""
+        if not isinstance(self.model, TransNormerLLM):
+            return super().held_out(config, tokenizer, split, max_tokens)
+        documents = load_split(config.data, tokenizer, split)
+        return documents.sample(max_tokens) if max_tokens else documents
+
     def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
         """Sums of `params` over the `batch`, each row going on from `cache`, and the cache after it."""
         return self._sums(params, batch, cache, None)
 
+    def _rows(self, config: "Config", packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:
+        del seed
+        check_vocabulary(config, tokenizer.vocab_size)
+        return packed
 
+
+@TASKS.register("masked_lm")
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(LanguageModelling):
     """Predicts the tokens that are hidden, from both sides: `mask` in the batch says which they are.
@@ -97,3 +183,50 @@ class MaskedLM(LanguageModelling):
         """Raises UserError for a model that sees one side only."""
         if getattr(self.model.config, "causal", True):
             raise UserError("task 'masked_lm' needs a model that sees both sides: set config.model.causal=False.")
+
+    @classmethod
+    def from_config(cls, config: "Config") -> Self:
+        """See `Task`."""
+        return cls(TransNormer(require_transnormer(config)))
+
+    def held_out(
+        self, config: "Config", tokenizer: Tokenizer, split: str, max_tokens: int = 0
+    ) -> HeldOutRows | TokenizedDocuments:
+        """Rows without bits per byte: the loss is that of the hidden tokens alone. See `Task`."""
+        rows = super().held_out(config, tokenizer, split, max_tokens)
+        assert isinstance(rows, HeldOutRows)
+        return rows._replace(num_bytes=0)
+
+    def _rows(self, config: "Config", packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:
+        check_vocabulary(config, tokenizer.vocab_size + 1)  # the mask
+        return MaskedRows(
+            packed,
+            seed,
+            mask_id=tokenizer.vocab_size,
+            vocab_size=tokenizer.vocab_size,
+            special_ids=set(special_ids(tokenizer).values()),
+        )
+
+
+def require_transnormer(config: "Config", *, causal: bool = False) -> TransNormerConfig:
+    """The model's configuration; raises UserError if the architecture is another, or is not causal but has to be."""
+    if not isinstance(config.model, TransNormerConfig):
+        raise UserError(
+            f"architecture {config.architecture!r} cannot do task {config.task.name!r}: set "
+            "config.architecture='transnormer'."
+        )
+    if causal and not config.model.causal:
+        raise UserError(
+            f"task {config.task.name!r} needs config.model.causal=True: otherwise a token sees what it predicts."
+        )
+    return config.model
+
+
+def pack(config: "Config", documents: TokenizedDocuments, tokenizer: Tokenizer, seed: int) -> PackedRows:
+    """Rows of `config.sequence_length` tokens."""
+    return PackedRows(documents, config.sequence_length, seed=seed, **special_ids(tokenizer))
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The ids of the tokens around documents, as arguments of rows."""
+    return {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}

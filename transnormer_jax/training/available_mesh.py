@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import BiLSTMConfig
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.placement import check_model_on_mesh
 
@@ -34,9 +33,7 @@ def available_mesh(config: Config, wanted: MeshConfig | None = None, devices: Se
     try:
         return _checked(config, config.mesh, devices)
     except UserError:
-        model = config.model
-        width = model.hidden_dim if isinstance(model, BiLSTMConfig) else model.model_dim
-        return _checked(config, MeshConfig(data=-1, fsdp=math.gcd(len(devices), width)), devices)
+        return _checked(config, MeshConfig(data=-1, fsdp=math.gcd(len(devices), config.model.model_dim)), devices)
 
 
 def rounded_up(rows: int, multiple: int) -> int:

@@ -14,7 +14,7 @@ from transnormer_jax.distributed.program import Kernel, Program, read_program
 from transnormer_jax.distributed.topology import Topology
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import Cache, TransNormerLLM, TransNormerLLMConfig
-from transnormer_jax.tasks import Params
+from transnormer_jax.tasks import CausalLM, Params
 from transnormer_jax.training.assembly import assemble, jit_train_step
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.flops import peak_flops, training_flops_per_token
@@ -150,11 +150,12 @@ _Step = tuple[Any, tuple[Any, ...], Params, int]
 
 
 def _train_step(config: Config, mesh: Mesh) -> _Step:
-    if config.task.name not in ("causal_lm", "duplication"):
+    task = make_task(config)
+    if not isinstance(task, CausalLM):
         raise UserError(
             f"the rows of task {config.task.name!r} are not known without its data: set config.task.name='causal_lm'."
         )
-    assembly = assemble(config, make_task(config), mesh)
+    assembly = assemble(config, task, mesh)
     row = dict.fromkeys(_ROW, np.zeros(config.sequence_length, np.int32))
     batch = place_batch(row, config.batch_size, mesh)
     function = jit_train_step(config, assembly, config.sequence_length)

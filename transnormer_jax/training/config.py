@@ -13,28 +13,16 @@ from ml_collections import ConfigDict
 from transnormer_jax.data import DataConfig
 from transnormer_jax.distributed import MeshConfig
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.models import BiLSTMConfig, TransNormerConfig, TransNormerLLMConfig
-from transnormer_jax.tasks import TASKS
+from transnormer_jax.models import ARCHITECTURES, TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.registry import load_plugin
+from transnormer_jax.tasks import TASKS, TaskConfig
 
-ModelConfig = TransNormerLLMConfig | TransNormerConfig | BiLSTMConfig
-
-ARCHITECTURES: dict[str, type[ModelConfig]] = {
-    "transnormer_llm": TransNormerLLMConfig,
-    "transnormer": TransNormerConfig,
-    "bilstm": BiLSTMConfig,
-}
+ModelConfig = TransNormerLLMConfig | TransNormerConfig
 
 # Fields of the architecture that may differ between a checkpoint and a run: they alter speed or memory alone.
 FREE_MODEL_FIELDS = ("remat", "backend", "dtype", "dropout")
 # So may those that count only until there are parameters.
 INITIAL_MODEL_FIELDS = ("init_std", "pad_token_id")
-# Fields of the task, and the tasks that use them; the other tasks have parameters and meaning without them.
-TASKS_OF_FIELD = {
-    "num_classes": ("classification", "retrieval", "speech"),
-    "num_features": ("speech",),
-    "frames_per_token": ("speech",),
-    "num_mixtures": ("images",),
-}
 
 # In words, and as a test, what a number must be; and the keys of the numbers.
 _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
@@ -52,10 +40,6 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "profile_steps",
             "evaluation.batch_size",
             "evaluation.window",
-            "task.num_classes",
-            "task.num_features",
-            "task.frames_per_token",
-            "task.num_mixtures",
         ),
     ),
     (
@@ -140,34 +124,14 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """What the model is trained for.
-
-    Attributes:
-      name: "causal_lm", "supervised_lm" (fine-tuning on conversations), "masked_lm", "duplication", "classification",
-        "retrieval", "images" or "speech".
-      num_classes: classes of "classification" and "retrieval"; phones of "speech".
-      num_features: features per frame of "speech".
-      frames_per_token: frames of "speech" that form one token of the model.
-      num_mixtures: logistics per byte of "images".
-    """
-
-    name: str = "causal_lm"
-    num_classes: int = 2
-    num_features: int = 13
-    frames_per_token: int = 1
-    num_mixtures: int = 10
-
-
-@dataclasses.dataclass(frozen=True)
 class Config:
     """One run.
 
     Attributes:
-      architecture: "transnormer_llm", "transnormer" (which includes the baselines) or "bilstm"; it determines the keys
-        of `model`.
+      architecture: "transnormer_llm", "transnormer" (which includes the baselines) or another registered one; it
+        determines the keys of `model`.
       model: the model's configuration.
-      task: what the model is trained for.
+      task: what the model is trained for; its `name` determines its other keys.
       data: dataset and tokenizer.
       optimizer: optimizer and schedule.
       evaluation: evaluation on held-out data.
@@ -200,6 +164,8 @@ class Config:
       profiler_port: TCP port at which a running process answers TensorBoard's request for a profile; 0 means none.
       wandb_project: Weights & Biases project to log to in addition; empty for none.
       watchdog_seconds: if a step takes longer than this, the stacks of all threads are printed; 0 turns this off.
+      plugins: modules, or Python files (`"my_mixer.py"`), that are imported before names are looked up. They register
+        token mixers, tasks and datasets. Every command that opens the run imports them again.
     """
 
     architecture: str = "transnormer_llm"
@@ -229,11 +195,15 @@ class Config:
     profiler_port: int = 0
     wandb_project: str = ""
     watchdog_seconds: int = 600
+    plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
-        if self.task.name not in TASKS:
-            raise UserError(f"unknown task {self.task.name!r}: {did_you_mean(self.task.name, TASKS)}")
+        task = TASKS[self.task.name]
+        if not isinstance(self.task, task.options):
+            raise UserError(
+                f"task {self.task.name!r} has options of its own: make config.task a {task.options.__name__}."
+            )
         for words, is_right, keys in _RANGES:
             for key in keys:
                 value = operator.attrgetter(key)(self)
@@ -246,7 +216,7 @@ class Config:
                 f"config.batch_size={self.batch_size} must be a multiple of "
                 f"config.accumulation_steps={self.accumulation_steps}."
             )
-        if self.data.mixture and self.task.name not in ("causal_lm", "masked_lm"):
+        if self.data.mixture and not task.mixes_sources:
             raise UserError(
                 f"config.data.mixture is for language models on text, not for task {self.task.name!r}: leave it empty."
             )
@@ -256,7 +226,7 @@ class Config:
         stages = self.curriculum
         if not all(isinstance(stage, tuple) and len(stage) == 2 for stage in stages):
             raise UserError(f"config.curriculum={stages} must be pairs (last step, tokens per row).")
-        if stages and (self.architecture != "transnormer_llm" or self.task.name not in ("causal_lm", "supervised_lm")):
+        if stages and (self.architecture != "transnormer_llm" or not TASKS[self.task.name].cuts_rows):
             raise UserError("config.curriculum is for a TransNormerLLM that learns from text: leave it empty.")
         last_steps = [last_step for last_step, _ in stages]
         if last_steps != sorted(set(last_steps)):
@@ -278,34 +248,39 @@ class Config:
         Raises:
           UserError: a key or the architecture is unknown, a value is of another type, or fields do not fit together.
         """
-        model = _architecture(values.get("architecture", cls.architecture))
-        return _build(cls, values, "config", {"model": model})
+        for plugin in _converted(values.get("plugins", ()), tuple[str, ...], "config.plugins"):
+            load_plugin(plugin)
+        model = ARCHITECTURES[values.get("architecture", cls.architecture)]
+        task = values.get("task")
+        name = task.get("name", TaskConfig.name) if isinstance(task, Mapping) else TaskConfig.name
+        return _build(cls, values, "config", {"model": model, "task": TASKS[name].options})
 
 
-def default_config(architecture: str = "transnormer_llm", preset: str = "", **model: Any) -> ConfigDict:
+def default_config(
+    architecture: str = "transnormer_llm", preset: str = "", task: str = TaskConfig.name, **model: Any
+) -> ConfigDict:
     """Every key of a run with its default, for a file in `configs/` to change.
 
     Args:
       architecture: a name in `ARCHITECTURES`.
       preset: a named size of it, or "" for the architecture's defaults.
+      task: a name in `TASKS`.
       **model: replaces fields of the model.
 
     Returns:
       Nested plain values, as `Config.from_dict` takes them.
 
     Raises:
-      UserError: the architecture or the preset is unknown, or the fields do not fit together.
+      UserError: the architecture, the preset or the task is unknown, or the fields do not fit together.
     """
-    kind: Any = _architecture(architecture)
-    config = Config(architecture=architecture, model=kind.preset(preset, **model) if preset else kind(**model))
+    kind = ARCHITECTURES[architecture]
+    config = Config(
+        architecture=architecture,
+        model=kind.preset(preset, **model) if preset else kind(**model),
+        task=TASKS[task].options(name=task),
+    )
     # `Config.from_dict` checks types, and says which key is wrong; ConfigDict would answer with a traceback.
     return ConfigDict(dataclasses.asdict(config), type_safe=False)
-
-
-def _architecture(name: str) -> type[ModelConfig]:
-    if name not in ARCHITECTURES:
-        raise UserError(f"unknown architecture {name!r}: {did_you_mean(name, ARCHITECTURES)}")
-    return ARCHITECTURES[name]
 
 
 def _build(cls: Any, values: Mapping[str, Any], path: str, chosen: Mapping[str, type] | None = None) -> Any:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, TASKS_OF_FIELD, Config
+from transnormer_jax.training.config import FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS, Config
 
 
 def model_identity(config: Config) -> dict[str, Any]:
@@ -25,10 +25,9 @@ def check_identity(saved: dict[str, Any], config: Config) -> None:
       UserError: they differ.
     """
     # A field that a checkpoint does not know yet meant what is now its default.
-    default = model_identity(Config(architecture=config.architecture, model=type(config.model)()))
-    unused = {field for field, tasks in TASKS_OF_FIELD.items() if config.task.name not in tasks}
+    default = model_identity(Config(config.architecture, type(config.model)(), type(config.task)()))
     for field, value in model_identity(config).items():
-        if field in unused.union(FREE_MODEL_FIELDS, INITIAL_MODEL_FIELDS):
+        if field in (*FREE_MODEL_FIELDS, *INITIAL_MODEL_FIELDS):
             continue
         found = saved.get(field, default[field])
         if found != value:

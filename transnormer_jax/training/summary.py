@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from transnormer_jax import storage
 from transnormer_jax.distributed import multihost, placement_table
 from transnormer_jax.log import log
-from transnormer_jax.models import BiLSTMConfig, TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.models import TransNormerConfig, TransNormerLLMConfig
 from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.setup import TrainingSetup
@@ -154,7 +154,6 @@ def attention_words(config: Config) -> str:
         return f"linear attention by {' and '.join(sorted(backends))}"
     if isinstance(model, TransNormerConfig):
         return f"attention {', '.join(dict.fromkeys(model.attentions))}, backend {model.backend}"
-    assert isinstance(model, BiLSTMConfig), model
     return "recurrent"
 
 

@@ -140,7 +140,7 @@ def _may_fit(config: Config, topology: Topology) -> bool:
 
 def _overrides(config: Config, changed: Config) -> dict[str, Any]:
     overrides: dict[str, Any] = {f"config.mesh.{axis}": size for axis, size in dataclasses.asdict(changed.mesh).items()}
-    overrides["config.model.remat"] = changed.model.remat  # type: ignore[union-attr]
+    overrides["config.model.remat"] = changed.model.remat
     overrides["config.accumulation_steps"] = changed.accumulation_steps
     if changed.evaluation.batch_size != config.evaluation.batch_size:
         overrides["config.evaluation.batch_size"] = changed.evaluation.batch_size

@@ -1,1 +1,0 @@
-"""TFDS builders of public datasets that lie unpacked in a directory, with the feature names of the public ones."""

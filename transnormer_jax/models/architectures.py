@@ -1,0 +1,11 @@
+"""Architectures by name, each with the dataclass of its configuration, `config.model`."""
+
+from typing import Any
+
+from transnormer_jax.models.transnormer_config import TransNormerConfig
+from transnormer_jax.models.transnormer_llm_config import TransNormerLLMConfig
+from transnormer_jax.registry import Registry
+
+ARCHITECTURES = Registry[type[Any]]("architecture")
+ARCHITECTURES["transnormer_llm"] = TransNormerLLMConfig
+ARCHITECTURES["transnormer"] = TransNormerConfig

@@ -1,0 +1,122 @@
+"""`LocalFiles`: what the builders of local directories share: their files, and a name that changes with them."""
+
+import abc
+import dataclasses
+import gzip
+import hashlib
+import lzma
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from transnormer_jax.data import DataConfig
+from transnormer_jax.errors import UserError
+
+Splits = dict[str, tuple[Path, ...]]
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+
+
+@dataclasses.dataclass
+class LocalConfig(tfds.core.BuilderConfig):
+    """Which dataset of a family lies where; made by `LocalFiles.at`.
+
+    Attributes:
+      task: the part of the dataset's name after the slash, such as `"sst2"`, or "".
+      splits: the files of each split.
+    """
+
+    task: str = ""
+    # TFDS prints new configs; a dataset may have 60,000 files.
+    splits: Splits = dataclasses.field(default_factory=dict, repr=False)
+
+
+class LocalFiles(tfds.core.GeneratorBasedBuilder):
+    """A dataset read from a directory. TFDS shuffles its examples once, so `train[:90%]` is a fair share of `train`."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: LocalConfig
+    # Whether TFDS has the dataset under the same name, for those who give no directory.
+    in_tfds: ClassVar[bool] = False
+
+    @classmethod
+    def open(cls, config: DataConfig, data_dir: str | None) -> "LocalFiles | None":
+        """Returns the builder for a configuration, or None for TFDS's own dataset; see `data.Dataset`."""
+        if config.files:
+            return cls.at(config.dataset, config.files, data_dir)
+        if cls.in_tfds:
+            return None
+        raise UserError(
+            f"dataset {config.dataset!r} is not in TFDS: set `files` to the directory with its unpacked files."
+        )
+
+    @classmethod
+    def at(cls, dataset: str, files: str, data_dir: str | None) -> "LocalFiles":
+        """Returns the builder of `dataset` in the directory `files`, to be prepared under `data_dir`.
+
+        Its config's name carries a fingerprint of names, sizes and modification times: changed files are a new dataset.
+
+        Raises:
+          UserError: `files` is no directory, or lacks what the dataset needs.
+        """
+        directory = Path(files).expanduser().resolve()
+        if not directory.is_dir():
+            raise UserError(f"dataset {dataset!r} needs its files unpacked: set `files` to a directory, not {files!r}.")
+        _, _, task = dataset.partition("/")
+        splits = cls.find(directory, task)
+        if not splits:
+            raise UserError(f"no file of dataset {dataset!r} in {files!r}: set `files` to the directory that holds it.")
+        paths = {split: [(path.name, *_stat(path)) for path in paths] for split, paths in splits.items()}
+        fingerprint = hashlib.sha256(repr(paths).encode()).hexdigest()[:16]
+        name = f"{task}-{fingerprint}" if task else fingerprint
+        return cls(config=LocalConfig(name=name, task=task, splits=splits), data_dir=data_dir)
+
+    @staticmethod
+    @abc.abstractmethod
+    def find(directory: Path, task: str) -> Splits:
+        """Returns the files of each split that the directory has.
+
+        Raises:
+          UserError: a file that a split cannot do without is missing.
+        """
+
+    @abc.abstractmethod
+    def features(self) -> dict[str, Any]:
+        """Returns the features by name."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(self.features()))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        del dl_manager
+        return {split: self._generate_examples(files) for split, files in self.builder_config.splits.items()}
+
+
+def first_existing(directory: Path, *names: str) -> Path | None:
+    """Returns the first of some files, plain, `.gz` or `.xz`, in a directory or one below it; None if none is there."""
+    for place in (directory, *sorted(child for child in directory.iterdir() if child.is_dir())):
+        for name in names:
+            for suffix in ("", ".gz", ".xz"):
+                if (place / (name + suffix)).exists():
+                    return place / (name + suffix)
+    return None
+
+
+def required(directory: Path, *names: str) -> Path:
+    """Returns `first_existing`, or raises a `UserError` that names the first one."""
+    path = first_existing(directory, *names)
+    if path is None:
+        raise UserError(f"no {names[0]!r} in {str(directory)!r}: set `files` to the directory that holds it.")
+    return path
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Opens a file for reading, unpacked on the way if its name ends in `.gz` or `.xz`."""
+    return _OPENERS.get(path.suffix, open)(path, "rb")
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
