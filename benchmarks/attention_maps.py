@@ -16,15 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Places
 from transnormer_jax.models import TransNormerConfig
-from transnormer_jax.ops import (
-    activation,
-    cosformer_features,
-    favor_features,
-    householder,
-    rotary,
-    token_positions,
-    transnormer_rms_norm,
-)
+from transnormer_jax.ops import activation, householder, rotary, token_positions, transnormer_rms_norm
+from transnormer_jax.papers.ops import cosformer_features, favor_features
 
 # Those whose output is a matrix times the values, be it normalised afterwards.
 MAPPED = ("softmax", "linear", "performer", "cosformer", "norm_t1", "norm_t2", "diag_t1", "diag_t2")

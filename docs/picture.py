@@ -46,7 +46,8 @@ def imports() -> set[tuple[str, str]]:
     """Pairs of rooms of which the first imports the second."""
     graph = grimp.build_graph("transnormer_jax")
     children = {name.rpartition(".")[2]: name for name in graph.find_children("transnormer_jax")}
-    helpers = {"errors", "log", "start", "storage", "command", "command_help", "config_flag", "run_flags", "registry", "__main__"}
+    helpers = {"errors", "log", "registry", "start", "storage"}
+    helpers |= {"command", "command_help", "config_flag", "run_flags", "__main__"}
     commands = set(children) - set(_PLACES) - helpers
     rooms = {name: [name] for name in _PLACES if name != "commands"} | {"commands": sorted(commands)}
 

@@ -42,7 +42,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS(sys.argv[:1])
 
 if importlib.util.find_spec("beartype"):  # a machine that runs tests/gpu alone may lack it
-    install_import_hook("transnormer_jax.ops", "beartype.beartype")
+    install_import_hook(("transnormer_jax.ops", "transnormer_jax.papers.ops"), "beartype.beartype")
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ class Unit:
         """Name -> annotation of what an object of the class shows."""
         found = {}
         for node in self.node.body:
-            if isinstance(node, ast.AnnAssign):
+            if isinstance(node, ast.AnnAssign) and "ClassVar" not in source(node.annotation):
                 found[node.target.id] = source(node.annotation)
             elif isinstance(node, ast.Assign):
                 found |= {name.id: "" for name in ast.walk(node) if _is_stored(name) and isinstance(name, ast.Name)}

@@ -58,6 +58,8 @@ NO_PAPER = {
     "DiagonalState": "a container",
     "Places": "a container",
     "Cache": "a container",
+    "ARCHITECTURES": "a registry",
+    "MIXERS": "a registry",
     "make_norm": "norms by name",
     "unstack_layers": "another layout of the same parameters",
 }

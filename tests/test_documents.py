@@ -10,7 +10,7 @@ import pytest
 import transnormer_jax
 from docs import configuration
 from transnormer_jax.__main__ import COMMANDS
-from transnormer_jax.models.transnormer_config import ATTENTIONS
+from transnormer_jax.models import MIXERS
 from transnormer_jax.ops.linear_attention import BACKENDS
 from transnormer_jax.tasks import TASKS
 from transnormer_jax.training import default_config
@@ -18,11 +18,11 @@ from transnormer_jax.training.config import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-# Those whose Python stands alone. docs/export.md has a test of its own, the others show lines of a config file.
+# Those whose Python stands alone. docs/export.md and docs/extending.md have tests of their own, others show a part of a
+# config file.
 PROGRAMS = [
     "README.md",
     "docs/coming_from.md",
-    "docs/extending.md",
     "docs/hardware.md",
     "docs/tutorials/long_context.md",
 ]
@@ -106,7 +106,7 @@ def test_the_page_of_the_configuration_is_that_of_the_code():
 
 def test_the_page_of_the_configuration_has_every_choice():
     page = configuration.FILE.read_text()
-    assert [name for name in (*ARCHITECTURES, *TASKS, *ATTENTIONS, *BACKENDS) if f'"{name}"' not in page] == []
+    assert [name for name in (*ARCHITECTURES, *TASKS, *MIXERS, *BACKENDS) if f'"{name}"' not in page] == []
 
 
 def test_every_place_says_the_same_version():

@@ -12,17 +12,9 @@ import numpy as np
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import (
-    CosformerAttention,
-    DiagAttention,
-    LinearTransformerAttention,
-    NormAttention,
-    PerformerAttention,
-    Places,
-    SoftmaxAttention,
-    make_norm,
-)
+from transnormer_jax.layers import DiagAttention, NormAttention, Places, SoftmaxAttention, make_norm
 from transnormer_jax.ops import token_positions
+from transnormer_jax.papers.mixers import CosformerAttention, LinearTransformerAttention, PerformerAttention
 
 # Neither N x N nor N x K x V is smaller than half of N x N, and all that a linear mixer needs is.
 LENGTH, NUM_HEADS, HEAD_DIM, BLOCK = 509, 2, 30, 8

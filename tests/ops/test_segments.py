@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transnormer_jax.ops import diagonal_attention, linear_attention, lsh_attention, softmax_attention
+from transnormer_jax.ops import diagonal_attention, linear_attention, softmax_attention
+from transnormer_jax.papers.ops import lsh_attention
 
 ATTENTIONS = {
     "linear": lambda q, k, v, ids: linear_attention(q, k, v, segment_ids=ids)[0],

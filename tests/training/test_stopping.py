@@ -20,6 +20,7 @@ from transnormer_jax.training import load_workdir, loop
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.goodput import Stopwatch
 from transnormer_jax.training.progress import window_means
+from transnormer_jax.training.setup import load_setup
 from transnormer_jax.training.step import StepMetrics
 from transnormer_jax.training.stop_signal import StopSignal
 
@@ -44,11 +45,11 @@ def lines_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, monkeypatch, capfd):
+def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, capfd):
     config = config_for(tmp_path, num_steps=9, evaluation__every=5, checkpoint_every=5)
     seen = []
 
-    def interrupted(directory, config, mesh):
+    def interrupted(config, mesh):
         setup = load_setup(config, mesh)
 
         def evaluate(params, on_batch):
@@ -62,13 +63,10 @@ def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, monkeypat
 
         return setup._replace(evaluate=evaluate)
 
-    load_setup = loop.load_setup
-    monkeypatch.setattr(loop, "load_setup", lambda *arguments: interrupted(tmp_path, *arguments))
-    assert loop.train(config, tmp_path / "run") is None
+    assert loop.train(config, tmp_path / "run", load=interrupted) is None
     assert len(seen) < 50
     assert steps_in(tmp_path / "run") == [5]  # saved before the evaluation began, and not once more
     assert "stopped by SIGTERM" in capfd.readouterr().out
-    monkeypatch.undo()
     assert loop.train(config, tmp_path / "run") is not None
     assert [line["step"] for line in lines_of(tmp_path / "run") if "grad_norm" in line] == list(range(1, 10))
 
@@ -96,7 +94,7 @@ def test_no_more_than_the_interval_and_one_step_are_ever_at_risk(tmp_path, monke
     assert at_risk == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4, 5, 2]
 
 
-def test_the_newest_multiples_and_the_best_are_kept(tmp_path, monkeypatch):
+def test_the_newest_multiples_and_the_best_are_kept(tmp_path):
     losses = {2: 5.0, 4: 1.0, 6: 4.0, 8: 3.0, 10: 2.0}
     config = config_for(
         tmp_path, num_steps=12, checkpoint_every=1, evaluation__every=2, keep_checkpoints=2, keep_every=6, keep_best=2
@@ -108,9 +106,7 @@ def test_the_newest_multiples_and_the_best_are_kept(tmp_path, monkeypatch):
             evaluate=lambda params, on_batch: {"loss": losses.get(next(steps, 0), 9.0), "seconds": 0.0}
         )
 
-    load_setup = loop.load_setup
-    monkeypatch.setattr(loop, "load_setup", with_losses)
-    loop.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run", load=with_losses)
     assert steps_in(tmp_path / "run") == [4, 6, 10, 11, 12]  # best 4 and 10, multiple of six 6 and 12, newest 11 and 12
 
 

@@ -28,6 +28,7 @@ class Dataset(NamedTuple):
 
 
 DATASETS = Registry[Dataset]("dataset")
+"""The datasets, by the names that `config.data.dataset` may have besides TFDS's own."""
 
 
 def find_dataset(name: str) -> Dataset | None:

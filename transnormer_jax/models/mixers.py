@@ -1,74 +1,63 @@
-"""From the word in a configuration to the module of a layer."""
+"""Token mixers by name: what may take the place of attention in a layer."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from transnormer_jax.layers import (
-    CosformerAttention,
-    DiagAttention,
-    LengthProjection,
-    LinearTransformerAttention,
-    LinformerAttention,
-    LSHAttention,
-    NormAttention,
-    PerformerAttention,
-    SoftmaxAttention,
-)
-from transnormer_jax.models.transnormer_config import TransNormerConfig
+from transnormer_jax.layers import DiagAttention, NormAttention, SoftmaxAttention
+from transnormer_jax.registry import Registry
+
+if TYPE_CHECKING:
+    from transnormer_jax.models.transnormer_config import TransNormerConfig
+
+MIXERS = Registry[Callable[..., nn.Module]]("attention")
+"""The token mixers, by the names that `config.model.attention` may have.
+
+A mixer is a function (config, layer, **fields) -> module. The fields are those of every mixer: `num_heads`, `causal`,
+`dtype`, `param_dtype`, and Flax's `name` or `parent`. The module maps (x [B, N, D], places, state) to (x, state). It
+has a method `init_state` if it can be run token by token. A mixer with a method `make_shared` gets what that returns as
+`shared`, one module for all layers.
+"""
 
 
-def make_attention(
-    config: TransNormerConfig, layer: int, length_projection: LengthProjection | None, **module: Any
-) -> nn.Module:
-    """The attention of a layer; `length_projection` is the one that all layers of a Linformer share, if they do."""
-    word = config.attentions[layer]
-    shared: dict[str, Any] = {
-        "num_heads": config.num_heads,
-        "causal": config.causal,
-        "dtype": jnp.dtype(config.dtype),
-        "param_dtype": jnp.dtype(config.param_dtype),
-        **module,
-    }
-    if word in ("norm_t1", "norm_t2"):
-        return NormAttention(variant=word[-2:], backend=config.backend, **shared)
-    if word in ("diag_t1", "diag_t2"):
-        return DiagAttention(
-            variant=word[-2:], block_size=config.block_size, count_padding=config.count_padding, **shared
-        )
-    if word == "linear":
-        return LinearTransformerAttention(backend=config.backend, **shared)
-    if word == "performer":
-        return PerformerAttention(num_features=config.performer_features, backend=config.backend, **shared)
-    if word == "cosformer":
-        return CosformerAttention(horizon=config.max_length, backend=config.backend, **shared)
-    if word in ("linformer", "linformer_linear"):
-        return LinformerAttention(
-            attention="softmax" if word == "linformer" else "linear",
-            projected_length=config.linformer_dims[layer],
-            max_length=config.max_length,
-            projection=config.linformer_projection,
-            sharing=config.linformer_sharing,
-            length_projection=length_projection,
-            **shared,
-        )
-    if word == "lsh":
-        return LSHAttention(
-            chunk_size=config.lsh_chunk, num_rounds=config.lsh_rounds, num_buckets=config.lsh_buckets, **shared
-        )
-    assert word == "softmax", word
-    return SoftmaxAttention(**shared)
+@MIXERS.register("norm_t1")
+@MIXERS.register("norm_t2")
+def _norm(config: "TransNormerConfig", layer: int, **fields: Any) -> nn.Module:
+    return NormAttention(variant=config.attentions[layer][-2:], backend=config.backend, **fields)
 
 
-def make_length_projection(config: TransNormerConfig, **module: Any) -> LengthProjection | None:
-    """The projection that all layers share under linformer_sharing="layerwise", else None."""
-    if config.linformer_sharing != "layerwise" or not any("linformer" in word for word in config.attentions):
-        return None
-    return LengthProjection(
-        projected_length=config.linformer_dims[0],
-        max_length=config.max_length,
-        kind=config.linformer_projection,
+@MIXERS.register("diag_t1")
+@MIXERS.register("diag_t2")
+def _diag(config: "TransNormerConfig", layer: int, **fields: Any) -> nn.Module:
+    variant = config.attentions[layer][-2:]
+    return DiagAttention(variant=variant, block_size=config.block_size, count_padding=config.count_padding, **fields)
+
+
+@MIXERS.register("softmax")
+def _softmax(config: "TransNormerConfig", layer: int, **fields: Any) -> nn.Module:
+    del config, layer
+    return SoftmaxAttention(**fields)
+
+
+def make_attention(config: "TransNormerConfig", layer: int, shared: nn.Module | None, **module: Any) -> nn.Module:
+    """The mixer of a layer; `shared` is that of `make_shared`."""
+    mixer = MIXERS[config.attentions[layer]]
+    if hasattr(mixer, "make_shared"):
+        module["shared"] = shared
+    return mixer(
+        config,
+        layer,
+        num_heads=config.num_heads,
+        causal=config.causal,
+        dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
         **module,
     )
+
+
+def make_shared(config: "TransNormerConfig", **module: Any) -> nn.Module | None:
+    """The module that the mixers of all layers share, if there is one."""
+    makers = [mixer.make_shared for name in config.attentions if hasattr(mixer := MIXERS[name], "make_shared")]
+    return makers[0](config, **module) if makers else None

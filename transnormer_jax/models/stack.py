@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import FeedForward, GatedFeedForward, LengthProjection, Places, ReversibleBlocks
+from transnormer_jax.layers import FeedForward, GatedFeedForward, Places, ReversibleBlocks
 from transnormer_jax.models.cache import Cache
-from transnormer_jax.models.mixers import make_attention, make_length_projection
+from transnormer_jax.models.mixers import make_attention, make_shared
 from transnormer_jax.models.transnormer_config import TransNormerConfig
 from transnormer_jax.ops import transnormer_rms_norm
 
@@ -30,7 +30,7 @@ class Stack(nn.Module):
     ) -> tuple[Float[Array, "B N D"], tuple[State, ...]]:
         """Returns the tokens and, if states were given (one for each layer), the states after them, else ()."""
         config = self.config
-        shared = make_length_projection(config, name="length_projection")
+        shared = make_shared(config, name="length_projection")
         if config.reversible:
             if states is not None:
                 raise UserError("a reversible model has no cache: pass whole sequences.")
@@ -59,7 +59,7 @@ class Block(nn.Module):
 
     config: TransNormerConfig
     layer: int
-    length_projection: LengthProjection | None = None
+    length_projection: nn.Module | None = None
 
     @nn.compact
     def __call__(
@@ -84,7 +84,7 @@ class AttentionBranch(nn.Module):
 
     config: TransNormerConfig
     layer: int
-    length_projection: LengthProjection | None = None
+    length_projection: nn.Module | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], places: Places, state: State = None) -> Any:

@@ -5,22 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.linformer_attention import KINDS, SHARINGS
+from transnormer_jax.models.mixers import MIXERS
 from transnormer_jax.models.presets import check_fields, from_preset
 
-ATTENTIONS = (
-    "norm_t1",
-    "norm_t2",
-    "diag_t1",
-    "diag_t2",
-    "linear",
-    "linformer",
-    "linformer_linear",
-    "lsh",
-    "softmax",
-    "cosformer",
-    "performer",
-)
 # T1 and T2 are the two models of the paper: block-diagonal attention below, NormAttention above.
 _PATTERNS = {"t1": ("diag_t1", "norm_t1"), "t2": ("diag_t2", "norm_t2")}
 
@@ -29,8 +16,8 @@ _CHOICES = {
     "glu_activation": ("silu", "identity"),
     "norm": ("simple_rms_norm", "layer_norm"),
     "position": ("none", "sinusoidal", "concatenated", "learned"),
-    "linformer_projection": KINDS,
-    "linformer_sharing": (*SHARINGS, "layerwise"),
+    "linformer_projection": ("learned", "convolution", "mean", "max"),
+    "linformer_sharing": ("none", "headwise", "key_value", "layerwise"),
 }
 
 
@@ -134,8 +121,8 @@ class TransNormerConfig:
             raise UserError("reversible=True needs norm_first=True: a norm after the sum cannot be undone.")
         names = _PATTERNS.get(self.attention, tuple(self.attention.split(",")))
         for name in names:
-            if name not in ATTENTIONS:
-                raise UserError(f"unknown attention {name!r}: {did_you_mean(name, (*ATTENTIONS, *_PATTERNS))}")
+            if name not in MIXERS:
+                raise UserError(f"unknown attention {name!r}: {did_you_mean(name, (*MIXERS, *_PATTERNS))}")
         for what, count in (("attention", len(names)), ("linformer_dim", len(self.linformer_dim))):
             if not count or self.num_layers % count:
                 raise UserError(

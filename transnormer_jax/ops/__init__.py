@@ -7,7 +7,6 @@ models also vocabulary), C chunk, D model width, F feed-forward width, L layers.
 from transnormer_jax.ops.activation import activation
 from transnormer_jax.ops.decay import alibi_slopes, paper_log_decay, released_log_decay
 from transnormer_jax.ops.diagonal_attention import DiagonalState, diagonal_attention, resume_diagonal_attention
-from transnormer_jax.ops.feature_maps import cosformer_features, favor_features, orthogonal_gaussian
 from transnormer_jax.ops.hardware import interpret_kernels
 from transnormer_jax.ops.linear_attention import (
     Problem,
@@ -18,14 +17,6 @@ from transnormer_jax.ops.linear_attention import (
     token_positions,
 )
 from transnormer_jax.ops.linear_attention.backends import BACKENDS
-from transnormer_jax.ops.linformer_attention import (
-    convolve_length,
-    linformer_attention,
-    linformer_linear_attention,
-    pool_length,
-    project_length,
-)
-from transnormer_jax.ops.lsh_attention import bucket_factors, lsh_attention
 from transnormer_jax.ops.normalization import simple_rms_norm, transnormer_rms_norm
 from transnormer_jax.ops.position import (
     householder,
@@ -45,25 +36,15 @@ __all__ = [
     "Problem",
     "activation",
     "alibi_slopes",
-    "bucket_factors",
-    "convolve_length",
-    "cosformer_features",
     "diagonal_attention",
-    "favor_features",
     "gated_linear_attention",
     "householder",
     "interpret_kernels",
     "linear_attention",
-    "linformer_attention",
-    "linformer_linear_attention",
     "lrpe",
     "lrpe_frequencies",
-    "lsh_attention",
     "normalized_linear_attention",
-    "orthogonal_gaussian",
     "paper_log_decay",
-    "pool_length",
-    "project_length",
     "random_unit_vector",
     "released_log_decay",
     "resolve_backend",

@@ -93,9 +93,9 @@ class HeldOutRows(NamedTuple):
 
 
 class Task(abc.ABC):
-    """What a run trains a model for. All methods but the first four have their arguments from `training.setup`.
+    """What a run trains a model for.
 
-    Attributes:
+    Class attributes:
       options: the type of `config.task`.
       mixes_sources: `config.data.mixture` may name several datasets.
       cuts_rows: `config.curriculum` may cut rows into shorter ones.
@@ -141,6 +141,13 @@ class Task(abc.ABC):
     def training_rows(self, config: "Config", tokenizer: Tokenizer) -> TrainingRows:
         """Opens the training split.
 
+        Args:
+          config: of the run.
+          tokenizer: that `config.data.tokenizer` names.
+
+        Returns:
+          Rows without end.
+
         Raises:
           UserError: the dataset does not fit the task or the model.
         """
@@ -149,9 +156,16 @@ class Task(abc.ABC):
     def held_out(
         self, config: "Config", tokenizer: Tokenizer, split: str, max_tokens: int = 0
     ) -> HeldOutRows | TokenizedDocuments:
-        """Opens a held-out split, or about `max_tokens` tokens from all over it.
+        """Opens a held-out split.
 
-        Documents are evaluated with the state carried from window to window, which takes a `CausalLM`.
+        Args:
+          config: of the run.
+          tokenizer: that `config.data.tokenizer` names.
+          split: a TFDS split.
+          max_tokens: about how many tokens of it are wanted, from all over it; 0 means all.
+
+        Returns:
+          Rows; or documents, which are evaluated with the state carried from window to window, by a `CausalLM`.
 
         Raises:
           UserError: as `training_rows`.
@@ -159,6 +173,7 @@ class Task(abc.ABC):
 
 
 TASKS = Registry[type[Task]]("task")
+"""The classes of the tasks, by the names that `config.task.name` may have."""
 
 
 def check_vocabulary(config: "Config", size: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import socket
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,9 +45,18 @@ from transnormer_jax.training.workdir import (
     write_config,
 )
 
+# Called with a step and its metrics by name.
+Callback = Callable[[int, Mapping[str, float]], None]
+
 
 def train(
-    config: Config, workdir: storage.AnyPath | str, *, began: float | None = None, print_parameters: bool = False
+    config: Config,
+    workdir: storage.AnyPath | str,
+    *,
+    began: float | None = None,
+    print_parameters: bool = False,
+    load: Callable[[Config, Mesh], TrainingSetup] = load_setup,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, float] | None:
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
@@ -55,6 +65,9 @@ def train(
       workdir: of its configuration, checkpoints and metrics; made if it does not exist.
       began: unix time in seconds at which this start of the run began, for its goodput; None is now.
       print_parameters: whether the table of the parameters, which `parameters.txt` holds, is printed.
+      load: opens the data and the task; a function of your own may replace, for example, the evaluation.
+      callbacks: called with the step and every line of metrics. An evaluation has a line of its own, with names that
+        begin with "eval/".
 
     Returns:
       The last evaluation, or None if a signal stopped the run.
@@ -73,7 +86,7 @@ def train(
     check_mesh(config, mesh)
     check_shared(workdir)
     with prepared_once(config.data.data_dir):
-        setup = load_setup(config, mesh)
+        setup = load(config, mesh)
     check_same_data(setup.training.description, setup.training.rows[0])
 
     # ---- State: shapes first, then layouts, then arrays: nothing is ever whole on one device. ----
@@ -103,7 +116,10 @@ def train(
     )
     try:
         introduce(config, workdir, mesh, state, setup, print_parameters=print_parameters)
-        return _Loop(config, workdir, mesh, setup, assembly, checkpoints, writer, stopwatch, state, rows_read).run()
+        loop = _Loop(
+            config, workdir, mesh, setup, assembly, checkpoints, writer, stopwatch, state, rows_read, callbacks
+        )
+        return loop.run()
     finally:
         writer.close()
 
@@ -127,10 +143,11 @@ class _Loop:
         stopwatch: Stopwatch,
         state: TrainState,
         rows_read: int,
+        callbacks: Sequence[Callback],
     ):
         self._config, self._mesh, self._setup, self._assembly = config, mesh, setup, assembly
         self._checkpoints, self._writer, self._stopwatch = checkpoints, writer, stopwatch
-        self._state, self._rows_read = state, rows_read
+        self._state, self._rows_read, self._callbacks = state, rows_read, callbacks
         self._first_step, self._first_row = int(state.step), rows_read
         self._requests = multihost.Requests()
         self._watchdog = Watchdog(config.watchdog_seconds)
@@ -247,6 +264,7 @@ class _Loop:
         scalars |= self._stopwatch.metrics()
         self._writer.write(step, scalars)
         log(self._progress.line(step, scalars))
+        self._call(step, scalars)
 
     def _save(self) -> None:
         with self._stopwatch.during("save"):
@@ -272,7 +290,12 @@ class _Loop:
         self._checkpoints.evaluated(held_out_losses([{"step": step, **scalars}]))
         self._writer.write(step, scalars | self._stopwatch.metrics())
         log(f"step {step} | held out: {_in_words(result)}")
+        self._call(step, scalars)
         return result
+
+    def _call(self, step: int, metrics: Mapping[str, float]) -> None:
+        for callback in self._callbacks:
+            callback(step, metrics)
 
     def _stop_evaluation(self) -> None:
         """Called between the batches of an evaluation."""

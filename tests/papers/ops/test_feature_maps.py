@@ -6,13 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transnormer_jax.ops import (
-    cosformer_features,
-    favor_features,
-    normalized_linear_attention,
-    orthogonal_gaussian,
-    softmax_attention,
-)
+from transnormer_jax.ops import normalized_linear_attention, softmax_attention
+from transnormer_jax.papers.ops import cosformer_features, favor_features, orthogonal_gaussian
 
 
 def test_directions_are_orthogonal_and_as_long_as_gaussian_vectors():

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.ops.test_golden import load
-from tests.ops.test_linformer_attention import assert_near
+from tests.papers.ops.test_linformer_attention import assert_near
 from tests.shared import shared_file
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers.linformer_attention import LengthProjection, LinformerAttention
 from transnormer_jax.layers.places import Places
-from transnormer_jax.ops.linformer_attention import linformer_attention
+from transnormer_jax.papers.mixers.linformer import LengthProjection, LinformerAttention
+from transnormer_jax.papers.ops.linformer_attention import linformer_attention
 
 WIDE = pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 

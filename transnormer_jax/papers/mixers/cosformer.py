@@ -1,11 +1,14 @@
 """cosFormer's attention: relu features, weighted by the cosine of the distance."""
 
+from typing import Any
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.linear_transformer_attention import LinearTransformerAttention
 from transnormer_jax.layers.places import Places
-from transnormer_jax.ops import cosformer_features
+from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.papers.mixers.linear_transformer import LinearTransformerAttention
+from transnormer_jax.papers.ops import cosformer_features
 
 
 class CosformerAttention(LinearTransformerAttention):
@@ -30,3 +33,9 @@ class CosformerAttention(LinearTransformerAttention):
     def num_features_of(self, head_dim: int) -> int:
         """A cosine and a sine for each of K."""
         return 2 * head_dim
+
+
+@MIXERS.register("cosformer")
+def _cosformer(config: TransNormerConfig, layer: int, **fields: Any) -> nn.Module:
+    del layer
+    return CosformerAttention(horizon=config.max_length, backend=config.backend, **fields)

@@ -1,5 +1,7 @@
 """LSH attention, the token mixer of the Reformer."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ from jaxtyping import Array, Float
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
-from transnormer_jax.ops import bucket_factors, lsh_attention
+from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.papers.ops import bucket_factors, lsh_attention
 
 
 class LSHAttention(nn.Module):
@@ -69,3 +72,11 @@ class LSHAttention(nn.Module):
                 segment_ids=places.segment_ids,
             )
         return project_out(out, self.dtype, self.param_dtype), None
+
+
+@MIXERS.register("lsh")
+def _lsh(config: TransNormerConfig, layer: int, **fields: Any) -> nn.Module:
+    del layer
+    return LSHAttention(
+        chunk_size=config.lsh_chunk, num_rounds=config.lsh_rounds, num_buckets=config.lsh_buckets, **fields
+    )

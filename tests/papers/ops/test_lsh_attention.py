@@ -10,7 +10,7 @@ import pytest
 from tests.ops.test_golden import load
 from tests.shared import shared_file
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops.lsh_attention import attend_in_buckets, bucket_factors, lsh_attention, lsh_hash
+from transnormer_jax.papers.ops.lsh_attention import attend_in_buckets, bucket_factors, lsh_attention, lsh_hash
 
 LUCIDRAINS = [
     "reformer_luc_bidir_2rounds_within_bucket",

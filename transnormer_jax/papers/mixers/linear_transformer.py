@@ -1,5 +1,7 @@
 """The Linear Transformer's attention, and the form of every attention that is a feature map and a denominator."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
+from transnormer_jax.models import MIXERS, TransNormerConfig
 from transnormer_jax.ops import activation, normalized_linear_attention
 
 
@@ -79,3 +82,9 @@ class LinearTransformerAttention(nn.Module):
         head_dim = model_dim // self.num_heads
         shape = (batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1)
         return jnp.zeros(shape, jnp.float32)
+
+
+@MIXERS.register("linear")
+def _linear(config: TransNormerConfig, layer: int, **fields: Any) -> nn.Module:
+    del layer
+    return LinearTransformerAttention(backend=config.backend, **fields)

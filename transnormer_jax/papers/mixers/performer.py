@@ -1,12 +1,15 @@
 """The Performer's attention: softmax attention estimated with random features."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.linear_transformer_attention import LinearTransformerAttention
 from transnormer_jax.layers.places import Places
-from transnormer_jax.ops import favor_features, orthogonal_gaussian
+from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.papers.mixers.linear_transformer import LinearTransformerAttention
+from transnormer_jax.papers.ops import favor_features, orthogonal_gaussian
 
 
 class PerformerAttention(LinearTransformerAttention):
@@ -38,3 +41,9 @@ class PerformerAttention(LinearTransformerAttention):
         """M, whatever K is."""
         del head_dim
         return self.num_features
+
+
+@MIXERS.register("performer")
+def _performer(config: TransNormerConfig, layer: int, **fields: Any) -> nn.Module:
+    del layer
+    return PerformerAttention(num_features=config.performer_features, backend=config.backend, **fields)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.ops.test_golden import load
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops.linformer_attention import (
+from transnormer_jax.papers.ops.linformer_attention import (
     convolve_length,
     linformer_attention,
     linformer_linear_attention,

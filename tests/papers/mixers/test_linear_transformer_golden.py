@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import FeedForward, LinearTransformerAttention, Places
+from transnormer_jax.layers import FeedForward, Places
 from transnormer_jax.ops import activation, linear_attention, normalized_linear_attention
+from transnormer_jax.papers.mixers import LinearTransformerAttention
 
 # Relative to the root mean square of each array; the operator is float32, and so is the reference where it is causal.
 TOLERANCE = 2e-5

@@ -1,5 +1,6 @@
 """Linformer attention and the projection of the sequence that it rests on."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -10,14 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
 from transnormer_jax.layers.places import Places
-from transnormer_jax.ops import (
+from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.papers.ops import (
     convolve_length,
     linformer_attention,
     linformer_linear_attention,
     pool_length,
     project_length,
 )
-from transnormer_jax.ops.linformer_attention import check_length
+from transnormer_jax.papers.ops.linformer_attention import check_length
 
 KINDS = ("learned", "convolution", "mean", "max")
 """How the length may be projected."""
@@ -105,7 +107,7 @@ class LinformerAttention(nn.Module):
     projection: str = "learned"
     sharing: str = "none"
     attention: str = "softmax"
-    length_projection: LengthProjection | None = None
+    length_projection: nn.Module | None = None
     dtype: jnp.dtype = jnp.dtype("float32")
     param_dtype: jnp.dtype = jnp.dtype("float32")
 
@@ -137,7 +139,7 @@ class LinformerAttention(nn.Module):
             out = _ATTENTIONS[self.attention](q, k, v, seen)
         return project_out(out, self.dtype, self.param_dtype), None
 
-    def _length_projections(self) -> tuple[LengthProjection, LengthProjection]:
+    def _length_projections(self) -> tuple[Any, Any]:
         """E and F, as shared as they are to be."""
         if self.length_projection is not None:
             return self.length_projection, self.length_projection
@@ -159,3 +161,36 @@ class LinformerAttention(nn.Module):
 def _batch_axis(heads: tuple[int, ...]) -> tuple[int, ...]:
     """Heads have matrices of their own, which count neither as inputs nor as outputs of an initialiser."""
     return (0,) if heads else ()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linformer:
+    """The mixer: attention on the projected rows, with one projection for all layers if the configuration says so."""
+
+    attention: str
+
+    def __call__(self, config: TransNormerConfig, layer: int, *, shared: nn.Module | None, **fields: Any) -> nn.Module:
+        return LinformerAttention(
+            attention=self.attention,
+            projected_length=config.linformer_dims[layer],
+            max_length=config.max_length,
+            projection=config.linformer_projection,
+            sharing=config.linformer_sharing,
+            length_projection=shared,
+            **fields,
+        )
+
+    def make_shared(self, config: TransNormerConfig, **module: Any) -> nn.Module | None:
+        if config.linformer_sharing != "layerwise":
+            return None
+        return LengthProjection(
+            projected_length=config.linformer_dims[0],
+            max_length=config.max_length,
+            kind=config.linformer_projection,
+            param_dtype=jnp.dtype(config.param_dtype),
+            **module,
+        )
+
+
+MIXERS["linformer"] = _Linformer("softmax")
+MIXERS["linformer_linear"] = _Linformer("linear")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers.lsh_attention import LSHAttention
 from transnormer_jax.layers.places import Places
+from transnormer_jax.papers.mixers.lsh import LSHAttention
 
 PLACES = Places(jnp.zeros((1, 1), jnp.int32))
 
