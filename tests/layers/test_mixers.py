@@ -56,6 +56,9 @@ MIXERS = [
     Mixer("diag_t1", _diag("t1")),
     Mixer("diag_t2", _diag("t2")),
     Mixer("linear", LinearTransformerAttention, ordered=False),
+    Mixer(
+        "linear_narrow_queries", lambda **options: LinearTransformerAttention(query_dim=12, **options), ordered=False
+    ),
     Mixer("performer", lambda **options: PerformerAttention(num_features=24, **options), ordered=False),
     Mixer("cosformer", lambda **options: CosformerAttention(horizon=64, **options)),
     Mixer("softmax", SoftmaxAttention, linear=False, ordered=False),

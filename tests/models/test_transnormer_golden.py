@@ -11,6 +11,7 @@ from tests.shared import shared_file
 from transnormer_jax.layers import Places
 from transnormer_jax.models import TransNormer, TransNormerConfig
 from transnormer_jax.models.stack import Stack, init_cache
+from transnormer_jax.ops import rotary_frequencies
 from transnormer_jax.tasks import CausalLM
 
 TOLERANCE = 2e-5
@@ -41,7 +42,8 @@ def layer_norm(arrays, name: str) -> dict[str, dict[str, jax.Array]]:
 def transnormer_layers(arrays, num_layers: int) -> dict:
     def layer(i):
         attention = {ours: dense(arrays, f"layers.{i}.self_attn.{theirs}") for ours, theirs in PROJECTIONS.items()}
-        attention["theta"] = arrays[f"param/layers.{i}.self_attn.urpe.theta"][0, 0]
+        theta = arrays[f"param/layers.{i}.self_attn.urpe.theta"][0, 0]
+        attention["theta_offset"] = theta - rotary_frequencies(2 * len(theta))
         attention["householder"] = arrays[f"param/layers.{i}.self_attn.urpe.v"]
         glu = {ours: dense(arrays, f"layers.{i}.glu.{theirs}") for ours, theirs in GLU.items()}
         return {"mix": {"attention": attention}, "feed": {"glu": glu}}
@@ -95,7 +97,7 @@ def test_causal_language_model(name):
         ours = gradient["stack"][f"layers_{i}"]["mix"]["attention"]
         if f"grad/layers.{i}.self_attn.k_proj.weight" in arrays:
             assert_close(ours["k"]["kernel"].T, arrays[f"grad/layers.{i}.self_attn.k_proj.weight"])
-            assert_close(ours["theta"], arrays[f"grad/layers.{i}.self_attn.urpe.theta"][0, 0])
+            assert_close(ours["theta_offset"], arrays[f"grad/layers.{i}.self_attn.urpe.theta"][0, 0])
         assert not np.any(ours["householder"])  # it is not trained
 
     # Prefill and decoding are the same function.

@@ -7,15 +7,12 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
+from transnormer_jax.layers.lrpe import reflect_and_rotate
 from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import (
     DiagonalState,
     diagonal_attention,
-    householder,
-    random_unit_vector,
     resume_diagonal_attention,
-    rotary,
-    rotary_frequencies,
     transnormer_rms_norm,
 )
 
@@ -57,13 +54,8 @@ class DiagAttention(nn.Module):
         weights = _WEIGHTS[self.variant]
         q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("lrpe"):
-            head_dim = q.shape[-1]
-            theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
-            mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
-            mirror = jax.lax.stop_gradient(mirror)
-            # Places within the block keep the angles small, and so exact.
-            place = places.position % self.block_size
-            q, k = (rotary(householder(x, mirror), theta, place) for x in (q, k))
+            # Positions within the block keep the angles small, and so exact.
+            q, k = reflect_and_rotate(self, q, k, places.position % self.block_size)
         with jax.named_scope("diagonal_attention"):
             if state is None:
                 out = diagonal_attention(

@@ -18,19 +18,26 @@ def project_heads(
     dtype: jnp.dtype,
     param_dtype: jnp.dtype,
     kernel_init: nn.initializers.Initializer = _XAVIER,
+    head_dim: int | None = None,
 ) -> tuple[Float[Array, "B N H K"], ...]:
-    """Projects tokens once for each name, from D to D with a bias, and splits the features into H heads of D / H."""
+    """Projects tokens once for each name, with a bias, and splits the features into H heads of K, by default D / H."""
+    head_dim = head_dim or x.shape[-1] // num_heads
     with jax.named_scope("heads"):
         dense = (
-            nn.Dense(x.shape[-1], dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, name=name)
+            nn.Dense(num_heads * head_dim, dtype=dtype, param_dtype=param_dtype, kernel_init=kernel_init, name=name)
             for name in names
         )
-        return tuple(project(x).reshape(*x.shape[:2], num_heads, x.shape[-1] // num_heads) for project in dense)
+        return tuple(project(x).reshape(*x.shape[:2], num_heads, head_dim) for project in dense)
 
 
 def project_out(
-    out: Float[Array, "B N H K"] | Float[Array, "B N D"], dtype: jnp.dtype, param_dtype: jnp.dtype
+    out: Float[Array, "B N H K"] | Float[Array, "B N H*K"],
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+    features: int | None = None,
 ) -> Float[Array, "B N D"]:
-    """Projects the heads, side by side, from D to D with a bias."""
+    """Projects the heads, side by side, to D features with a bias; by default D = H K."""
     out = out.reshape(*out.shape[:2], math.prod(out.shape[2:]))
-    return nn.Dense(out.shape[-1], dtype=dtype, param_dtype=param_dtype, kernel_init=_XAVIER, name="out")(out)
+    return nn.Dense(features or out.shape[-1], dtype=dtype, param_dtype=param_dtype, kernel_init=_XAVIER, name="out")(
+        out
+    )

@@ -7,14 +7,11 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.head_projections import project_heads, project_out
+from transnormer_jax.layers.lrpe import reflect_and_rotate
 from transnormer_jax.layers.places import Places
 from transnormer_jax.ops import (
     activation,
-    householder,
     linear_attention,
-    random_unit_vector,
-    rotary,
-    rotary_frequencies,
     transnormer_rms_norm,
 )
 
@@ -60,11 +57,7 @@ class NormAttention(nn.Module):
             phi = activation(_ACTIVATIONS[self.variant])
             q, k = phi(q), phi(k)
         with jax.named_scope("lrpe"):
-            head_dim = q.shape[-1]
-            theta = self.param("theta", lambda _: jnp.asarray(rotary_frequencies(head_dim), self.param_dtype))
-            mirror = self.param("householder", random_unit_vector, (head_dim,), self.param_dtype)
-            mirror = jax.lax.stop_gradient(mirror)
-            q, k = (rotary(householder(x, mirror), theta, places.position) for x in (q, k))
+            q, k = reflect_and_rotate(self, q, k, places.position)
         with jax.named_scope("linear_attention"):
             out, new_state = linear_attention(
                 q,

@@ -41,12 +41,14 @@ def lucidrains(golden, prefix, config):
         projected_length=config["k"],
         max_length=config["max_length"],
         sharing="headwise",
+        keys_are_values=config.get("share_kv", False),
         dtype=golden[f"{prefix}proj_k"].dtype,
         param_dtype=golden[f"{prefix}proj_k"].dtype,
     )
-    params = {name: dense(golden[f"{prefix}to_{name}.weight"]) for name in "qkv"}
+    keys = "k" if config.get("share_kv") else "kv"
+    params = {name: dense(golden[f"{prefix}to_{name}.weight"]) for name in f"q{keys}"}
     params["out"] = dense(golden[f"{prefix}to_out.weight"], golden[f"{prefix}to_out.bias"])
-    for name in "kv":
+    for name in keys:
         params[f"project_{name}"] = {"kernel": golden[f"{prefix}proj_{name}"].T}
     return module, params
 
@@ -94,9 +96,10 @@ def feed_forward(x, golden, prefix, names):
 
 
 @WIDE
-def test_golden_default(wide):
+@pytest.mark.parametrize("name", ["linformer_luc_default", "linformer_luc_share_kv_short"])
+def test_golden_modules(name, wide):
     with jax.enable_x64(wide):
-        golden, config = golden_of("linformer_luc_default", wide)
+        golden, config = golden_of(name, wide)
         module, params = lucidrains(golden, "param/", config)
 
         @jax.jit
@@ -190,6 +193,54 @@ def test_padding_never_leaks(projection, attention):
     np.testing.assert_array_equal(clean[1, :13], dirty[1, :13])
     assert np.isfinite(dirty).all()
     assert np.abs(clean).min() > 0
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_one_head_of_keys_and_values_is_the_same_one_in_all(attention):
+    one, all_ = (
+        LinformerAttention(3, False, 5, 30, attention=attention, head_dim=4, one_kv_head=one_kv_head, use_bias=True)
+        for one_kv_head in (True, False)
+    )
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(2, 24, 8)), jnp.float32)
+    params = random_params(one, x)
+    shapes = [params[name]["kernel"].shape for name in ("q", "k", "v", "out")]
+    assert shapes == [(8, 12), (8, 4), (8, 4), (12, 8)]
+    assert params["project_k"]["kernel"].shape == (1, 5, 30)
+    axes = {"k": -1, "v": -1, "project_k": 0, "project_v": 0}
+    repeated = params | {
+        name: jax.tree.map(lambda leaf, axis=axis: jnp.concatenate([leaf] * 3, axis), params[name])
+        for name, axis in axes.items()
+    }
+    expected, _ = jax.jit(all_.apply)({"params": repeated}, x, PLACES)
+    assert_near(jax.jit(one.apply)({"params": params}, x, PLACES)[0], expected, 2e-5)
+
+
+def test_biases_of_the_projections_are_added_to_every_row():
+    module = LinformerAttention(2, False, 5, 30, sharing="key_value", use_bias=True)
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 24, 8)), jnp.float32)
+    params = random_params(module, x)
+    assert params["project_kv"]["bias"].shape == (5,)
+    without = {**params, "project_kv": {"kernel": params["project_kv"]["kernel"]}}
+    plain = LinformerAttention(2, False, 5, 30, sharing="key_value")
+    out, expected = module.apply({"params": params}, x, PLACES)[0], plain.apply({"params": without}, x, PLACES)[0]
+    assert np.abs(out - expected).max() > 1e-2
+    zero = {**params, "project_kv": {**params["project_kv"], "bias": jnp.zeros(5)}}
+    assert_near(module.apply({"params": zero}, x, PLACES)[0], expected, 1e-6)
+
+
+def test_cross_attention_reads_the_context_and_not_its_padding():
+    module = LinformerAttention(2, False, 5, 30)
+    rng = np.random.default_rng(4)
+    x, context = (jnp.asarray(rng.normal(size=(2, n, 8)), jnp.float32) for n in (24, 17))
+    params = random_params(module, x)
+    apply = jax.jit(lambda x, **context: module.apply({"params": params}, x, PLACES, **context)[0])
+    assert_near(apply(x, context=x), apply(x), 1e-6)
+    ids = jnp.asarray(np.arange(17)[None] < [[17], [9]], jnp.int32)
+    clean = apply(x, context=context, context_segment_ids=ids)
+    dirty = apply(x, context=jnp.where(ids[..., None] == 0, 1e9, context), context_segment_ids=ids)
+    np.testing.assert_array_equal(clean, dirty)
+    assert clean.shape == x.shape
+    assert np.abs(clean - apply(x, context=context))[1].max() > 1e-3
 
 
 def test_one_projection_for_all_layers():

@@ -260,6 +260,30 @@ def test_padding_and_documents_never_leak(causal):
     assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_sorts_behind_all_tokens_as_in_hugging_face(causal):
+    """There, padding has one more bucket, the last of each round, and no token sees it."""
+    num_buckets, real = 6, 25
+    qk, v, rotations = inputs(8, batch=1, num_buckets=num_buckets)
+    segment_ids = (jnp.arange(qk.shape[1]) < real).astype(jnp.int32)[None]
+    out = jitted_lsh(qk, v, rotations, chunk_size=8, causal=causal, segment_ids=segment_ids)
+    buckets = np.array(lsh_hash(qk, rotations)).swapaxes(0, 1)[:, 0]  # [heads, rounds, N]
+    buckets[..., real:] = num_buckets
+    count = meetings(buckets, 8) * ~np.eye(qk.shape[1], dtype=bool)
+    count = np.tril(count) if causal else count
+    count[..., real:] = 0
+    for head in range(2):
+        expected = dense(qk[:, :, head], v[:, :, head], count[[head]], 1.0)
+        assert_near(out[:, :real, head], expected[:, :real], 2e-5)
+
+
+def test_later_tokens_move_the_borders_of_causal_chunks():
+    qk, v, rotations = inputs(9, batch=1)
+    other = qk.at[:, 30:].set(-qk[:, 30:])
+    one, two = (jitted_lsh(x, v, rotations, chunk_size=8, causal=True)[:, :30] for x in (qk, other))
+    assert np.abs(one - two).max() > 1e-2
+
+
 def test_a_document_in_one_chunk_is_the_document_alone():
     """Where all of a document fits into a chunk and no border cuts it, packing changes nothing."""
     qk, v, rotations = inputs(5, length=32, rounds=2)

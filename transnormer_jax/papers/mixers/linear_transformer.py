@@ -25,6 +25,7 @@ class LinearTransformerAttention(nn.Module):
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
       backend: of `linear_attention`.
+      query_dim: K of queries and keys, by default D / H, which values always have.
     """
 
     num_heads: int
@@ -32,13 +33,15 @@ class LinearTransformerAttention(nn.Module):
     dtype: jnp.dtype = jnp.dtype("float32")
     param_dtype: jnp.dtype = jnp.dtype("float32")
     backend: str = "auto"
+    query_dim: int | None = None
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H F K+1"] | None = None
-    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H F K+1"] | None]:
+        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H F V+1"] | None = None
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H F V+1"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token."""
-        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
+        q, k = project_heads("qk", x, self.num_heads, self.dtype, self.param_dtype, head_dim=self.query_dim)
+        (v,) = project_heads("v", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("features"):
             q, k = self.features(q, k, places)
         with jax.named_scope("linear_attention"):
@@ -76,11 +79,11 @@ class LinearTransformerAttention(nn.Module):
         return head_dim
 
     @nn.nowrap
-    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H F K+1"]:
-        """State of `batch_size` rows before the first token, float32; K = `model_dim` / H, `max_length` is not read."""
+    def init_state(self, batch_size: int, max_length: int, model_dim: int) -> Float[Array, "B H F V+1"]:
+        """State of `batch_size` rows before the first token, float32; V = `model_dim` / H, `max_length` is not read."""
         del max_length
-        head_dim = model_dim // self.num_heads
-        shape = (batch_size, self.num_heads, self.num_features_of(head_dim), head_dim + 1)
+        value_dim = model_dim // self.num_heads
+        shape = (batch_size, self.num_heads, self.num_features_of(self.query_dim or value_dim), value_dim + 1)
         return jnp.zeros(shape, jnp.float32)
 
 

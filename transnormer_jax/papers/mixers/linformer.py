@@ -1,6 +1,7 @@
 """Linformer attention and the projection of the sequence that it rests on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -96,6 +97,10 @@ class LinformerAttention(nn.Module):
       sharing: "none" (E and F for each head), "headwise" (E and F, for all heads), "key_value" (E = F for all heads).
       attention: "softmax", or "linear" for linear attention on the projected rows.
       length_projection: one that other layers use too (layerwise sharing); E and F are this, and `sharing` is not read.
+      head_dim: K, by default D / H.
+      one_kv_head: whether all heads share one head of keys and values.
+      keys_are_values: whether the projected keys are the values too, with one projection of each kind.
+      use_bias: whether E and F have biases (learned projections only).
       dtype: of the computation; parameters are `param_dtype`.
       param_dtype: of the parameters.
     """
@@ -108,14 +113,26 @@ class LinformerAttention(nn.Module):
     sharing: str = "none"
     attention: str = "softmax"
     length_projection: nn.Module | None = None
+    head_dim: int | None = None
+    one_kv_head: bool = False
+    keys_are_values: bool = False
+    use_bias: bool = False
     dtype: jnp.dtype = jnp.dtype("float32")
     param_dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: None = None
+        self,
+        x: Float[Array, "B N D"],
+        places: Places,
+        state: None = None,
+        *,
+        context: Float[Array, "B M E"] | None = None,
+        context_segment_ids: Int[Array, "B M"] | None = None,
     ) -> tuple[Float[Array, "B N D"], None]:
         """Returns the mixed tokens [B, N, D], and None for a state.
+
+        With a `context` (cross attention), its tokens are the keys and values; segment id 0 is padding.
 
         Raises:
           UserError: causal=True, a state is given, a name is unknown, or N > max_length.
@@ -130,16 +147,22 @@ class LinformerAttention(nn.Module):
                 f"unknown Linformer attention {self.attention!r}: {did_you_mean(self.attention, _ATTENTIONS)}"
             )
 
-        q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
+        source, segment_ids = (x, places.segment_ids) if context is None else (context, context_segment_ids)
+        head_dim = self.head_dim or x.shape[-1] // self.num_heads
+        kv_heads = 1 if self.one_kv_head else self.num_heads
+        project = functools.partial(project_heads, dtype=self.dtype, param_dtype=self.param_dtype, head_dim=head_dim)
+        (q,) = project("q", x, self.num_heads)
+        k, *values = project("k" if self.keys_are_values else "kv", source, kv_heads)
         with jax.named_scope("project_length"):
-            project_k, project_v = self._length_projections()
-            k, seen = project_k(k, places.segment_ids)
-            v, _ = project_v(v, places.segment_ids)
+            project_k, project_v = self._length_projections(kv_heads)
+            k, seen = project_k(k, segment_ids)
+            v = k if self.keys_are_values else project_v(*values, segment_ids)[0]
+            k, v = (jnp.broadcast_to(y, (*y.shape[:2], self.num_heads, head_dim)) for y in (k, v))
         with jax.named_scope("linformer_attention"):
             out = _ATTENTIONS[self.attention](q, k, v, seen)
-        return project_out(out, self.dtype, self.param_dtype), None
+        return project_out(out, self.dtype, self.param_dtype, x.shape[-1]), None
 
-    def _length_projections(self) -> tuple[Any, Any]:
+    def _length_projections(self, kv_heads: int) -> tuple[Any, Any]:
         """E and F, as shared as they are to be."""
         if self.length_projection is not None:
             return self.length_projection, self.length_projection
@@ -149,7 +172,8 @@ class LinformerAttention(nn.Module):
             "projected_length": self.projected_length,
             "max_length": self.max_length,
             "kind": self.projection,
-            "num_heads": self.num_heads if self.sharing == "none" else None,
+            "num_heads": kv_heads if self.sharing == "none" else None,
+            "use_bias": self.use_bias,
             "param_dtype": self.param_dtype,
         }
         if self.sharing == "key_value":

@@ -22,7 +22,8 @@ class LSHAttention(nn.Module):
 
     Attributes:
       num_heads: H.
-      causal: a token sees only tokens before it, or itself if it meets none.
+      causal: a token sees only tokens before it, or itself if it meets none. Later tokens still move the borders of
+        chunks; see `lsh_attention`.
       chunk_size: sorted tokens that attend to each other and to the chunk before.
       num_rounds: of hashing.
       num_buckets: per round, even; 0 is two per chunk. Above 128 they are hashed as two factors.

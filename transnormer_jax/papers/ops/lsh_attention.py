@@ -75,7 +75,11 @@ def lsh_attention(
 ) -> Float[Array, "B N H V"]:
     """Attention among tokens of like hash (arXiv 2001.04451, section 2): `lsh_hash`, then `attend_in_buckets`.
 
-    Each document of a packed row, and padding, has buckets of its own, so that none takes another's places in a chunk.
+    Each document of a packed row has buckets of its own, so that none takes another's places in a chunk. Padding sorts
+    behind all of them, as in the Hugging Face implementation.
+
+    With `causal`, no token attends to a later one, but later tokens still have an effect: they are sorted too, so they
+    move the borders of chunks, and these decide which earlier tokens meet.
 
     Args:
       qk: [B, N, H, K], queries, and keys once they are normalised.
@@ -95,7 +99,8 @@ def lsh_attention(
     buckets = lsh_hash(qk, rotations, factors)
     if segment_ids is not None:
         num_buckets = math.prod(factors or (2 * rotations.shape[-1],))
-        buckets += num_buckets * segment_ids[:, None, None, :]
+        ids = segment_ids[:, None, None, :]
+        buckets = jnp.where(ids != 0, buckets + num_buckets * ids, jnp.iinfo(buckets.dtype).max)
     return attend_in_buckets(qk, v, buckets, chunk_size=chunk_size, causal=causal, segment_ids=segment_ids)
 
 
