@@ -22,10 +22,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from benchmarks.record import check_positive, main, prepare, write
-from transnormer_jax.papers.data.listops import listops_config
+from transnormer_jax.papers.data.listops import ListOpsConfig
 from transnormer_jax.papers.data.listops_expression import MIN, SUM, parse
 from transnormer_jax.papers.data.listops_sampler import Sample, listops_samples
-from transnormer_jax.papers.data.pathfinder import pathfinder_config
+from transnormer_jax.papers.data.pathfinder import PathfinderConfig
 from transnormer_jax.papers.data.pathfinder_sampler import PathfinderImage, pathfinder_images
 
 _COLUMNS = 4
@@ -72,7 +72,7 @@ def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
 
 
 def _listops(count: int) -> dict[str, object]:
-    sampler = listops_config().sampler
+    sampler = ListOpsConfig().sampler
     begin = time.process_time()
     samples = list(itertools.islice(listops_samples(sampler, seed=0, processes=1), count))
     seconds = time.process_time() - begin
@@ -104,7 +104,7 @@ def _statistics(samples: list[Sample]) -> dict[str, object]:
 
 
 def _pathfinder(resolution: int, seconds_of_drawing: float, path: Path) -> dict[str, object]:
-    sampler = pathfinder_config(resolution).sampler
+    sampler = PathfinderConfig(resolution=resolution).sampler
     begin, drawn = time.process_time(), list[PathfinderImage]()
     for image in pathfinder_images(sampler, 0, range(1_000_000), processes=1):
         drawn.append(image)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from tests.shared import shared_file
 from transnormer_jax.errors import UserError
-from transnormer_jax.papers.data.listops import ListOps, listops_config
+from transnormer_jax.papers.data.listops import ListOps, ListOpsConfig
 from transnormer_jax.papers.data.listops_expression import CLOSE, MIN, SUM, SYMBOLS, evaluate, parse
 from transnormer_jax.papers.data.listops_sampler import ListOpsSampler, listops_samples
 
@@ -156,7 +156,7 @@ def test_the_stream_is_the_same_on_any_number_of_processes():
 
 
 def build(tmp_path, **options):
-    config = listops_config(num_validation=20, num_test=30, min_length=50, max_length=200, processes=1, **options)
+    config = ListOpsConfig(num_validation=20, num_test=30, min_length=50, max_length=200, processes=1, **options)
     builder = ListOps(config=config, data_dir=tmp_path)
     builder.download_and_prepare(file_format="array_record", download_config=NO_DOWNLOAD)
     return {split: list(builder.as_data_source(split)) for split in builder.info.splits}
@@ -186,4 +186,4 @@ def test_splits_are_apart_and_held_out_ones_stay_as_they_are(tmp_path):
 )
 def test_a_law_without_trees_is_the_users_error(options, message):
     with pytest.raises(UserError, match=message):
-        listops_config(**options)
+        ListOpsConfig(**options)

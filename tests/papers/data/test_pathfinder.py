@@ -6,14 +6,14 @@ import tensorflow_datasets as tfds
 from scipy import ndimage
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.papers.data.pathfinder import Pathfinder, pathfinder_config
+from transnormer_jax.papers.data.pathfinder import Pathfinder, PathfinderConfig
 from transnormer_jax.papers.data.pathfinder_sampler import pathfinder_images
 
 NO_DOWNLOAD = tfds.download.DownloadConfig(try_download_gcs=False)
 
 
 def draw(count, **options):
-    return list(pathfinder_images(pathfinder_config(**options).sampler, 0, range(count), processes=1))
+    return list(pathfinder_images(PathfinderConfig(**options).sampler, 0, range(count), processes=1))
 
 
 def joined(contour, gap):
@@ -27,7 +27,7 @@ def joined(contour, gap):
     ids=["32", "128", "256"],
 )
 def test_a_path_joins_the_discs_exactly_if_the_label_says_so(count, options):
-    margin = max(pathfinder_config(**options).sampler.margins)
+    margin = max(PathfinderConfig(**options).sampler.margins)
     labels, crossed = set(), 0
     for drawn in draw(count, num_distractors=0, **options):
         # Every contour is one path, and together they are all there is beside the discs.
@@ -108,7 +108,7 @@ def test_distractors_are_added_and_contours_stay():
 
 
 def test_an_image_depends_on_its_index_alone():
-    sampler = pathfinder_config(difficulty="easy").sampler
+    sampler = PathfinderConfig(difficulty="easy").sampler
     alone = list(pathfinder_images(sampler, 5, range(40), processes=1))
     for run in (
         pathfinder_images(sampler, 5, range(40), processes=2),
@@ -122,7 +122,7 @@ def test_an_image_depends_on_its_index_alone():
 
 
 def test_builder_writes_disjoint_splits(tmp_path):
-    config = pathfinder_config(difficulty="easy", num_examples=50, seed=1, processes=1)
+    config = PathfinderConfig(difficulty="easy", num_examples=50, seed=1, processes=1)
     builder = Pathfinder(config=config, data_dir=tmp_path)
     builder.download_and_prepare(file_format="array_record", download_config=NO_DOWNLOAD)
     rows = [row for split in ("train", "validation", "test") for row in builder.as_data_source(split)]
@@ -139,9 +139,9 @@ def test_builder_writes_disjoint_splits(tmp_path):
 def test_each_choice_is_a_dataset_of_its_own():
     choices = [{}, {"resolution": 64}, {"difficulty": "easy"}, {"seed": 1}, {"num_examples": 10},
                {"num_distractors": 5}, {"equal_contrast": False}]  # fmt: skip
-    names = [pathfinder_config(**choice).name for choice in choices]
+    names = [PathfinderConfig(**choice).name for choice in choices]
     assert len(set(names)) == len(names)
-    hard, easy = (dataclasses.asdict(pathfinder_config(difficulty=name).sampler) for name in ("hard", "easy"))
+    hard, easy = (dataclasses.asdict(PathfinderConfig(difficulty=name).sampler) for name in ("hard", "easy"))
     assert {key: (hard[key], easy[key]) for key in hard if hard[key] != easy[key]} == {
         "contour_length": (14, 6),
         "distractor_length": (4, 2),
@@ -160,4 +160,4 @@ def test_each_choice_is_a_dataset_of_its_own():
 )
 def test_an_unknown_choice_is_the_users_error(options, message):
     with pytest.raises(UserError, match=message):
-        pathfinder_config(**options)
+        PathfinderConfig(**options)

@@ -16,30 +16,9 @@ from transnormer_jax.papers.data.options import config_from_name
 
 @dataclasses.dataclass(kw_only=True)
 class ListOpsConfig(tfds.core.BuilderConfig):
-    """The sampler, the sizes of the splits and the seed; made by `listops_config`."""
+    """Which expressions are generated; the defaults are Long Range Arena's.
 
-    sampler: ListOpsSampler
-    num_train: int
-    num_validation: int
-    num_test: int
-    seed: int
-    processes: int
-
-
-def listops_config(
-    num_train: int = 96_000,
-    num_validation: int = 2_000,
-    num_test: int = 2_000,
-    min_length: int = 500,
-    max_length: int = 2000,
-    max_depth: int = 10,
-    max_args: int = 10,
-    seed: int = 0,
-    processes: int = 0,
-) -> ListOpsConfig:
-    """Returns the builder config; the defaults are Long Range Arena's.
-
-    Args:
+    Attributes:
       num_train: examples in `train`.
       num_validation: examples in `validation`.
       num_test: examples in `test`.
@@ -49,33 +28,40 @@ def listops_config(
       max_args: most arguments of an operator.
       seed: of everything.
       processes: that generate at once, 0 for one on each CPU; the data are the same.
-
-    Raises:
-      UserError: a split is empty, no tree is so small, or a number is negative.
     """
-    if min(num_train, num_validation, num_test) < 1:
-        raise UserError("a ListOps split has no example: choose at least 1 for num_train, num_validation and num_test.")
-    if max_depth < 2 or max_args < 2:
-        raise UserError(f"max_depth is {max_depth} and max_args {max_args}: a ListOps tree needs at least 2 of both.")
-    if min_length < 3 or max_length < min_length + 2:
-        raise UserError(
-            f"no ListOps list has more than {min_length} and fewer than {max_length} tokens: choose a min_length of 3 "
-            "or more and a max_length at least 2 above it."
-        )
-    if seed < 0 or processes < 0:
-        raise UserError(f"seed is {seed} and processes {processes}: neither is negative.")
-    sampler = ListOpsSampler(min_length, max_length, max_depth, max_args)
-    sizes = f"{num_train}-{num_validation}-{num_test}"
-    name = f"length{min_length}-{max_length}-depth{max_depth}-args{max_args}-seed{seed}-{sizes}"
-    return ListOpsConfig(
-        name=name,
-        sampler=sampler,
-        num_train=num_train,
-        num_validation=num_validation,
-        num_test=num_test,
-        seed=seed,
-        processes=processes,
-    )
+
+    name: str = ""
+    num_train: int = 96_000
+    num_validation: int = 2_000
+    num_test: int = 2_000
+    min_length: int = 500
+    max_length: int = 2000
+    max_depth: int = 10
+    max_args: int = 10
+    seed: int = 0
+    processes: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an empty split, lengths that no tree has, or a negative number."""
+        sizes = (self.num_train, self.num_validation, self.num_test)
+        if min(sizes) < 1:
+            raise UserError(
+                "a ListOps split has no example: choose at least 1 for num_train, num_validation and num_test."
+            )
+        if self.max_depth < 2 or self.max_args < 2:
+            raise UserError(
+                f"max_depth is {self.max_depth} and max_args {self.max_args}: a ListOps tree needs at least 2 of both."
+            )
+        if self.min_length < 3 or self.max_length < self.min_length + 2:
+            raise UserError(
+                f"no ListOps list has more than {self.min_length} and fewer than {self.max_length} tokens: choose a "
+                "min_length of 3 or more and a max_length at least 2 above it."
+            )
+        if self.seed < 0 or self.processes < 0:
+            raise UserError(f"seed is {self.seed} and processes {self.processes}: neither is negative.")
+        self.sampler = ListOpsSampler(self.min_length, self.max_length, self.max_depth, self.max_args)
+        lengths = f"length{self.min_length}-{self.max_length}-depth{self.max_depth}-args{self.max_args}"
+        self.name = f"{lengths}-seed{self.seed}-{'-'.join(map(str, sizes))}"
 
 
 class ListOps(tfds.core.GeneratorBasedBuilder):
@@ -111,7 +97,7 @@ class ListOps(tfds.core.GeneratorBasedBuilder):
 
 
 def _open(config: DataConfig, data_dir: str | None) -> ListOps:
-    return ListOps(config=config_from_name(config, listops_config), data_dir=data_dir)
+    return ListOps(config=config_from_name(config, ListOpsConfig), data_dir=data_dir)
 
 
 DATASETS["listops"] = Dataset(_open, inputs=("tokens",))

@@ -1,15 +1,16 @@
 """Options of a generated dataset, in its name: `"listops/min_length=50,max_length=200"`."""
 
-import inspect
-from collections.abc import Callable
+import dataclasses
 from typing import Any
+
+import tensorflow_datasets as tfds
 
 from transnormer_jax.data import DataConfig
 from transnormer_jax.errors import UserError, did_you_mean
 
 
-def config_from_name[T](config: DataConfig, make_config: Callable[..., T]) -> T:
-    """Calls `make_config` with the options in `config.dataset`.
+def config_from_name[T: tfds.core.BuilderConfig](config: DataConfig, kind: type[T]) -> T:
+    """Returns a builder config of a kind, with the options in `config.dataset`.
 
     Raises:
       UserError: an option is unknown or is not of its default's type, or `config.files` is given.
@@ -17,7 +18,8 @@ def config_from_name[T](config: DataConfig, make_config: Callable[..., T]) -> T:
     dataset = config.dataset
     if config.files:
         raise UserError(f"dataset {dataset!r} is generated: leave `files` empty.")
-    known = {name: parameter.default for name, parameter in inspect.signature(make_config).parameters.items()}
+    of_tfds = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+    known = {field.name: field.default for field in dataclasses.fields(kind) if field.name not in of_tfds}
     options: dict[str, Any] = {}
     for option in filter(None, dataset.partition("/")[2].split(",")):
         name, _, value = option.partition("=")
@@ -33,4 +35,4 @@ def config_from_name[T](config: DataConfig, make_config: Callable[..., T]) -> T:
                 f"option {name!r} of dataset {dataset!r} is {value!r}: give a value like {known[name]!r}, its default."
             )
         options[name] = parsed
-    return make_config(**options)
+    return kind(**options)

@@ -42,28 +42,11 @@ _SCALES = {
 
 @dataclasses.dataclass(kw_only=True)
 class PathfinderConfig(tfds.core.BuilderConfig):
-    """The sampler, the number of images and the seed; made by `pathfinder_config`."""
-
-    sampler: PathfinderSampler
-    num_examples: int
-    seed: int
-    processes: int
-
-
-def pathfinder_config(
-    resolution: int = 32,
-    difficulty: str = "hard",
-    num_examples: int = 200_000,
-    seed: int = 0,
-    num_distractors: int | None = None,
-    equal_contrast: bool = True,
-    processes: int = 0,
-) -> PathfinderConfig:
-    """Returns the builder config; the defaults are Long Range Arena's Pathfinder, and `resolution=128` is its Path-X.
+    """Which images are drawn; the defaults are Long Range Arena's Pathfinder, and `resolution=128` is its Path-X.
 
     Two things are not known of the released images, so they can be chosen.
 
-    Args:
+    Attributes:
       resolution: 32, 64, 128 or 256.
       difficulty: `"easy"`, `"intermediate"` or `"hard"`: contours of 6, 9 or 14 dashes, distractors of a third.
       num_examples: images in all splits together.
@@ -75,40 +58,53 @@ def pathfinder_config(
         quarter at 32 x 32 and not at all at other sizes. That would mark them without any path being followed, so
         they are equal by default.
       processes: that draw at once, 0 for one on each CPU; the images are the same.
-
-    Raises:
-      UserError: there is no such resolution or difficulty, fewer than 10 images, or a negative number.
     """
-    if resolution not in _SCALES:
-        raise UserError(f"Pathfinder has no resolution {resolution}: choose 32, 64, 128 or 256.")
-    if difficulty not in _CONTOUR_LENGTHS:
-        raise UserError(f"Pathfinder has no difficulty {difficulty!r}: {did_you_mean(difficulty, _CONTOUR_LENGTHS)}")
-    if num_examples < 10:
-        raise UserError(f"{num_examples} Pathfinder images cannot be split 8 : 1 : 1: choose at least 10.")
-    if seed < 0 or processes < 0 or (num_distractors or 0) < 0:
-        raise UserError(f"seed is {seed}, processes {processes}, num_distractors {num_distractors}: none is negative.")
-    scale, contour_length = _SCALES[resolution], _CONTOUR_LENGTHS[difficulty]
-    if num_distractors is None:
-        num_distractors = scale.distractor_dashes // (_CONTOUR_LENGTHS["easy"] // 3)
-    contrast = scale.contrast * scale.contour_dimming
-    sampler = PathfinderSampler(
-        resolution=resolution,
-        border=scale.border,
-        margins=scale.margins,
-        start_distance=scale.start_distance,
-        disc_radius=scale.disc_radius,
-        dash_length=scale.dash_length,
-        dash_thickness=scale.dash_thickness,
-        continuity=scale.continuity,
-        contour_length=contour_length,
-        distractor_length=contour_length // 3,
-        num_distractors=num_distractors,
-        contrast=contrast,
-        distractor_contrast=contrast if equal_contrast else scale.contrast,
-    )
-    brightness = "equal" if equal_contrast else "dimmed"
-    name = f"{resolution}-{difficulty}-distractors{num_distractors}-{brightness}-seed{seed}-{num_examples}"
-    return PathfinderConfig(name=name, sampler=sampler, num_examples=num_examples, seed=seed, processes=processes)
+
+    name: str = ""
+    resolution: int = 32
+    difficulty: str = "hard"
+    num_examples: int = 200_000
+    seed: int = 0
+    num_distractors: int | None = None
+    equal_contrast: bool = True
+    processes: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for an unknown resolution or difficulty, fewer than 10 images, or a negative number."""
+        if self.resolution not in _SCALES:
+            raise UserError(f"Pathfinder has no resolution {self.resolution}: choose 32, 64, 128 or 256.")
+        if self.difficulty not in _CONTOUR_LENGTHS:
+            suggestion = did_you_mean(self.difficulty, _CONTOUR_LENGTHS)
+            raise UserError(f"Pathfinder has no difficulty {self.difficulty!r}: {suggestion}")
+        if self.num_examples < 10:
+            raise UserError(f"{self.num_examples} Pathfinder images cannot be split 8 : 1 : 1: choose at least 10.")
+        if self.seed < 0 or self.processes < 0 or (self.num_distractors or 0) < 0:
+            raise UserError(
+                f"seed is {self.seed}, processes {self.processes}, num_distractors {self.num_distractors}: none is "
+                "negative."
+            )
+        scale, contour_length = _SCALES[self.resolution], _CONTOUR_LENGTHS[self.difficulty]
+        if self.num_distractors is None:
+            self.num_distractors = scale.distractor_dashes // (_CONTOUR_LENGTHS["easy"] // 3)
+        contrast = scale.contrast * scale.contour_dimming
+        self.sampler = PathfinderSampler(
+            resolution=self.resolution,
+            border=scale.border,
+            margins=scale.margins,
+            start_distance=scale.start_distance,
+            disc_radius=scale.disc_radius,
+            dash_length=scale.dash_length,
+            dash_thickness=scale.dash_thickness,
+            continuity=scale.continuity,
+            contour_length=contour_length,
+            distractor_length=contour_length // 3,
+            num_distractors=self.num_distractors,
+            contrast=contrast,
+            distractor_contrast=contrast if self.equal_contrast else scale.contrast,
+        )
+        brightness = "equal" if self.equal_contrast else "dimmed"
+        kind = f"{self.resolution}-{self.difficulty}-distractors{self.num_distractors}-{brightness}"
+        self.name = f"{kind}-seed{self.seed}-{self.num_examples}"
 
 
 class Pathfinder(tfds.core.GeneratorBasedBuilder):
@@ -145,7 +141,7 @@ class Pathfinder(tfds.core.GeneratorBasedBuilder):
 
 
 def _open(config: DataConfig, data_dir: str | None) -> Pathfinder:
-    return Pathfinder(config=config_from_name(config, pathfinder_config), data_dir=data_dir)
+    return Pathfinder(config=config_from_name(config, PathfinderConfig), data_dir=data_dir)
 
 
 DATASETS["pathfinder"] = Dataset(_open, inputs=("image",))

@@ -1,7 +1,7 @@
 """Classification of one sequence, or of two."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax.numpy as jnp
 import optax
@@ -12,9 +12,7 @@ from transnormer_jax.papers.tasks.labelled import ClassesConfig, LabelledTask
 from transnormer_jax.tasks import TASKS, Batch, Params, Sums
 from transnormer_jax.tasks.language_modelling import require_transnormer
 from transnormer_jax.tasks.task import random_streams
-
-if TYPE_CHECKING:
-    from transnormer_jax.training import Config
+from transnormer_jax.training import Config
 
 
 @TASKS.register("classification")
@@ -30,7 +28,7 @@ class Classification(LabelledTask):
     encoder: ClassVar[type[SequenceClassifier] | type[DualEncoder]] = SequenceClassifier
 
     @classmethod
-    def from_config(cls, config: "Config") -> Self:
+    def from_config(cls, config: Config) -> Self:
         """See `Task`."""
         assert isinstance(config.task, ClassesConfig), config.task
         return cls(cls.encoder(require_transnormer(config), config.task.num_classes))

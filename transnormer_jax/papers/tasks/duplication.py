@@ -1,15 +1,13 @@
 """Sequence duplication, a causal language model of which some targets count."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from transnormer_jax.data import Tokenizer
 from transnormer_jax.papers.data import DuplicationRows
 from transnormer_jax.tasks import TASKS, CausalLM, HeldOutRows, TrainingRows
 from transnormer_jax.tasks.task import check_vocabulary
-
-if TYPE_CHECKING:
-    from transnormer_jax.training import Config
+from transnormer_jax.training import Config
 
 _EVALUATION_EXAMPLES = 1024
 
@@ -23,14 +21,14 @@ class Duplication(CausalLM):
     cuts_rows: ClassVar[bool] = False
     reads_data: ClassVar[bool] = False
 
-    def training_rows(self, config: "Config", tokenizer: Tokenizer) -> TrainingRows:
+    def training_rows(self, config: Config, tokenizer: Tokenizer) -> TrainingRows:
         """See `Task`."""
         del tokenizer
         check_vocabulary(config, DuplicationRows.vocab_size)
         rows = DuplicationRows(config.seed)
         return TrainingRows(rows, config.num_steps * config.batch_size, "sequences generated on the fly")
 
-    def held_out(self, config: "Config", tokenizer: Tokenizer, split: str, max_tokens: int = 0) -> HeldOutRows:
+    def held_out(self, config: Config, tokenizer: Tokenizer, split: str, max_tokens: int = 0) -> HeldOutRows:
         """See `Task`; 1,024 sequences, whatever the split."""
         del config, tokenizer, split, max_tokens
         # No training run has this seed: it may not be negative, and ours are small.

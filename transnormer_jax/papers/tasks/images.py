@@ -1,7 +1,7 @@
 """Images byte by byte."""
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,9 +15,7 @@ from transnormer_jax.papers.tasks.mixture_of_logistics import likeliest_mean, mi
 from transnormer_jax.tasks import TASKS, Batch, HeldOutRows, Params, Sums, Task, TaskConfig, TrainingRows
 from transnormer_jax.tasks.language_modelling import EVALUATION_SEED, require_transnormer
 from transnormer_jax.tasks.task import random_streams
-
-if TYPE_CHECKING:
-    from transnormer_jax.training import Config
+from transnormer_jax.training import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +44,7 @@ class AutoregressiveImages(Task):
     model: ImageModel
 
     @classmethod
-    def from_config(cls, config: "Config") -> Self:
+    def from_config(cls, config: Config) -> Self:
         """See `Task`."""
         assert isinstance(config.task, ImagesConfig), config.task
         return cls(ImageModel(require_transnormer(config, causal=True), config.task.num_mixtures))
@@ -73,12 +71,12 @@ class AutoregressiveImages(Task):
             "accuracy": float(totals.correct / totals.predictions),
         }
 
-    def training_rows(self, config: "Config", tokenizer: Tokenizer) -> TrainingRows:
+    def training_rows(self, config: Config, tokenizer: Tokenizer) -> TrainingRows:
         """See `Task`."""
         examples = open_examples(config, tokenizer, config.data.train_split)
         return TrainingRows(ImageRows(examples, config.seed), len(examples), describe(config, examples))
 
-    def held_out(self, config: "Config", tokenizer: Tokenizer, split: str, max_tokens: int = 0) -> HeldOutRows:
+    def held_out(self, config: Config, tokenizer: Tokenizer, split: str, max_tokens: int = 0) -> HeldOutRows:
         """See `Task`."""
         examples = open_examples(config, tokenizer, split)
         return HeldOutRows(ImageRows(examples, EVALUATION_SEED), rows_to_read(config, examples, max_tokens))

@@ -1,7 +1,7 @@
 """Speech recognition by CTC."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -13,9 +13,7 @@ from transnormer_jax.papers.tasks.labelled import ClassesConfig, LabelledTask
 from transnormer_jax.tasks import TASKS, Batch, Params, Sums, TaskConfig
 from transnormer_jax.tasks.language_modelling import require_transnormer
 from transnormer_jax.tasks.task import random_streams
-
-if TYPE_CHECKING:
-    from transnormer_jax.training import Config
+from transnormer_jax.training import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class SpeechRecognition(LabelledTask):
     frames_per_token: int = 1
 
     @classmethod
-    def from_config(cls, config: "Config") -> Self:
+    def from_config(cls, config: Config) -> Self:
         """See `Task`."""
         options, model = config.task, config.model
         assert isinstance(options, SpeechConfig), options
