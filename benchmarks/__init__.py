@@ -1,5 +1,5 @@
-"""Benchmarks, run as modules: `python -m benchmarks.NAME` measures something and writes a JSON file, and most a plot.
+"""Benchmarks, run as modules: `python -m benchmarks.NAME` measures something and writes a JSON record, at most a plot.
 
-gpu_*, tpu_*, study_*, attention_* and inference_* are parts of the benchmarks that they are named after; `record` and
-`measure` are what all share. `results_page`, `published_page` and `record_plots` make pages and plots of the records.
+`common` is what they share, `definition` is what results are compared with. `gpu_worker`, `fault_lab`, `studies`,
+`attention_maps`, `inference_reference`, `tpu_compiler` and `tpu_bundles` are parts of the benchmarks beside them.
 """

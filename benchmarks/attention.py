@@ -6,8 +6,7 @@ temporary memory. The memory is what the compiler plans (`memory_analysis().temp
 "softmax" is causal `jax.nn.dot_product_attention` as XLA computes it, with the N x N matrix; "jla" is the chunked
 `simple_gla` of the package jax-linear-attention, where that is installed.
 
-What does not fit, fails or is wrong is not timed, and the table and the JSON file say why. A plot is written beside
-that file. The last line on stdout is a summary in JSON.
+What does not fit, fails or is wrong is not timed, and the record says why.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --backends=chunked,jla --decay=per_token
@@ -16,32 +15,30 @@ that file. The last line on stdout is a summary in JSON.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.attention_report import FOOTNOTE, HEADER, Row, panels, summarize
-from benchmarks.environment import hardware
-from benchmarks.measure import Measurement, measure, one_line
-from benchmarks.plot import save_panels
-from benchmarks.record import check_known, check_positive, main, prepare, write
-from benchmarks.truth import definition, relative_rms
+from benchmarks.common import Measurement, Panel, Record, check_known, check_positive, main, measure, one_line
+from benchmarks.definition import definition, relative_rms
 from transnormer_jax.ops.decay import released_log_decay
 from transnormer_jax.ops.linear_attention import linear_attention
 
 # Kernels are measured by benchmarks.gpu, on the hardware that they are for.
 CONTENDERS = ("recurrent", "quadratic", "associative_scan", "chunked", "chunked_associative_scan", "softmax")
 PEERS = ("jla",)
+COMPUTATIONS = ("forward", "forward_backward")
 _DECAYS = ("per_head", "per_token")
 
 # The relative RMS error up to which a backend computes the same thing: rounding alone stays well below.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 _CHECKED_TOKENS = 200  # several chunks, the last one ragged
 _LAYER, _NUM_LAYERS = 12, 24  # whose decay is taken
+
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,30 +74,42 @@ class Settings:
         check_known("dtype", [self.dtype], _TOLERANCE)
 
 
-def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints the table and writes `output` as it goes, then the plot beside it, and returns the summary."""
-    prepare(output)
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Measures, prints and records as it goes, and returns the summary."""
     errors, broken = check_backends(settings)
     about = {
         "log_decay": _log_decay(settings, 1).tolist() if settings.decay == "per_head" else settings.decay,
         "check": {"num_tokens": _CHECKED_TOKENS, "relative_rms_error": errors},
     }
     rows = list[Row]()
-    print(HEADER)
-    for row in _measure_all(settings, broken):
-        rows.append(row)
-        print(row, flush=True)
-        content = {**about, "rows": [row.as_json() for row in rows], "summary": summarize(rows)}
-        environment = write(output, command_line, settings, content)
-    print(FOOTNOTE)
+    for num_tokens in sorted(set(settings.num_tokens)):
+        log_decay = _log_decay(settings, num_tokens)
+        q, k, v, cotangent = _random(settings, num_tokens, count=4)
+        calls = (("forward", forward, ()), ("forward_backward", forward_backward, (cotangent,)))
+        for backend in dict.fromkeys(settings.backends):
+            for computation, function, more in calls:
+                result = Measurement(skipped=broken.get(backend))
+                if backend not in broken:
+                    limits = {"max_gigabytes": settings.max_gigabytes, "seconds": settings.seconds}
+                    result = measure(function(backend), (q, k, v, log_decay, *more), **limits)
+                print(f"{num_tokens:7d} {backend:<25} {computation:<17} {result}", flush=True)
+                row = {"backend": backend, "computation": computation, "num_tokens": num_tokens}
+                rows.append(row | result.known())
+                record.write(**about, rows=rows, summary=summarize(rows))
     shape = f"B = {settings.batch}, H = {settings.heads}, K = V = {settings.head_dim}, {settings.dtype}"
-    save_panels(
-        panels(rows),
-        title=f"Causal attention on {hardware(environment)}; {shape}",
-        xlabel="tokens N",
-        path=output.with_suffix(".png"),
-    )
-    return {"output": str(output), **summarize(rows)}
+    lines = [
+        Panel(
+            computation.replace("_", " and "), ylabel, {name: points(rows, name, computation, field) for name in names}
+        )
+        for names in [dict.fromkeys(settings.backends)]
+        for computation, field, ylabel in (
+            ("forward", "median_ms", "time [ms]"),
+            ("forward_backward", "median_ms", "time [ms]"),
+            ("forward_backward", "compiler_temp_bytes", "temporary memory by the compiler's plan [B]"),
+        )
+    ]
+    record.plot(lines, title=f"Causal attention; {shape}", xlabel="tokens N")
+    return summarize(rows)
 
 
 def check_backends(settings: Settings) -> tuple[dict[str, float], dict[str, str]]:
@@ -159,22 +168,27 @@ def forward_backward(backend: str) -> Callable[..., Any]:
     return function
 
 
-def _measure_all(settings: Settings, broken: dict[str, str]) -> Iterator[Row]:
-    for num_tokens in sorted(set(settings.num_tokens)):
-        log_decay = _log_decay(settings, num_tokens)
-        q, k, v, cotangent = _random(settings, num_tokens, count=4)
-        calls = (("forward", forward, ()), ("forward_backward", forward_backward, (cotangent,)))
-        for backend in dict.fromkeys(settings.backends):
-            for computation, function, more in calls:
-                result = Measurement(skipped=broken.get(backend))
-                if backend not in broken:
-                    result = measure(
-                        function(backend),
-                        (q, k, v, log_decay, *more),
-                        max_gigabytes=settings.max_gigabytes,
-                        seconds=settings.seconds,
-                    )
-                yield Row(backend, computation, num_tokens, result)
+def summarize(rows: Sequence[Row]) -> dict[str, Any]:
+    """Of each computation, ratios of median times to `chunked` at the largest N at which both ran."""
+    summary: dict[str, Any] = {computation: {} for computation in COMPUTATIONS}
+    for computation, found in summary.items():
+        chunked = dict(points(rows, "chunked", computation, "median_ms"))
+        for name in dict.fromkeys(row["backend"] for row in rows if row["backend"] != "chunked"):
+            times = dict(points(rows, name, computation, "median_ms"))
+            if common := times.keys() & chunked.keys():
+                n = max(common)
+                found[f"time_{name}_over_chunked"] = {"num_tokens": n, "ratio": round(times[n] / chunked[n], 2)}
+    return summary
+
+
+def points(rows: Sequence[Row], backend: str, computation: str, field: str) -> list[tuple[int, float]]:
+    """(N, the field) where it is known and has a logarithm. What was not run has no time, but may have its memory."""
+    key = (backend, computation)
+    return [
+        (row["num_tokens"], row[field])
+        for row in rows
+        if (row["backend"], row["computation"]) == key and row.get(field)
+    ]
 
 
 def _random(settings: Settings, num_tokens: int, *, count: int) -> list[jax.Array]:

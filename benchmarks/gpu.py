@@ -1,9 +1,9 @@
 """Every backend on a GPU, against the memory floor and against the PyTorch kernels of others, on the same shapes.
 
-The memory floor is the least traffic of a problem (`gpu_shapes.py`) at the speed of a copy that is measured in the same
-run. A contender runs in another process. First its output and gradients, at the very shape, are held against float64;
-then it is timed on operands that the L2 cache does not hold, and the median counts (`gpu_backends.py`, `gpu_peers.py`).
-What cannot run, is wrong, or comes too late is a row that says why. Without a GPU only the shape "tiny" runs.
+The memory floor is the least traffic of a problem at the speed of a copy that is measured in the same run. Contenders
+run in other processes (`gpu_worker.py`): first their output and gradients, at the very shape, are held against float64,
+then they are timed on operands that the L2 cache does not hold, and the median counts. What cannot run, is wrong, or
+comes too late is a row that says why. Without a GPU only the shape "tiny" runs.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --shapes=tiny
@@ -15,11 +15,10 @@ and models.
 
     pip download --no-deps --dest wheels fla-core lightning_attn
     for wheel in wheels/*.whl; do python -m zipfile -e "$wheel" peers; done
-
-Writes a JSON file, and two plots beside it. The last line on stdout is a summary in JSON.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -27,20 +26,22 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.attention_report import COMPUTATIONS
-from benchmarks.environment import hardware, results_directory
-from benchmarks.gpu_peers import PEERS
-from benchmarks.gpu_report import HEADER, Row, by_length, compare, comparison_lines, fractions, judge
-from benchmarks.gpu_shapes import MEASURED, SHAPES
-from benchmarks.plot import save_bars, save_panels
-from benchmarks.processes import last_words
-from benchmarks.record import check_known, check_positive, main, prepare, write
-from transnormer_jax.errors import UserError
+import numpy as np
 
+from benchmarks.attention import COMPUTATIONS
+from benchmarks.common import ROOT, Record, check_known, check_positive, hardware, last_words, main
+from benchmarks.definition import least_bytes
+from transnormer_jax.errors import UserError
+from transnormer_jax.ops.decay import paper_log_decay
+
+# The decay that flash-linear-attention builds into its lightning attention, so that one truth serves every contender.
+# It spans all there is: head 0 forgets nothing, the last head almost all at each token.
+LAYER, NUM_LAYERS = 12, 24
+PEERS = ("fla_simple_gla", "fla_lightning_attn", "lightning_attn")
 # A group shares a process; a kernel that may crash has one to itself. `benchmarks.attention` has the other backends,
 # which these sizes are too large for.
 _GROUPS = (
@@ -51,14 +52,71 @@ _GROUPS = (
     ("chunked", "chunked_associative_scan", "auto"),
 )
 CONTENDERS = tuple(contender for group in _GROUPS for contender in group)
-_FIRST = 2  # of the shapes, which the targets are about
+_FIRST = 2  # of the shapes, which matter most
 
 # Rounding to bfloat16 alone makes 2e-3 to 3e-3. True float32 stays below 1e-5, tensor cores in TF32 do not.
 TOLERANCE = {"bfloat16": 5e-3, "float32": 2e-5}
 # Some peers add up gradients in bfloat16. That is rounding, not a mistake: they are timed.
 _PEER_TOLERANCE = {"bfloat16": 1e-2}
-_ROOT = Path(__file__).parents[1]
 _COPY_BYTES = (1 << 24, 1 << 30)  # on a CPU, on a GPU
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One problem: q, k [B, N, H, K], v [B, N, H, V], and how many documents are packed into a row."""
+
+    batch: int
+    heads: int
+    num_tokens: int
+    key_dim: int = 128
+    value_dim: int = 128
+    dtype: str = "bfloat16"
+    documents: int = 1
+
+    @property
+    def log_decay(self) -> np.ndarray:
+        """[H] float32, the paper's decay of a middle layer."""
+        return paper_log_decay(self.heads, NUM_LAYERS)[LAYER]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in each document of a row; all differ."""
+        parts = np.arange(1, self.documents + 1)
+        ends = np.rint(self.num_tokens * np.cumsum(parts) / np.sum(parts)).astype(int)
+        return np.diff(ends, prepend=0).tolist()
+
+    @property
+    def segment_ids(self) -> np.ndarray | None:
+        """[B, N] int32 from 1, or None where nothing is packed."""
+        if self.documents == 1:
+            return None
+        return np.tile(np.repeat(np.arange(1, self.documents + 1, dtype=np.int32), self.lengths), (self.batch, 1))
+
+    def least_bytes(self, computation: str) -> int:
+        """The memory traffic that no implementation can avoid, bytes."""
+        token_heads, itemsize = self.batch * self.heads * self.num_tokens, 4 if self.dtype == "float32" else 2
+        return least_bytes(computation, token_heads, self.key_dim, self.value_dim, itemsize)
+
+
+# In the order of their weight, in case the time runs out.
+SHAPES = {
+    "wide": Shape(8, 32, 8192),
+    "row_8k": Shape(1, 16, 8192),
+    "head_64": Shape(8, 32, 8192, 64, 64),
+    "row_2k": Shape(1, 16, 2048),
+    "row_32k": Shape(1, 16, 32768),
+    # The shapes that flash-linear-attention publishes times for.
+    "fla_96_heads": Shape(1, 96, 8192),
+    "fla_16_heads": Shape(2, 16, 16384),
+    "fla_64_heads": Shape(4, 64, 4096),
+    "lrpe": Shape(8, 32, 8192, 128, 64),  # LRPE doubles the features of q and k
+    "packed": Shape(1, 16, 32768, documents=12),
+    "row_8k_float32": Shape(1, 16, 8192, dtype="float32"),
+    "tiny": Shape(1, 2, 320, 64, 64, documents=2),  # for a look at the benchmark itself, on any device
+}
+MEASURED = tuple(name for name in SHAPES if name != "tiny")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,19 +148,12 @@ class Settings:
                 raise UserError(f"there is no directory {directory!r}: unpack the peers there, or leave out peers.")
 
 
-def run(settings: Settings, output: Path | None, command_line: str) -> dict[str, Any]:
-    """Measures, prints the table and writes `output` as it goes, then the plots beside it, and returns the summary.
-
-    Args:
-      settings: what to measure.
-      output: the JSON file to write; None is benchmarks/results/<device>/gpu.json.
-      command_line: for the record.
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Measures, prints and records as it goes, and returns the summary.
 
     Raises:
-      UserError: jax does not start, or `output` cannot be written.
+      UserError: jax does not start.
     """
-    if output is not None:
-        prepare(output)
     deadline = time.monotonic() + settings.limit_seconds
     task = {
         "seconds": settings.seconds,
@@ -111,129 +162,104 @@ def run(settings: Settings, output: Path | None, command_line: str) -> dict[str,
         "copy_bytes": _COPY_BYTES,
     }
     # This process leaves the device to the others: what it held, they could not have.
-    described = _describe(task)
-    environment, speed = described["environment"], described["copy_bytes_per_second"]
-    if output is None:
-        output = results_directory(environment) / "gpu.json"
-        prepare(output)
-    content: dict[str, Any] = {
-        "copy_gigabytes_per_second": speed / 1e9,
-        "tolerance": {"backends": TOLERANCE, "peers": _PEER_TOLERANCE},
-        "shapes": {name: dataclasses.asdict(SHAPES[name]) for name in settings.shapes},
-    }
-
-    print(f"{hardware(environment)}: a copy reads and writes {speed / 1e9:.0f} GB/s")
-    print(HEADER)
-    rows = list[Row]()
-    for row in _measure_all(settings, task | {"copy_bytes_per_second": speed}, environment, deadline):
+    described = next(worker_results([], task, time.monotonic() + 120), {"skipped": "it took two minutes"})
+    if "skipped" in described:
+        raise UserError(f"jax does not start here ({described['skipped']}): mend its installation.")
+    record.environment, speed = described["environment"], described["copy_bytes_per_second"]
+    print(f"{hardware(record.environment)}: a copy reads and writes {speed / 1e9:.0f} GB/s")
+    shapes = {name: dataclasses.asdict(SHAPES[name]) for name in settings.shapes}
+    rows, comparison = list[Row](), list[Row]()
+    task |= {"copy_bytes_per_second": speed}
+    for row in _measure_all(settings, task, record.environment["platform"], deadline):
         rows.append(row)
-        print(row, flush=True)
+        shown = {name: x for name, x in row.items() if name not in ("versions", "launched_median_ms", "sets")}
+        print(shown, flush=True)
         comparison = compare(rows)
-        verdicts = judge(comparison, str(environment["device_kind"]))
-        content |= {"rows": [row.as_json() for row in rows], "comparison": comparison, "targets": verdicts}
-        write(output, command_line, settings, content, environment)
-    print("\n".join(["", *(str(SHAPES[name]) for name in settings.shapes), "", *comparison_lines(comparison), ""]))
-    print("\n".join(verdicts), flush=True)
-
-    title = f"Linear attention on {hardware(environment)}"
-    save_bars(fractions(rows, settings.shapes), settings.shapes, title=title, path=output.with_suffix(".png"))
-    save_panels(
-        by_length(rows),
-        title=f"{title}; B = 1, H = 16, K = V = 128, bfloat16",
-        xlabel="tokens N",
-        path=output.with_name(f"{output.stem}_by_length.png"),
-    )
-    measured = sum(row.median_ms is not None for row in rows)
-    return {"output": str(output), "measured": measured, "skipped": len(rows) - measured, "targets": verdicts}
+        record.write(copy_gigabytes_per_second=speed / 1e9, shapes=shapes, rows=rows, comparison=comparison)
+    for entry in comparison:
+        print(entry)
+    measured = sum("median_ms" in row for row in rows)
+    return {"measured": measured, "skipped": len(rows) - measured}
 
 
-def _measure_all(
-    settings: Settings, task: dict[str, Any], environment: dict[str, Any], deadline: float
-) -> Iterator[Row]:
+def compare(rows: Sequence[Row]) -> list[Row]:
+    """For each shape and computation, the best of our backends, the best of the peers, and whether we lose."""
+    comparison = []
+    for shape, computation in dict.fromkeys((row["shape"], row["computation"]) for row in rows):
+        here = [row for row in rows if (row["shape"], row["computation"]) == (shape, computation)]
+        entry: Row = {"shape": shape, "computation": computation, "floor_ms": here[0]["floor_ms"]}
+        for name, peer in (("backend", False), ("peer", True)):
+            timed = [row for row in here if "median_ms" in row and (row["contender"] in PEERS) == peer]
+            if timed:
+                best = min(timed, key=lambda row: row["median_ms"])
+                entry |= {name: best["contender"], f"{name}_ms": best["median_ms"]}
+        if "backend" in entry and "peer" in entry:
+            entry["loses"] = entry["backend_ms"] > entry["peer_ms"]
+        comparison.append(entry)
+    return comparison
+
+
+def _measure_all(settings: Settings, task: dict[str, Any], platform: str, deadline: float) -> Iterator[Row]:
     shapes = list(dict.fromkeys(settings.shapes))
     # Every contender at the first shapes, before any goes on to the others.
-    for some in (shapes[:_FIRST], shapes[_FIRST:]):
-        for group in _GROUPS:
-            rows = [
-                Row(contender, contender in PEERS, shape, computation, floor_ms, {})
-                for shape in some
-                for computation in COMPUTATIONS
-                for floor_ms in [1e3 * SHAPES[shape].least_bytes(computation) / task["copy_bytes_per_second"]]
-                for contender in group
-                if contender in settings.contenders
-            ]
-            if environment["platform"] != "gpu":
-                reason = f"jax finds no GPU, it runs on {environment['platform']}"
-                yield from (row.with_result({"skipped": reason}) for row in rows if row.shape != "tiny")
-                rows = [row for row in rows if row.shape == "tiny"]
-            # One group may take half of the time that is left, so that none takes all.
-            now = time.monotonic()
-            yield from _measure(rows, task, now + (deadline - now) / 2)
+    for some, group in itertools.product((shapes[:_FIRST], shapes[_FIRST:]), _GROUPS):
+        rows = [
+            {"contender": contender, "shape": shape, "computation": computation, "floor_ms": floor_ms}
+            for shape in some
+            for computation in COMPUTATIONS
+            for floor_ms in [1e3 * SHAPES[shape].least_bytes(computation) / task["copy_bytes_per_second"]]
+            for contender in group
+            if contender in settings.contenders
+        ]
+        if platform != "gpu":
+            reason = f"jax finds no GPU, it runs on {platform}"
+            yield from (row | {"skipped": reason} for row in rows if row["shape"] != "tiny")
+            rows = [row for row in rows if row["shape"] == "tiny"]
+        # One group may take half of the time that is left, so that none takes all.
+        yield from _measure(rows, task, time.monotonic() + (deadline - time.monotonic()) / 2)
 
 
-def _measure(rows: list[Row], task: dict[str, Any], end: float) -> Iterator[Row]:
-    """Fills the rows of one group, by as many processes as it takes, until the time `end`."""
-    while rows:
+def _measure(rows: Sequence[Row], task: dict[str, Any], end: float) -> Iterator[Row]:
+    """Completes rows by as many workers as it takes, until the time `end`."""
+    while rows and time.monotonic() < end:
+        # A worker ends at the first kernel that fails, which may have left its device unusable; another goes on.
         finished = 0
-        process = _Process(rows, task, end)
-        for result in process.results():
-            yield rows[finished].with_result(result)
+        for result in worker_results(rows, task, end):
+            yield rows[finished] | result
             finished += 1
         rows = rows[finished:]
-        if process.stopped:
-            break
-        if rows and not finished:
-            yield rows[0].with_result({"skipped": f"its process ended: {process.last_words}"})
-            rows = rows[1:]
     for row in rows:
-        yield row.with_result({"skipped": "the time ran out"})
+        yield row | {"skipped": "the time ran out"}
 
 
-class _Process:
-    """A process that prints results as lines of JSON, stopped at the time `end`."""
-
-    def __init__(self, rows: list[Row], task: dict[str, Any], end: float):
-        peers = any(row.is_peer for row in rows)
-        self._module = "benchmarks.gpu_peers" if peers else "benchmarks.gpu_backends"
-        # Beside PyTorch, jax must not take the memory of the device.
-        self._environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if peers else {})
-        self._task = task | {
-            "rows": [(row.contender, row.shape, row.computation) for row in rows],
-            "tolerance": _PEER_TOLERANCE if peers else TOLERANCE,
-        }
-        self._end = end
-        self.stopped = False
-        self.last_words = ""
-
-    def results(self) -> Iterator[dict[str, Any]]:
-        """Yields results as they come; afterwards the attributes tell how it ended."""
-        command_line = [sys.executable, "-m", self._module, json.dumps(self._task)]
-        with tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(
-                command_line, stdout=subprocess.PIPE, stderr=errors, text=True, env=self._environment, cwd=_ROOT
-            )
-            timer = threading.Timer(max(self._end - time.monotonic(), 0), self._stop, (process,))
-            timer.start()
-            with process:
-                for line in process.stdout or ():
-                    if line.startswith("{"):  # Libraries may print as well.
-                        yield json.loads(line)
-            timer.cancel()
+def worker_results(rows: Sequence[Row], task: dict[str, Any], end: float) -> Iterator[dict[str, Any]]:
+    """What a worker says of the rows in their order, until it ends or the time `end`; a crash is the last result."""
+    peers = any(row["contender"] in PEERS for row in rows)
+    task = task | {
+        "rows": [(row["contender"], row["shape"], row["computation"]) for row in rows],
+        "tolerance": _PEER_TOLERANCE if peers else TOLERANCE,
+    }
+    # Beside PyTorch, jax must not take the memory of the device.
+    environment = os.environ | ({"JAX_PLATFORMS": "cpu"} if peers else {})
+    command = [sys.executable, "-m", "benchmarks.gpu_worker", json.dumps(task)]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT
+        ) as process,
+    ):
+        timer = threading.Timer(max(end - time.monotonic(), 0), process.kill)
+        timer.start()
+        count = 0
+        for line in process.stdout or ():
+            if line.startswith("{"):  # Libraries may print as well.
+                yield json.loads(line)
+                count += 1
+        timer.cancel()
+        if (process.wait() not in (0, 1) or not count) and time.monotonic() < end:
             errors.seek(0)
-            self.last_words = last_words(errors.read(), process.returncode)
-
-    def _stop(self, process: subprocess.Popen[str]) -> None:
-        self.stopped = True
-        process.kill()
-
-
-def _describe(task: dict[str, Any]) -> dict[str, Any]:
-    process = _Process([], task, time.monotonic() + 120)
-    described = list(process.results())
-    if not described:
-        raise UserError(f"jax does not start here ({process.last_words}): mend its installation.")
-    return described[0]
+            yield {"skipped": f"its process ended: {last_words(errors.read(), process.returncode)}"}
 
 
 if __name__ == "__main__":
-    main("gpu", Settings(), run, output=None)
+    main("gpu", Settings(), run)

@@ -18,7 +18,7 @@ out=${1:-runs/gpu_all}
 quiet=(-q -p no:cacheprovider -p no:benchmark)
 
 # The limits, and five seconds each to die in, sum to 570 seconds.
-part environment 60 "$PYTHON" -c 'import json; from benchmarks.environment import describe_environment
+part environment 60 "$PYTHON" -c 'import json; from benchmarks.common import describe_environment
 print(json.dumps(describe_environment(), indent=1))'
 platform=$(sed -n 's/.*"platform": "\(.*\)".*/\1/p' "$out/log")
 if [[ $platform != gpu ]] && nvidia-smi -L > /dev/null 2>&1; then

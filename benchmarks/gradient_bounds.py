@@ -7,20 +7,16 @@ JAX, and each row is the largest over all queries, in float64. Queries and keys 
 softmax they themselves, are multiplied by the scale; t is NormAttention's product with Gaussian values.
 
     python -m benchmarks.gradient_bounds
-
-Writes a JSON file and a plot beside it. The last line on stdout is a summary in JSON.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.plot import Panel, save_panels
-from benchmarks.record import check_positive, main, prepare, write
+from benchmarks.common import Panel, Record, check_positive, main
 from transnormer_jax.ops import activation, simple_rms_norm
 
 NAMES = ("1+elu", "softmax", "norm")
@@ -46,31 +42,23 @@ class Settings:
         check_positive(self)
 
 
-def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Sweeps, prints the table, writes `output` and the plot beside it, and returns the summary."""
-    prepare(output)
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Sweeps, prints, records and plots, and returns the summary."""
     rows = [largest_derivatives(settings, scale) for scale in settings.scales]
-    header = [f"{name} {what}" for name in NAMES for what in ("derivative", "bound")]
-    print(f"{'scale':>8}" + "".join(f"{name:>19}" for name in header))
     for row in rows:
-        print(f"{row['scale']:8g}" + "".join(f"{row[name]:19.4g}" for name in header))
-    smallest = min(rows, key=lambda row: row["scale"])
+        print({name: float(f"{x:.4g}") for name, x in row.items()})
     summary = {
         "within_bounds": all(row[f"{name} derivative"] <= row[f"{name} bound"] for row in rows for name in NAMES),
-        "at_smallest_scale": smallest,
+        "at_smallest_scale": min(rows, key=lambda row: row["scale"]),
     }
-    write(output, command_line, settings, {"rows": rows, "summary": summary})
+    record.write(rows=rows, summary=summary)
     panels = []
     for name in NAMES:
         lines = {what: [(row["scale"], row[f"{name} {what}"]) for row in rows] for what in ("derivative", "bound")}
         panels.append(Panel(name, "largest derivative", lines))
-    save_panels(
-        panels,
-        title=f"Derivative of attention by its scores, N = {settings.num_tokens}, K = {settings.head_dim}",
-        xlabel="scale of the features",
-        path=output.with_suffix(".png"),
-    )
-    return {"output": str(output), **summary}
+    title = f"Derivative of attention by its scores, N = {settings.num_tokens}, K = {settings.head_dim}"
+    record.plot(panels, title=title, xlabel="scale of the features")
+    return summary
 
 
 def largest_derivatives(settings: Settings, scale: float) -> dict[str, float]:

@@ -9,12 +9,9 @@ WikiText-103 over 50,000 steps; of which gradients, is not known here.
 
     python -m benchmarks.gradient_spread
     python -m benchmarks.gradient_spread --files=corpus.txt --steps=2000
-
-Writes a JSON file and a plot. The last line on stdout is a summary in JSON.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,15 +20,13 @@ import numpy as np
 import optax
 
 from benchmarks.attention_maps import Caught, catch, check_mapped, mix, places, scores, visible
-from benchmarks.attention_subjects import text_config
-from benchmarks.environment import hardware
-from benchmarks.plot import Panel, save_panels
-from benchmarks.record import check_positive, main, prepare, write
-from transnormer_jax.data import batches_of
+from benchmarks.common import Panel, Record, check_positive, main
+from transnormer_jax.data import DataConfig, batches_of
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.tasks import Task
-from transnormer_jax.training.config import OptimizerConfig
+from transnormer_jax.training import Config
+from transnormer_jax.training.config import OptimizerConfig, TaskConfig
 from transnormer_jax.training.optimizer import make_optimizer, make_schedule
 from transnormer_jax.training.setup import load_setup
 
@@ -71,53 +66,56 @@ class Settings:
         check_positive(self)
 
 
-def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Trains, prints the table, writes `output` and the plot beside it, and returns the summary."""
-    prepare(output)
-    print(f"{'attention':<12}{'loss':>8}" + "".join(f"{kind:>12}" for kind in KINDS) + f"{'published':>12}")
-    records = {}
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Trains, prints, records and plots, and returns the summary."""
+    attentions, summary = dict[str, Any](), dict[str, Any]()
     for word in settings.attentions:
         losses, norms = gradient_norms(settings, word)
         spread = {kind: relative_std(norms[kind][settings.warmup_steps :]) for kind in KINDS}
-        records[word] = {
-            "spread": {kind: round(float(np.mean(spread[kind])), 4) for kind in KINDS},
+        means = {kind: round(float(np.mean(spread[kind])), 4) for kind in KINDS}
+        summary[word] = {**means, "published": PUBLISHED.get(word), "loss": float(np.mean(losses[-20:]))}
+        attentions[word] = {
             "spread_by_layer": {kind: spread[kind].tolist() for kind in KINDS},
-            "published": PUBLISHED.get(word),
             "loss": losses.tolist(),
             "norms": {kind: norms[kind].tolist() for kind in KINDS},
         }
-        numbers = "".join(f"{records[word]['spread'][kind]:12.3f}" for kind in KINDS)
-        last = float(np.mean(losses[-20:]))
-        print(f"{word:<12}{last:8.3f}{numbers}{PUBLISHED.get(word, float('nan')):12.2f}", flush=True)
-
-    summary = {word: {**record["spread"], "published": record["published"]} for word, record in records.items()}
-    environment = write(output, command_line, settings, {"attentions": records, "summary": summary})
+        print(word, summary[word], flush=True)
+        record.write(attentions=attentions, summary=summary)
     panels = []
     for kind in KINDS:
         # Each by its own mean, since it is the spread that is compared.
-        lines = {word: _relative(record["norms"][kind]) for word, record in records.items()}
-        panels.append(Panel(f"gradient by {kind}", "norm over its mean, all layers", lines, "linear"))
-    save_panels(
-        panels,
-        title=f"Gradients of attention in training, {hardware(environment)}",
-        xlabel="step",
-        path=output.with_suffix(".png"),
+        lines = {word: _relative(found["norms"][kind]) for word, found in attentions.items()}
+        panels.append(Panel(f"gradient by {kind}", "norm over its mean, all layers", lines, log=False, style="-"))
+    record.plot(panels, title="Gradients of attention in training", xlabel="step")
+    return summary
+
+
+def text_config(settings: Settings, attention: str) -> Config:
+    """A small bidirectional model, to learn masked bytes of text files, or of Python's standard library."""
+    num_heads = max(settings.model_dim // 32, 1)
+    config = TransNormerConfig.preset(
+        "tiny",
+        vocab_size=260,  # bytes, three special tokens, and the mask
+        attention=attention,
+        causal=False,
+        max_length=settings.length,
+        block_size=min(64, settings.length),
+        num_layers=settings.num_layers,
+        model_dim=settings.model_dim,
+        num_heads=num_heads,
+        feed_forward_dim=2 * settings.model_dim,
+        performer_features=settings.model_dim // num_heads,
     )
-    return {"output": str(output), **summary}
+    dataset = "plain_text" if settings.files else "python_source"
+    data = DataConfig(dataset, settings.files, held_out=0.0, data_dir=settings.data_dir)
+    if settings.files:  # They may be one document, so nothing is held out.
+        data = dataclasses.replace(data, eval_split="train")
+    return Config("transnormer", config, TaskConfig("masked_lm"), data, sequence_length=settings.length)
 
 
 def gradient_norms(settings: Settings, attention: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Trains one model and returns the losses [steps] and, by kind, the norms [steps, L]."""
-    config = text_config(
-        attention,
-        settings.files,
-        settings.data_dir,
-        settings.length,
-        num_layers=settings.num_layers,
-        model_dim=settings.model_dim,
-        num_heads=max(settings.model_dim // 32, 1),
-        feed_forward_dim=2 * settings.model_dim,
-    )
+    config = text_config(settings, attention)
     model = check_mapped(config.model)
     setup = load_setup(config, make_mesh(config.mesh))
     schedule = make_schedule(

@@ -1,4 +1,4 @@
-"""Images per second of autoregressive models, by attention: tables 1, 2 and 5 of "Transformers are RNNs".
+"""Images per second of autoregressive models, by attention: tables 1 and 2 of "Transformers are RNNs".
 
 Models are as in that paper (arXiv 2006.16236, section 4.2 and appendix C): 8 layers for the 784 bytes of MNIST, 16 for
 the 3,072 of CIFAR-10, D = 256, H = 8, F = 1024. Weights are random: speed does not depend on them. Every attention is
@@ -11,8 +11,7 @@ measured at several batch sizes, and the one with the most images per second cou
 - "softmax_cached_half" and "softmax_recomputing_half" are the same with half the length. About so much would the mean
   byte take, were a program compiled for each length instead: no implementation of ours, but the harder comparison.
 
-The time of an image is the time per byte x (N - 1); the field "extrapolated" says so. Where it promises to take less
-than --whole_seconds, the best batch is also drawn from the first byte to the last, once, and that time counts instead.
+The time of an image is the time per byte x (N - 1).
 
     python -m benchmarks.images_per_second
     python -m benchmarks.images_per_second --images=cifar10 --batch_sizes=1,16,256,1024 --dtype=bfloat16
@@ -20,18 +19,13 @@ than --whole_seconds, the best batch is also drawn from the first byte to the la
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.environment import hardware
-from benchmarks.measure import Measurement, measure
-from benchmarks.plot import Panel, save_panels
-from benchmarks.record import check_known, check_positive, main, prepare, write
+from benchmarks.common import Measurement, Panel, Record, check_known, check_positive, main, measure
 from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.papers.image_sampling import sample_from_cache, sample_images, sample_images_recomputing
 from transnormer_jax.papers.models import ImageModel
@@ -46,15 +40,11 @@ class Images(NamedTuple):
       num_bytes: N, of an image.
       num_layers: of the model.
       lsh_chunk: tokens per chunk of LSH attention.
-      published: images per second on a GPU, each attention with a batch of its own (tables 1 and 2).
-      published_cpu: seconds for one image on a CPU (table 5).
     """
 
     num_bytes: int
     num_layers: int
     lsh_chunk: int
-    published: dict[str, float]
-    published_cpu: dict[str, float]
 
 
 class Contender(NamedTuple):
@@ -77,28 +67,9 @@ CONTENDERS = {
 }
 
 
-_IN_PAPER = ("linear", "softmax_cached", "softmax_recomputing", "lsh_1", "lsh_4")
-
-
-def _published(*values: float) -> dict[str, float]:
-    return dict(zip(_IN_PAPER, values, strict=True))
-
-
 IMAGES = {
-    "mnist": Images(
-        num_bytes=784,
-        num_layers=8,
-        lsh_chunk=29,
-        published=_published(142.8, 7.56, 0.45, 0.68, 0.27),
-        published_cpu=_published(5.5, 7.4, 72.6, 46.0, 112.0),
-    ),
-    "cifar10": Images(
-        num_bytes=3072,
-        num_layers=16,
-        lsh_chunk=37,
-        published=_published(17.85, 0.32, 0.004, 0.015, 0.005),
-        published_cpu=_published(45.1, 71.9, 8651.4, 2318.9, 5263.7),
-    ),
+    "mnist": Images(num_bytes=784, num_layers=8, lsh_chunk=29),
+    "cifar10": Images(num_bytes=3072, num_layers=16, lsh_chunk=37),
 }
 
 
@@ -114,7 +85,6 @@ class Settings:
       bytes_per_call: how many bytes a timed call with a cache draws.
       seconds: how long each call is repeated, three times at least.
       max_call_seconds: a batch is left out if its call, judged by that of the batch before, would take longer.
-      whole_seconds: a batch of whole images is drawn if that promises to take less.
       max_gigabytes: what the compiler plans more memory for is not run; 10^9 bytes.
       preset: "paper", or "tiny" models and images for tests.
     """
@@ -126,7 +96,6 @@ class Settings:
     bytes_per_call: int = 32
     seconds: float = 1.0
     max_call_seconds: float = 4.0
-    whole_seconds: float = 30.0
     max_gigabytes: float = 5.0
     preset: str = "paper"
 
@@ -138,43 +107,29 @@ class Settings:
         check_known("preset", [self.preset], ("paper", "tiny"))
 
 
-def run(settings: Settings, output: Path, command_line: str) -> dict[str, Any]:
-    """Measures, prints a line and writes `output` after each contender, and a plot at the end; returns the summary."""
-    prepare(output)
-    cost_model = "seconds per image = seconds per byte x (N - 1) / batch, where a table's row says extrapolated"
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Measures, prints and records after each contender, then plots, and returns the summary."""
+    cost_model = "seconds per image = seconds per byte x (N - 1) / batch"
     rows, tables = list[dict[str, Any]](), dict[str, Any]()
     for name in settings.images:
         table = dict[str, Any]()
         for contender in settings.contenders:
             found = list(_measure_batches(name, contender, settings))
             rows += found
-            table[contender] = _best(name, contender, found, settings)
+            table[contender] = _best(found)
             print(f"{name} {contender}: {json.dumps(table[contender])}", flush=True)
-            tables[name] = {"table": table, "ratios": ratios(name, table)}
-            content = {"cost_model": cost_model, "rows": rows, "summary": tables}
-            environment = write(output, command_line, settings, content)
-    save_panels(
-        [_panel(name, rows, settings) for name in settings.images],
-        title=f"Sampling images on {hardware(environment)}, {settings.dtype}",
-        xlabel="images at once",
-        path=output.with_suffix(".png"),
-    )
-    return {"output": str(output), **{name: table["ratios"] for name, table in tables.items()}}
+            tables[name] = {"table": table, "ratios": ratios(table)}
+            record.write(cost_model=cost_model, rows=rows, summary=tables)
+    panels = [_panel(name, rows, settings) for name in settings.images]
+    record.plot(panels, title=f"Sampling images, {settings.dtype}", xlabel="images at once")
+    return {name: table["ratios"] for name, table in tables.items()}
 
 
-def ratios(name: str, table: dict[str, Any]) -> dict[str, Any]:
-    """Images per second of linear attention over the others', measured and as published."""
-    published = IMAGES[name].published
-    linear = table.get("linear", {}).get("images_per_second")
-    result = {}
-    for contender, row in table.items():
-        if contender == "linear" or not linear or not row.get("images_per_second"):
-            continue
-        ratio = {"measured": linear / row["images_per_second"]}
-        if contender in published:
-            ratio["published"] = published["linear"] / published[contender]
-        result[f"linear_over_{contender}"] = ratio
-    return result
+def ratios(table: dict[str, Any]) -> dict[str, float]:
+    """Images per second of linear attention over the others'."""
+    speeds = {name: row["images_per_second"] for name, row in table.items() if "images_per_second" in row}
+    linear = speeds.pop("linear", 0.0)
+    return {f"linear_over_{name}": linear / speed for name, speed in speeds.items() if linear}
 
 
 def make_model(name: str, contender: str, settings: Settings) -> ImageModel:
@@ -222,7 +177,6 @@ def _measure_batches(name: str, contender: str, settings: Settings) -> Iterator[
             "images_per_second": batch / (seconds_per_byte * (num_bytes(name, settings) - 1)),
             "calls": result.repeats,
             "compiler_temp_bytes": result.compiler_temp_bytes,
-            "extrapolated": True,
         }
 
 
@@ -245,40 +199,16 @@ def _call(
     return draw, (key, tokens[:, 0]), settings.bytes_per_call
 
 
-def _best(name: str, contender: str, rows: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
+def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A row of the table: the batch with the most images per second, and an image alone."""
     measured = [row for row in rows if "skipped" not in row]
     if not measured:
         return {"skipped": rows[0]["skipped"]}
     best = max(measured, key=lambda row: row["images_per_second"])
-    table = {key: best[key] for key in ("images_per_second", "batch", "extrapolated")}
-    if CONTENDERS[contender].share == 1 and best["seconds_per_batch"] < settings.whole_seconds:
-        warm_up = best["seconds_per_batch"] < settings.whole_seconds / 2
-        seconds = _draw_whole_images(name, contender, best["batch"], settings, warm_up=warm_up)
-        table |= {"images_per_second": best["batch"] / seconds, "extrapolated": False, "calls": 1}
-        table["extrapolated_images_per_second"] = best["images_per_second"]
+    table = {key: best[key] for key in ("images_per_second", "batch")}
     if measured[0]["batch"] == 1:
         table["seconds_per_image_alone"] = measured[0]["seconds_per_batch"]
-    images = IMAGES[name]
-    if contender in images.published:
-        table["published_images_per_second"] = images.published[contender]
-        table["published_cpu_seconds_per_image_alone"] = images.published_cpu[contender]
     return table
-
-
-def _draw_whole_images(name: str, contender: str, batch: int, settings: Settings, *, warm_up: bool) -> float:
-    """Seconds of the library's sampler, compilation left out."""
-    model, first = make_model(name, contender, settings), jnp.zeros((batch, 1), jnp.int32)
-    sample = sample_images if CONTENDERS[contender].cached else sample_images_recomputing
-    params = jax.jit(model.init)(jax.random.key(0), first)["params"]
-    operands = params, jax.random.key(0), first
-    compiled = sample.lower(model, *operands, num_bytes=num_bytes(name, settings)).compile()
-    jax.block_until_ready(operands)
-    if warm_up:
-        jax.block_until_ready(compiled(*operands))
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*operands))
-    return time.perf_counter() - start
 
 
 def _panel(name: str, rows: list[dict[str, Any]], settings: Settings) -> Panel:

@@ -17,6 +17,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 
 def main(code: Path, fields: dict, context: int, seconds: float, threads: int) -> dict:
@@ -67,6 +68,19 @@ def main(code: Path, fields: dict, context: int, seconds: float, threads: int) -
         "state_bytes": sum(kv.numel() * kv.element_size() for kv in state),
         "threads": threads,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def fields(config: Any) -> dict:
+    """What the released code calls the fields of a `TransNormerLLMConfig`."""
+    return {
+        "vocab_size": config.vocab_size,
+        "decoder_embed_dim": config.model_dim,
+        "hidden_dim": config.model_dim,
+        "decoder_layers": config.num_layers,
+        "decoder_attention_heads": config.num_heads,
+        "glu_dim": config.glu_dim,
+        "linear_use_lrpe_list": [int(layer in config.lrpe_layers) for layer in range(config.num_layers)],
     }
 
 

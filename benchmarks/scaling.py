@@ -1,9 +1,9 @@
-"""What the recipes in configs/ need, by the TPU compiler: benchmarks/results/tpu/scaling.json, docs/scaling.md.
+"""What the recipes in configs/ need, by the TPU compiler: benchmarks/results/tpu/scaling.json.
 
     python -m benchmarks.scaling                    # compiles what the record lacks; 28 to 90 s each
     python -m benchmarks.scaling --only=tnl_7b      # compiles those again
 
-Every line of the table is one `python -m transnormer_jax.compile`, in a process of its own.
+Every program is one `python -m transnormer_jax.compile`, in a process of its own. Prints the table of docs/scaling.md.
 """
 
 import json
@@ -16,16 +16,12 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import markdown
-from benchmarks.environment import describe_environment
-from benchmarks.processes import last_words
+from benchmarks.common import ROOT, describe_environment, last_words
 from benchmarks.tpu_compiler import libtpu_version
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "benchmarks" / "results" / "tpu" / "scaling.json"
-PAGE = ROOT / "docs" / "scaling.md"
 
 # Arguments of transnormer_jax.compile.
 COMMANDS = (
@@ -45,11 +41,10 @@ COMMANDS = (
 _ONLY = flags.DEFINE_string(
     "only", "", "Compile the commands that hold this text again; empty: those without a record."
 )
-_BEGIN, _END = "<!-- made by python -m benchmarks.scaling -->\n", "<!-- end -->\n"
 
 
 def main() -> None:
-    """Compiles, and rewrites the record after each program and the page at the end."""
+    """Compiles, rewrites the record after each program, and prints the table."""
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {"programs": {}}
     chosen = [words for words in COMMANDS if (_ONLY.value in words if _ONLY.value else words not in record["programs"])]
     if _ONLY.value and not chosen:
@@ -63,13 +58,17 @@ def main() -> None:
         }
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
         print(f"{words}: {report['compile_seconds']:.0f} s", flush=True)
-    PAGE.write_text(page(PAGE.read_text(), record))
+    print(table(record["programs"]))
 
 
-def page(text: str, record: Mapping[str, Any]) -> str:
-    """The page with the table of the record between its two marks."""
-    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
-    return text[:begin] + _table(record["programs"]) + text[end:]
+def table(programs: Mapping[str, Any]) -> str:
+    """The table of docs/scaling.md."""
+    header = [
+        *("config", "topology", "mesh", "rows x tokens", "parameters", "at rest, GiB", "peak, GiB", "available, GiB"),
+        *("FLOPs / 6ND", "sent, GB", "estimated step", "MFU"),
+    ]
+    rows = [header, ["---"] * len(header), *(_row(words, report) for words, report in programs.items())]
+    return "\n".join("|" + "|".join(f" {cell} " if cell != "---" else cell for cell in row) + "|" for row in rows)
 
 
 def _compile(words: str) -> dict[str, Any]:
@@ -83,14 +82,6 @@ def _compile(words: str) -> dict[str, Any]:
     if process.returncode:
         raise UserError(f"{words} does not compile: {last_words(process.stderr, process.returncode)}")
     return json.loads(process.stdout.splitlines()[-1])
-
-
-def _table(programs: Mapping[str, Any]) -> str:
-    header = [
-        *("config", "topology", "mesh", "rows x tokens", "parameters", "at rest, GiB", "peak, GiB", "available, GiB"),
-        *("FLOPs / 6ND", "sent, GB", "estimated step", "MFU"),
-    ]
-    return markdown.table(header, [_row(words, report) for words, report in programs.items()]) + "\n"
 
 
 def _row(words: str, report: Mapping[str, Any]) -> list[str]:

@@ -1,161 +1,276 @@
 """The papers' comparisons at a budget of minutes: a table of variants, trained alike but for a word of the config.
 
     python -m benchmarks.study --name=duplication
-    python -m benchmarks.study --name=listops --jobs=2
-    python -m benchmarks.study --name=text --data=DIR
+    python -m benchmarks.study --name=masked_lm --data=DIR --jobs=2
 
 Every variant is a run of `train.py` in a process of its own. Run again, the command resumes: what has ended is not run
 again, and what was interrupted goes on. A variant that fails is reported with its message, the others go on.
 
-DIR holds the data of all studies; each one's `files` in `benchmarks/studies/` says where: `imdb_train.tsv` and
-`imdb_test.tsv` (.xz too) for text, `jpg/` with CIFAR-10 as train/CLASS/*.jpg for image, `glue/SST-2/` for sst2,
+DIR holds the data of all studies; each one's `files` in `benchmarks/studies.py` says where:
 `enwiki2015_first100M.txt.xz` for masked_lm and both ablations, `an4_mfcc/an4/` for an4, the four IDX files for mnist.
-duplication and listops make their own data.
+duplication makes its own data.
 
 Budgets are for one CPU core and some minutes a variant; on better hardware --overrides=num_steps=30000,batch_size=128
-raises them (a value with a comma in it cannot be given so). Writes study_NAME.json and a plot of the curves beside it.
-The last line on stdout is a summary in JSON.
+raises them (a value with a comma in it cannot be given so). Writes study_NAME.json and a plot of the curves.
 """
 
+import concurrent.futures
 import dataclasses
+import hashlib
 import json
+import os
+import queue
+import re
+import runpy
 import shlex
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+import jax
 
-from benchmarks.environment import describe_environment, hardware, results_directory
-from benchmarks.record import prepare
+from benchmarks.common import ROOT, Panel, Record, describe_versions, last_words, main, tree_size
 from benchmarks.studies import STUDIES, Study
-from benchmarks.study_report import Row, save_curves, table
-from benchmarks.study_runs import make_job, run_jobs
-from transnormer_jax import command
 from transnormer_jax.errors import UserError, did_you_mean
+from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.workdir import read_config
+
+_ENVIRONMENT = "environment.json"
+
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to run a study.
+    """What to run, and how.
 
     Attributes:
+      name: of the study.
       data: the directory of all data, for studies with files.
       jobs: variants side by side; each takes its share of the cores.
-      runs: where the workdirs lie.
-      output: directory of the JSON file and the plot; None is benchmarks/results/<device>.
-      overrides: of the config, for all variants, over what the study says.
+      runs: where the workdirs are.
+      overrides: KEY=VALUE of the config, for all variants, over what the study says.
     """
 
-    data: Path | None = None
+    name: str = "duplication"
+    data: str = ""
     jobs: int = 1
-    runs: Path = Path("runs/studies")
-    output: Path | None = None
-    overrides: tuple[tuple[str, str], ...] = ()
+    runs: str = "runs/studies"
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.name not in STUDIES:
+            raise UserError(f"unknown study {self.name!r}: {did_you_mean(self.name, STUDIES)}")
+        for override in self.overrides:
+            if "=" not in override:
+                raise UserError(f"override {override!r} has no value: give KEY=VALUE.")
 
 
-def run(study: Study, settings: Settings, command_line: str) -> dict[str, Any]:
-    """Trains all variants, prints the table, writes the JSON file and the plot.
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training run: a config file, with overrides, in a workdir."""
 
-    Args:
-      study: what to compare.
-      settings: where and how.
-      command_line: for the record.
+    label: str
+    config: Path
+    overrides: Mapping[str, Any]
+    workdir: Path
 
-    Returns:
-      The summary.
+    @property
+    def command(self) -> list[str]:
+        """What is run, without the interpreter."""
+        overrides = [f"--config.{key}={value}" for key, value in self.overrides.items()]
+        return ["train.py", f"--config={self.config}", f"--workdir={self.workdir}", *overrides]
+
+    def __str__(self) -> str:
+        # As one would type it: a record says nothing of where the repository is.
+        return shlex.join(["python", *self.command]).replace(f"{Path.cwd()}/", "")
+
+
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Trains the variants of the study that the settings name, prints a table, and returns the summary."""
+    return run_study(STUDIES[settings.name], settings, record)
+
+
+def run_study(study: Study, settings: Settings, record: Record) -> dict[str, Any]:
+    """Trains all variants, prints the table, records and plots.
 
     Raises:
-      UserError: the data are not there, a directory cannot be made, or there are fewer cores than jobs.
+      UserError: the data are not there, or there are fewer cores than jobs.
     """
-    name = f"study_{study.name}.json"
-    if settings.output is not None:
-        prepare(settings.output / name)
-    more = _data_overrides(study, settings.data) | dict(settings.overrides)
+    record.name = f"study_{study.name}"
+    more = _data_overrides(study, settings.data) | dict(x.split("=", 1) for x in settings.overrides)
+    runs = Path(settings.runs) / study.name
     jobs = [
-        make_job(label, variant.config or study.config, study.overrides(variant) | more, settings.runs / study.name)
+        make_job(label, variant.config or study.config, study.overrides(variant) | more, runs)
         for label, variant in study.variants.items()
     ]
-    results = run_jobs(jobs, settings.jobs)
-    # JAX starts here only: before, it would hold memory of an accelerator that the runs need.
-    environment = describe_environment()
-    output = (settings.output or results_directory(environment)) / name
-    prepare(output)
-    rows = [
-        Row(job, results[job.label], study.variants[job.label].published, study.metric, study.higher_is_better)
-        for job in jobs
+    rows = run_jobs(jobs, settings.jobs)
+    for job, row in zip(jobs, rows, strict=True):
+        row["published"] = study.variants[job.label].published
+        if "failed" not in row:
+            values = [line[study.metric] for line in row["evaluations"]]
+            row |= {"final": values[-1], "best": max(values) if study.higher_is_better else min(values)}
+        shown = ("parameters", "steps", "final", "best", "published", "training_seconds", "failed")
+        print(job.label, {name: row[name] for name in shown if row.get(name) is not None}, flush=True)
+    record.write(
+        study=study.name,
+        metric=study.metric,
+        higher_is_better=study.higher_is_better,
+        published=study.published,
+        reduced=study.reduced,
+        references=dict(study.references),
+        rows=rows,
+    )
+    curves = (("training", "training", "loss", "loss, nats"), ("held out", "evaluations", study.metric, study.metric))
+    panels = [
+        Panel(
+            title,
+            ylabel,
+            {row["variant"]: [(line["step"], line[name]) for line in row[lines]] for row in rows},
+            log=False,
+            style="-",
+        )
+        for title, lines, name, ylabel in curves
     ]
-    ended = [row for row in rows if row.result.failed is None]
-    references = dict(study.references(read_config(ended[0].job.workdir))) if ended else {}
-    print(table(study, rows, references))
-    record = {
-        "command": command_line,
-        "environment": environment,
-        "study": study.name,
-        "metric": study.metric,
-        "higher_is_better": study.higher_is_better,
-        "published": study.published,
-        "reduced": study.reduced,
-        "overrides": dict(settings.overrides),
-        "jobs": settings.jobs,
-        "references": references,
-        "rows": [row.as_json() for row in rows],
-    }
-    output.write_text(json.dumps(record, indent=1) + "\n")
-    title = f"{study.name}, on {hardware(environment)}"
-    save_curves(study, rows, references, title=title, path=output.with_suffix(".png"))
+    record.plot(panels, title=study.name, xlabel="step")
     return {
-        "output": str(output),
         "metric": study.metric,
-        "final": {row.job.label: round(row.final, 4) for row in ended},
-        "failed": {row.job.label: row.result.failed for row in rows if row.result.failed is not None},
+        "final": {row["variant"]: round(row["final"], 4) for row in rows if "final" in row},
+        "failed": {row["variant"]: row["failed"] for row in rows if "failed" in row},
     }
 
 
-def _data_overrides(study: Study, data: Path | None) -> dict[str, str]:
+def make_job(label: str, config: str, overrides: Mapping[str, Any], runs: Path) -> Job:
+    """The workdir's name holds a hash of all that the run depends on: another budget is another run."""
+    path = ROOT / config
+    values = runpy.run_path(str(path))["get_config"]().to_dict()
+    identity = json.dumps([values, dict(overrides)], sort_keys=True, default=str)
+    name = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_")
+    return Job(label, path, overrides, runs.absolute() / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}")
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int) -> list[Row]:
+    """Runs what has not ended yet, `at_once` side by side, and returns what `read_row` says, in the order of `jobs`.
+
+    Raises:
+      UserError: there are fewer cores than `at_once`.
+    """
+    shares: queue.Queue[list[int]] = queue.Queue()
+    for share in core_shares(at_once):
+        shares.put(share)
+
+    def run(job: Job) -> Row:
+        share = shares.get()
+        try:
+            return _run(job, share)
+        finally:
+            shares.put(share)
+
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(run, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def core_shares(count: int) -> list[list[int]]:
+    """The cores that this process may use, dealt to `count` runs; empty lists where they cannot be assigned.
+
+    Raises:
+      UserError: there are too few.
+    """
+    assignable = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = sorted(os.sched_getaffinity(0)) if assignable else list(range(os.cpu_count() or 1))
+    if not 1 <= count <= len(cores):
+        raise UserError(f"jobs is {count}: give 1 to {len(cores)}, the number of cores.")
+    return [cores[i::count] if assignable else [] for i in range(count)]
+
+
+def read_row(job: Job) -> Row:
+    """What a run left in its workdir; without an evaluation after its last step it has "failed".
+
+    Seconds are those of training steps, resumed or not, without compilation and evaluation.
+    """
+    row: Row = {"variant": job.label, "command": str(job), "evaluations": [], "training": []}
+    path, config = job.workdir / "metrics.jsonl", job.workdir / "config.json"
+    if not (path.is_file() and config.is_file()):
+        return row | {"failed": "nothing was written"}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    row["training"] = [{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
+    row["evaluations"] = [
+        {name.removeprefix("eval/"): value for name, value in line.items()} for line in lines if "eval/loss" in line
+    ]
+    previous, seconds = 0, 0.0
+    for line in lines:
+        if "loss" in line:
+            seconds += line["seconds_per_step"] * (line["step"] - previous)
+            previous = line["step"]
+    read = json.loads(config.read_text())
+    environment = job.workdir / _ENVIRONMENT
+    made = json.loads(environment.read_text()) if environment.is_file() else {}
+    row |= {"steps": read["num_steps"], "training_seconds": round(seconds, 1), "made": made}
+    if not row["evaluations"] or row["evaluations"][-1]["step"] != read["num_steps"]:
+        return row | {"failed": f"it stopped before step {read['num_steps']}"}
+    return row
+
+
+def _run(job: Job, cores: list[int]) -> Row:
+    if "failed" not in read_row(job):
+        print(f"{job.label}: already run, in {job.workdir}", flush=True)
+        return _described(job)
+    job.workdir.mkdir(parents=True, exist_ok=True)
+    log = job.workdir / "train.log"
+    print(f"{job.label}: training; see {log}", flush=True)
+    with log.open("a") as output:
+        process = subprocess.Popen(
+            [sys.executable, *job.command], cwd=ROOT, env=_environment(cores), stdout=output, stderr=subprocess.STDOUT
+        )
+        if cores:
+            os.sched_setaffinity(process.pid, cores)
+        status = process.wait()
+    if status:
+        return read_row(job) | {"failed": _message(log.read_text(), status)}
+    (job.workdir / _ENVIRONMENT).write_text(json.dumps(describe_versions()))
+    return _described(job)
+
+
+def _described(job: Job) -> Row:
+    row = read_row(job)
+    if "failed" not in row:
+        config = read_config(job.workdir)
+        shapes = jax.eval_shape(make_task(config).init, jax.random.key(0))
+        row |= {"parameters": tree_size(shapes), "seed": config.seed, "batch_size": config.batch_size}
+    return row
+
+
+def _environment(cores: list[int]) -> dict[str, str]:
+    if len(cores) != 1:
+        return dict(os.environ)
+    # On one core, a pool of threads would only get in its own way.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    return os.environ | {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
+
+
+def _message(log: str, status: int) -> str:
+    """The sentence of a UserError, or the last line of a traceback."""
+    said = [line for line in log.splitlines() if line.startswith("error: ")]
+    return last_words("\n".join(said) or log, status).removeprefix("error: ")
+
+
+def _data_overrides(study: Study, data: str) -> dict[str, str]:
     if not study.files:
         return {}
-    if data is None:
+    if not data:
         raise UserError(f"study {study.name!r} needs data: give the directory as --data; --help says what it holds.")
-    files = data / study.files
+    files = Path(data) / study.files
     if not files.exists():
         raise UserError(f"study {study.name!r} needs {str(files)!r}: put it there, or give another --data.")
     return {"data.files": str(files.absolute())}
 
 
-def _define_flags() -> None:
-    # Not on import: flag names are global, and a test may import several commands.
-    default = Settings()
-    flags.DEFINE_string("name", None, f"Among: {', '.join(STUDIES)}.", required=True)
-    flags.DEFINE_string("data", None, "Directory of all data, see above.")
-    flags.DEFINE_integer("jobs", default.jobs, "Variants side by side, each on its share of the cores.")
-    flags.DEFINE_string("runs", str(default.runs), "Directory of the workdirs.")
-    flags.DEFINE_list("overrides", [], "KEY=VALUE,...: keys of the config, for all variants.")
-    flags.DEFINE_string(
-        "output", None, "Directory of the JSON file and the plot. Default: benchmarks/results/<device>."
-    )
-
-
-def _main() -> None:
-    values = flags.FLAGS
-    if values.name not in STUDIES:
-        raise UserError(f"unknown study {values.name!r}: {did_you_mean(values.name, STUDIES)}")
-    pairs = [override.partition("=") for override in values.overrides]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"override {key!r} has no value: give KEY=VALUE.")
-    settings = Settings(
-        data=None if values.data is None else Path(values.data),
-        jobs=values.jobs,
-        runs=Path(values.runs),
-        output=None if values.output is None else Path(values.output),
-        overrides=tuple((key, value) for key, _, value in pairs),
-    )
-    summary = run(STUDIES[values.name], settings, shlex.join(["python", "-m", "benchmarks.study", *sys.argv[1:]]))
-    print(json.dumps(summary))
-
-
 if __name__ == "__main__":
-    _define_flags()
-    command.run(_main)
+    main("study", Settings(), run)

@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import glob
 import importlib
+import itertools
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,14 +27,21 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from benchmarks.measure import one_line
-from benchmarks.processes import last_words
+from benchmarks.common import ROOT, last_words, one_line
 from benchmarks.tpu_bundles import Replay, replay
-from benchmarks.tpu_hlo import copied_bytes
 from transnormer_jax.distributed.topology import CHIPS, ENVIRONMENT, Chip, find_libtpu
 
 _DUMPS = r"packed-bundles-post-ra|pre-delay.*|pre-finalize.*"
 _KERNEL = "tpu_custom_call"
+
+# What a compiled program copies beside its kernels.
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.-]+) \(.*?\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+_INSTRUCTION = re.compile(r"^ +(?:ROOT )?%([\w.-]+) = (.+?) ([\w-]+)\((.*)$", re.MULTILINE)
+_ARRAY = re.compile(r"[a-z]+(\d+)\w*\[([\d,]*)\]((?:\{[^}]*\})?)")  # bf16[8,128]{1,0:T(8,128)(2,1)}
+_ON_CHIP = re.compile(r"S\([1-9]\)")
+_COPIES = {"copy", "copy-start", "transpose", "reshape", "slice", "concatenate", "pad", "reverse"}
+# XLA writes a concatenation as the maximum of padded arrays.
+_MOVES = _COPIES | {"maximum", "parameter", "bitcast", "constant", "tuple", "get-tuple-element"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +139,6 @@ class Compiled:
     Attributes:
       kernels: its Pallas kernels, in the order of compilation.
       copied_bytes: results of operations outside of kernels that only move data from HBM to HBM.
-      accessed_bytes: what all its operations read and write by XLA's count, which sees nothing of kernels.
       temp_bytes: HBM for what is neither operand nor result.
       seconds: time of tracing and compiling.
       failed: the reason, in one line.
@@ -138,7 +146,6 @@ class Compiled:
 
     kernels: tuple[Kernel, ...] = ()
     copied_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
-    accessed_bytes: float = 0.0
     temp_bytes: int = 0
     seconds: float = 0.0
     failed: str | None = None
@@ -167,7 +174,7 @@ def compile_programs(jobs: Sequence[Job]) -> Iterator[Compiled]:
                 Path(directory, "stderr").open("w") as stderr,
                 subprocess.Popen(
                     [sys.executable, "-m", "benchmarks.tpu_compiler", directory],
-                    cwd=Path(__file__).parents[1],
+                    cwd=ROOT,
                     env=environment,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
@@ -215,8 +222,7 @@ def _compile(job: Job, directory: Path) -> Compiled:
     hlo, memory = compiled.as_text(), compiled.memory_analysis()
     assert hlo is not None
     assert memory is not None
-    accessed = compiled.cost_analysis().get("bytes accessed", 0.0)
-    return Compiled(kernels, copied_bytes(hlo), accessed, memory.temp_size_in_bytes, seconds)
+    return Compiled(kernels, copied_bytes(hlo), memory.temp_size_in_bytes, seconds)
 
 
 def _kernels(generation: Generation, directory: Path, turns: int | None) -> Iterator[Kernel]:
@@ -244,6 +250,38 @@ def _kernels(generation: Generation, directory: Path, turns: int | None) -> Iter
 
 def _vmem_bytes(allocations: str) -> int:
     return sum(int(size, 16) for size in re.findall(r"space=vmem, size = (0x[0-9a-f]+), scoped", allocations))
+
+
+def copied_bytes(hlo: str) -> dict[str, int]:
+    """Finds what a compiled program copies within HBM beside its kernels, as one with another layout would need.
+
+    Args:
+      hlo: the text of a compiled program.
+
+    Returns:
+      The bytes of the results, by the name of the operation, for copies, transposes and the like, and fusions of such.
+      The padding of tiles is not counted.
+    """
+    computations = {name: _INSTRUCTION.findall(body) for name, body in _COMPUTATION.findall(hlo)}
+    fused = set(re.findall(r"\bfusion\(.*?calls=%([\w.-]+)", hlo))
+    found = dict[str, int]()
+    for name, shape, operation, rest in itertools.chain(*(x for name, x in computations.items() if name not in fused)):
+        calls = re.search(r"calls=%([\w.-]+)", rest)
+        inside = {x[2] for x in computations[calls[1]]} if operation == "fusion" and calls else {operation}
+        if inside <= _MOVES and inside & _COPIES:
+            arrays = _ARRAY.findall(shape)
+            # Beside its result, an asynchronous copy returns its operand and its state.
+            size = sum(map(_hbm_bytes, arrays[:1] if operation == "copy-start" else arrays))
+            if size:
+                found[name] = size
+    return found
+
+
+def _hbm_bytes(array: tuple[str, str, str]) -> int:
+    bits, sizes, layout = array
+    if _ON_CHIP.search(layout):
+        return 0
+    return int(bits) * math.prod(int(n) for n in sizes.split(",") if n) // 8
 
 
 def _main() -> None:

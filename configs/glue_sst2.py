@@ -9,8 +9,7 @@ Published for GLUE are averages after pre-training as a masked language model: T
 70.00 (arXiv 2210.10340, table 5). Neither the scores of SST-2 nor the settings of the fine-tuning are published, and
 nothing is pre-trained here, so accuracies are to be compared with each other only.
 
-Made for one GPU; sizes and rates are ours. It has not been run in full; `python -m benchmarks.study --name=sst2` is a
-smaller run for two CPU cores.
+Made for one GPU; sizes and rates are ours. It has not been run.
 """
 
 from transnormer_jax.training.config import default_config

@@ -16,8 +16,7 @@ SimpleRMSNorm as in the language models; and their LRPE is a rotation of fixed a
 the one of the language models. Heads are 4, as published for the lower half; the upper half has 8 there. The steps are
 the published 200 epochs.
 
-Made for one GPU with 40 GB. It has not been run; `python -m benchmarks.study --name=image` is a smaller run for two CPU
-cores.
+Made for one GPU with 40 GB. It has not been run.
 """
 
 from transnormer_jax.training.config import default_config

@@ -16,8 +16,7 @@ SimpleRMSNorm as in the language models; and their LRPE is a rotation of fixed a
 the one of the language models. The steps are the published 40 epochs; the published cosine is laid over 50,000 steps,
 here it ends with the run.
 
-Made for one GPU with 40 GB. It has not been run; `python -m benchmarks.study --name=listops` is a smaller run for two
-CPU cores.
+Made for one GPU with 40 GB. It has not been run.
 """
 
 from transnormer_jax.training.config import default_config

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from docs import forked
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 
-from docs import picture
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.training.batches import batches_on_mesh
@@ -39,11 +38,7 @@ def test_every_room_is_drawn():
             assert re.search(rf"  {re.escape(path.name)}\b", drawing), path.name
 
 
-def test_the_picture_shows_the_imports_of_the_code():
-    assert picture.FILE.read_text() == picture.svg()
-
-
-def test_the_picture_shows_the_way_of_a_batch(tmp_path):
+def test_a_step_passes_through_the_rooms_in_order(tmp_path):
     values = small_config(tmp_path)
     values.data.files = write_counting(tmp_path)
     config = Config.from_dict(values.to_dict())
@@ -59,9 +54,10 @@ def test_the_picture_shows_the_way_of_a_batch(tmp_path):
     state = place_state(setup.task, optimizer, mesh)
     with jax.set_mesh(mesh):
         entered = rooms_entered(lambda: jax.eval_shape(step, state, next(batches)))
-    way = [room for room, _ in picture.WAY]
-    assert way[:2] == ["data", "distributed"]
-    assert [room for room in entered if room in way[2:]] == way[2:]
+    way = ["training", "tasks", "models", "layers", "ops"]
+    assert [room for room in entered if room in way] == way
+    drawing = (ROOT / "docs" / "architecture.md").read_text()
+    assert re.findall(r"^\d\. `(\w+)`:", drawing, flags=re.MULTILINE) == ["data", "distributed", *way]
 
 
 def rooms_entered(function) -> list[str]:

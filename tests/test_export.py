@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 
-import jax
 import jax.export
 import numpy as np
 import pytest

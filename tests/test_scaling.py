@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from benchmarks.scaling import COMMANDS, PAGE, RECORD, page
+from benchmarks.scaling import COMMANDS, RECORD, table
 from tests.commands import ROOT
 
 PROGRAMS = json.loads(RECORD.read_text())["programs"]
 
 
 def test_the_page_says_what_the_record_says():
-    assert PAGE.read_text() == page(PAGE.read_text(), json.loads(RECORD.read_text()))
+    assert table(PROGRAMS) in (ROOT / "docs" / "scaling.md").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,7 +1,6 @@
 """The attention benchmark, at lengths too small to time: what it writes, what it leaves out, what it refuses."""
 
 import itertools
-import json
 from pathlib import Path
 
 import jax
@@ -9,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.attention import CONTENDERS, Settings, forward, forward_backward, run
-from benchmarks.attention_report import COMPUTATIONS, Row, summarize
-from benchmarks.measure import Measurement
-from benchmarks.truth import definition
+from benchmarks import attention
+from benchmarks.attention import COMPUTATIONS, CONTENDERS, Settings, forward, forward_backward, summarize
+from benchmarks.definition import definition
+from tests.benchmarks.runs import run_benchmark
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.linear_attention import BACKENDS, Backend
 
@@ -20,19 +19,13 @@ _SMALL = {"num_tokens": (8, 16), "heads": 2, "head_dim": 8, "seconds": 1e-3}
 
 
 def _run(tmp_path: Path, **settings) -> tuple[dict, dict]:
-    """Returns the summary and the JSON file of a small run, after a look at the plot."""
-    output = tmp_path / "results" / "attention.json"
-    summary = run(Settings(**(_SMALL | settings)), output, "the command")
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    return summary, json.loads(output.read_text())
+    return run_benchmark(attention, Settings(**(_SMALL | settings)), tmp_path / "results" / "attention.json")
 
 
 def test_every_contender_is_checked_and_measured(tmp_path, capsys):
     summary, record = _run(tmp_path, num_tokens=(16,))
 
-    assert record["command"] == "the command"
     assert record["settings"]["num_tokens"] == [16]
-    assert {"platform", "device_kind", "cpu_cores", "jax", "jaxlib", "date_utc"} <= record["environment"].keys()
     assert len(record["log_decay"]) == 2
 
     others = set(CONTENDERS) - {"chunked"}
@@ -48,11 +41,11 @@ def test_every_contender_is_checked_and_measured(tmp_path, capsys):
         assert row["repeats"] >= 3
         assert row["compiler_temp_bytes"] > 0
 
-    assert summary == {"output": str(tmp_path / "results" / "attention.json"), **record["summary"]}
+    assert summary == record["summary"]
     for computation in COMPUTATIONS:
         assert all(summary[computation][f"time_{name}_over_chunked"]["num_tokens"] == 16 for name in others)
     table = capsys.readouterr().out.splitlines()
-    assert [line.split()[1:3] for line in table[1:-1]] == [[backend, computation] for _, backend, computation in names]
+    assert [line.split()[1:3] for line in table] == [[backend, computation] for _, backend, computation in names]
 
 
 def test_what_needs_too_much_memory_is_not_run(tmp_path, capsys):
@@ -66,7 +59,6 @@ def test_what_needs_too_much_memory_is_not_run(tmp_path, capsys):
         assert row["repeats"] == 0
         assert "median_ms" not in row
     assert "time_softmax_over_chunked" not in summary["forward"]
-    assert summary["forward"]["chunked_temp_growth_per_doubling"] > 1
     assert capsys.readouterr().out.count("skipped: the compiler plans") == 8
 
 
@@ -122,7 +114,7 @@ def test_the_summary_compares_at_the_largest_common_length_of_each_pair():
         ("softmax", 1024): 6.0,
     }
     rows = [
-        Row(backend, "forward", n, Measurement(compiler_temp_bytes=n**2, median_ms=median_ms))
+        {"backend": backend, "computation": "forward", "num_tokens": n, "median_ms": median_ms}
         for (backend, n), median_ms in milliseconds.items()
     ]
     assert summarize(rows) == {
@@ -130,7 +122,6 @@ def test_the_summary_compares_at_the_largest_common_length_of_each_pair():
             "time_associative_scan_over_chunked": {"num_tokens": 512, "ratio": 15.0},
             "time_quadratic_over_chunked": {"num_tokens": 512, "ratio": 4.0},
             "time_softmax_over_chunked": {"num_tokens": 1024, "ratio": 1.5},
-            "chunked_temp_growth_per_doubling": 4.0,
         },
         "forward_backward": {},
     }

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import dilution, gradient_bounds, gradient_spread, spectrum
-from benchmarks.attention_subjects import load_subjects, text_config
-from tests.benchmarks.records import record_of
+from benchmarks import dilution, gradient_bounds, gradient_spread
+from tests.benchmarks.runs import run_benchmark
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.checkpoints import Checkpoints
 from transnormer_jax.training.setup import make_task
@@ -27,7 +26,8 @@ def corpus(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def workdir(corpus, tmp_path_factory) -> Path:
-    config = text_config("diag_t2,linear", **corpus, length=32, num_layers=2, model_dim=16, num_heads=2)
+    settings = gradient_spread.Settings(**corpus, length=32, num_layers=2, model_dim=16)
+    config = gradient_spread.text_config(settings, "diag_t2,linear")
     directory = tmp_path_factory.mktemp("runs") / "small"
     write_config(directory, config)
     params = jax.jit(make_task(config).init)(jax.random.key(0))
@@ -48,48 +48,37 @@ def test_accumulated_attention_grows_from_a_token_to_all():
 
 def test_the_spectrum_counts_the_rank():
     n = 16
-    np.testing.assert_allclose(spectrum.cumulative(np.eye(n)), np.arange(1, n + 1) / n, rtol=1e-12)
+    np.testing.assert_allclose(dilution.cumulative(np.eye(n)), np.arange(1, n + 1) / n, rtol=1e-12)
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(2, 3, n, 4))
-    curves = spectrum.cumulative(a @ np.swapaxes(b, 1, 2))
+    curves = dilution.cumulative(a @ np.swapaxes(b, 1, 2))
     assert curves.shape == (3, n)
     assert np.all(curves[:, 2] < 0.999)
     np.testing.assert_allclose(curves[:, 3:], 1, rtol=1e-12)
 
 
 def test_dilution_and_spectrum_of_a_trained_model(workdir, tmp_path):
-    output = tmp_path / "new" / "dilution.json"
     settings = dilution.Settings(workdirs=(str(workdir),), rows=2, length=24, shares=(0.25, 0.5, 1.0))
-    summary = dilution.run(settings, output, "the command")
-    (model,) = record_of(output)["models"]
+    summary, record = run_benchmark(dilution, settings, tmp_path / "new" / "dilution.json")
+    (model,) = record["models"]
     assert (model["step"], model["num_tokens"], model["attentions"]) == (2, 24, ["diag_t2", "linear"])
     for layer in (*model["layers"], model["uniform"]):
         assert layer == sorted(layer)
         assert layer[-1] == pytest.approx(1, rel=1e-5)
     assert model["uniform"][:2] == pytest.approx([0.25, 0.5])
-    assert summary.keys() == {"output", "small diag_t2,linear"}
-
-    output = tmp_path / "spectrum.json"
-    summary = spectrum.run(spectrum.Settings(workdirs=(str(workdir),), rows=2, length=24), output, "the command")
-    (model,) = record_of(output)["models"]
-    for layer, needed in zip(model["layers"], model["values_for_mass"], strict=True):
+    for layer, needed in zip(model["spectrum"], summary["small diag_t2,linear"]["values_for_mass"], strict=True):
         assert len(layer) == 24
         assert layer[-1] == 1
         assert layer[needed - 1] >= 0.9 > (layer[needed - 2] if needed > 1 else 0)
-    assert summary["small diag_t2,linear"]["num_tokens"] == 24
-
-
-def test_rows_that_are_too_short_are_refused(corpus):
-    config = text_config("softmax", **corpus, length=8192, num_layers=1, model_dim=16, num_heads=2)
-    with pytest.raises(UserError, match="0 rows have 8192 tokens: ask for fewer"):
-        load_subjects((), [config], 1, 8192)
+    with pytest.raises(UserError, match="0 rows have 24 tokens: ask for fewer"):
+        dilution.whole_rows([], 1, 24)
 
 
 def test_derivatives_stay_within_their_bounds(tmp_path):
-    output = tmp_path / "bounds.json"
     settings = gradient_bounds.Settings(scales=(1e-4, 1e-2, 1.0, 30.0), num_tokens=12, head_dim=4)
-    assert gradient_bounds.run(settings, output, "the command")["within_bounds"]
-    first, second, *_ = rows = record_of(output)["rows"]
+    summary, record = run_benchmark(gradient_bounds, settings, tmp_path / "bounds.json")
+    assert summary["within_bounds"]
+    first, second, *_ = rows = record["rows"]
     # As the square of the scale, since both q and k have it.
     assert first["1+elu derivative"] == pytest.approx(1e4 * second["1+elu derivative"], rel=1e-6)
     assert max(row["softmax derivative"] for row in rows) > 0.2
@@ -99,7 +88,6 @@ def test_derivatives_stay_within_their_bounds(tmp_path):
 
 
 def test_the_spread_of_gradients_is_taken_after_the_warm_up(corpus, tmp_path):
-    output = tmp_path / "spread.json"
     settings = gradient_spread.Settings(
         **corpus,
         attentions=("softmax", "norm_t2"),
@@ -110,8 +98,8 @@ def test_the_spread_of_gradients_is_taken_after_the_warm_up(corpus, tmp_path):
         num_layers=1,
         model_dim=16,
     )
-    summary = gradient_spread.run(settings, output, "the command")
-    for word, model in record_of(output)["attentions"].items():
+    summary, record = run_benchmark(gradient_spread, settings, tmp_path / "spread.json")
+    for word, model in record["attentions"].items():
         assert np.shape(model["loss"]) == (6,)
         for kind in gradient_spread.KINDS:
             norms = np.array(model["norms"][kind])

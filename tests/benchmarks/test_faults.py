@@ -12,12 +12,10 @@ from threading import Thread
 
 import pytest
 
-from benchmarks import fault_lab, fault_run, faults
+from benchmarks import fault_lab, faults
 from tests.commands import ROOT
 
-as_root = pytest.mark.skipif(
-    bool(fault_lab.missing_for_networks()), reason=fault_lab.missing_for_networks() or "this machine can"
-)
+as_root = pytest.mark.skipif("cut_network" in fault_lab.missing(), reason="network namespaces need root and `ip`")
 
 
 def row(kind, statuses, victim=0, **others):
@@ -27,7 +25,6 @@ def row(kind, statuses, victim=0, **others):
         "exit_statuses": statuses,
         "hung": None in statuses,
         "survived": False,
-        "done": False,
         "during_startup": False,
         "seconds_to_end": 1.0,
         "steps_lost": 0,
@@ -46,7 +43,7 @@ def row(kind, statuses, victim=0, **others):
     ],
 )
 def test_documented_ends_are_no_problem(kind, statuses, victim):
-    assert fault_run.problems_of(row(kind, statuses, victim), ["error: a sentence"] * len(statuses)) == []
+    assert faults.problems_of(row(kind, statuses, victim), ["error: a sentence"] * len(statuses)) == []
 
 
 @pytest.mark.parametrize(
@@ -59,23 +56,23 @@ def test_documented_ends_are_no_problem(kind, statuses, victim):
     ],
 )
 def test_other_ends_are_problems(kind, statuses, text, problem):
-    assert fault_run.problems_of(row(kind, statuses), [text] * len(statuses)) == [problem]
+    assert faults.problems_of(row(kind, statuses), [text] * len(statuses)) == [problem]
 
 
 def test_a_fault_may_cost_the_steps_between_checkpoints_and_one_more():
-    settings = fault_run.Settings(checkpoint_every=5)
-    assert fault_run.cost_problems(row("sigkill", [-9], steps_lost=6), settings) == []
-    assert fault_run.cost_problems(row("sigkill", [-9], steps_lost=7), settings) == ["7 steps lost"]
-    assert fault_run.cost_problems(row("sigterm", [75], steps_lost=1), settings)
+    settings = faults.Settings(checkpoint_every=5)
+    assert faults.cost_problems(row("sigkill", [-9], steps_lost=6), settings) == []
+    assert faults.cost_problems(row("sigkill", [-9], steps_lost=7), settings) == ["7 steps lost"]
+    assert faults.cost_problems(row("sigterm", [75], steps_lost=1), settings)
 
 
 def test_plans_have_every_kind_for_every_number_of_processes():
-    found = list(itertools.islice(faults.plans(fault_run.Settings(), fault_run.KINDS), 6))
+    found = list(itertools.islice(faults.plans(faults.Settings(), faults.KINDS), 6))
     for count in (1, 2, 4):
         kinds = {kind for plan in found if plan.processes == count for kind in plan.kinds}
-        assert kinds == set(fault_run.KINDS) - ({"cut_network"} if count == 1 else set())
+        assert kinds == set(faults.KINDS) - ({"cut_network"} if count == 1 else set())
     assert all(len(plan.kinds) == 5 for plan in found)
-    assert not any(plan.in_bucket for plan in itertools.islice(faults.plans(fault_run.Settings(), ["sigkill"]), 6))
+    assert not any(plan.in_bucket for plan in itertools.islice(faults.plans(faults.Settings(), ["sigkill"]), 6))
 
 
 @pytest.fixture
@@ -164,7 +161,7 @@ except OSError:
 @pytest.mark.slow
 def test_a_short_record(tmp_path):
     output = tmp_path / "faults.json"
-    flags = ["--faults=3", "--faults_per_run=3", "--processes=1", "--num_steps=30", "--lanes=1", "--seed=1"]
+    flags = ["--faults=3", "--faults_per_run=3", "--processes=1", "--num_steps=30", "--seed=1"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
     command = [sys.executable, "-m", "benchmarks.faults", *flags, f"--output={output}"]

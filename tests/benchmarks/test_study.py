@@ -5,11 +5,10 @@ import runpy
 
 import pytest
 
-from benchmarks import study_runs
+from benchmarks import study as study_module
+from benchmarks.common import Record
 from benchmarks.studies import STUDIES, Study, Variant
-from benchmarks.study import Settings, run
-from benchmarks.study_report import Row
-from benchmarks.study_runs import Job, Result, core_shares, make_job, read_result, run_jobs
+from benchmarks.study import Job, Settings, core_shares, make_job, read_row, run_jobs, run_study
 from tests.commands import ROOT, assert_fails
 from tests.commands import run as run_command
 from transnormer_jax.errors import UserError
@@ -40,7 +39,7 @@ def _study(variants: dict[str, Variant], **fields) -> Study:
             "higher_is_better": True,
             "published": "nothing",
             "reduced": "everything",
-            "references": lambda config: {"one in ten": 0.1},
+            "references": {"one in ten": 0.1},
         }
         | fields
     )
@@ -59,11 +58,11 @@ def test_variants_are_trained_and_reported_and_only_once(tmp_path, one_device, c
         "linear": Variant({}, 0.5),
         "no such": Variant({"model.attention": "no such"}),
     }
-    settings = Settings(runs=tmp_path / "runs", output=tmp_path / "results")
-    study = _study(variants)
-    summary = run(study, settings, "the command")
-    record = json.loads((tmp_path / "results" / "study_tiny.json").read_text())
-    assert (tmp_path / "results" / "study_tiny.png").read_bytes().startswith(b"\x89PNG")
+    settings = Settings(runs=str(tmp_path / "runs"))
+    study, output = _study(variants), tmp_path / "study_tiny.json"
+    summary = run_study(study, settings, Record(output, "the command", settings))
+    record = json.loads(output.read_text())
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
     linear, failed = record["rows"]
     assert linear["variant"] == "linear"
@@ -84,12 +83,14 @@ def test_variants_are_trained_and_reported_and_only_once(tmp_path, one_device, c
 
     assert "'no such'" in failed["failed"]
     assert summary["failed"] == {"no such": failed["failed"]}
-    assert "failed: " in capsys.readouterr().out
+    assert "'failed': " in capsys.readouterr().out
 
     # What has ended is not run again; what has not, is.
     started = list[str]()
-    monkeypatch.setattr(study_runs.subprocess, "Popen", lambda command, **options: started.append(command) or _Exited())
-    again = run(study, settings, "the command")
+    monkeypatch.setattr(
+        study_module.subprocess, "Popen", lambda command, **options: started.append(command) or _Exited()
+    )
+    again = run_study(study, settings, Record(output, "the command", settings))
     assert again["final"] == summary["final"]
     assert len(started) == 1
     assert "--config.model.attention=no such" in started[0]
@@ -103,7 +104,8 @@ class _Exited:
 
 
 def test_an_interrupted_run_has_not_ended(tmp_path):
-    assert read_result(tmp_path).failed == "nothing was written"
+    job = Job("a", tmp_path, {}, tmp_path)
+    assert read_row(job)["failed"] == "nothing was written"
     (tmp_path / "config.json").write_text('{"num_steps": 20}')
     lines = [
         {"step": 0, "compile_seconds": 1.0},
@@ -113,21 +115,14 @@ def test_an_interrupted_run_has_not_ended(tmp_path):
     ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = read_result(tmp_path)
-    assert result.failed == "it stopped before step 20"
-    assert result.seconds == 5 * 0.5 + 5 * 0.25
+    row = read_row(job)
+    assert row["failed"] == "it stopped before step 20"
+    assert row["training_seconds"] == round(5 * 0.5 + 5 * 0.25, 1)
     with path.open("a") as file:
         file.write(json.dumps({"step": 20, "eval/loss": 1.0, "eval/accuracy": 0.75}) + "\n")
-    result = read_result(tmp_path)
-    assert result.failed is None
-    assert [(line["step"], line["accuracy"]) for line in result.evaluations] == [(10, 0.5), (20, 0.75)]
-
-
-def test_final_and_best(tmp_path):
-    evaluations = [{"step": step, "error_rate": value} for step, value in ((1, 0.5), (2, 0.25), (3, 0.375))]
-    result = Result([], evaluations, 1.0)
-    row = Row(Job("a", tmp_path, {}, tmp_path), result, None, "error_rate", higher_is_better=False)
-    assert (row.final, row.best) == (0.375, 0.25)
+    row = read_row(job)
+    assert "failed" not in row
+    assert [(line["step"], line["accuracy"]) for line in row["evaluations"]] == [(10, 0.5), (20, 0.75)]
 
 
 def test_another_budget_is_another_run(tmp_path):
@@ -153,16 +148,18 @@ def test_cores_are_dealt_without_overlap():
 
 def test_missing_data_are_told(tmp_path):
     study = _study({"linear": Variant({})}, files="words")
-    settings = Settings(runs=tmp_path / "runs", output=tmp_path / "results")
-    with pytest.raises(UserError, match="study 'tiny' needs data: give the directory as --data"):
-        run(study, settings, "")
-    with pytest.raises(UserError, match=r"study 'tiny' needs '.*words': put it there"):
-        run(study, Settings(data=tmp_path, runs=tmp_path / "runs", output=tmp_path / "results"), "")
+    for data, words in (
+        ("", "study 'tiny' needs data: give the directory"),
+        (str(tmp_path), r"'.*words': put it there"),
+    ):
+        settings = Settings(data=data, runs=str(tmp_path / "runs"))
+        with pytest.raises(UserError, match=words):
+            run_study(study, settings, Record(tmp_path / "study.json", "", settings))
     assert not (tmp_path / "runs").exists()
 
 
 def test_an_unknown_study_is_told():
-    assert_fails(run_command("-m", "benchmarks.study", "--name=listop"), "unknown study 'listop'", "'listops'")
+    assert_fails(run_command("-m", "benchmarks.study", "--name=mnits"), "unknown study 'mnits'", "'mnist'")
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)

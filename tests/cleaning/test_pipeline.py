@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("datatrove")
 
-from benchmarks.planted import RUBBISH, near_duplicate, rubbish
+
 from tests.cleaning.articles import VOCABULARY, article
+from tests.cleaning.planted import RUBBISH, near_duplicate, rubbish
 from tests.commands import ROOT, assert_fails, run
 from transnormer_jax.cleaning.documents import read_shard, shards_of
 from transnormer_jax.cleaning.pipeline import Settings, clean

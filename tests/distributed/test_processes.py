@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from docs import forked
+from tests import forked
 from tests.commands import assert_fails, start, write_tiny_config
 from transnormer_jax.distributed import processes
 from transnormer_jax.distributed.abort_handling import LOST

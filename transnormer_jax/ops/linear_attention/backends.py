@@ -147,8 +147,8 @@ BACKENDS: dict[str, Backend] = {
 
 
 # What "auto" takes for rows longer than a chunk, by platform. Behind the TPU's entry are the compiled programs in
-# benchmarks/results/tpu: with heads of 32 to 192 features in bfloat16, "chunked" moves 12 to 28 times the least bytes,
-# and the kernel's schedule is shorter than these take. No GPU has timed the other kernels yet, so they have no entry.
+# benchmarks/results/tpu/schedule.json: the kernel moves about the least bytes, "chunked" many times as much, and the
+# kernel's schedule is shorter than that takes. No GPU has timed the other kernels yet, so they have no entry.
 _AUTO = {"tpu": "pallas_tpu"}
 
 

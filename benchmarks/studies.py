@@ -1,6 +1,145 @@
-"""The order of the paper's masked language models, and ablations of TransNormer and TransNormerLLM."""
+"""The comparisons of `benchmarks.study`: a config, a reduced budget, and variants that differ in a few keys."""
 
-from benchmarks.studies.study import Study, Variant
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Overrides = Mapping[str, Any]  # "model.attention" -> "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+      changes: keys of the config -> values, on top of the study's budget.
+      published: what a paper reports for it, at its own budget.
+      config: the file, where it is not the study's; of the budget, its keys outside `model.` are then kept.
+    """
+
+    changes: Overrides
+    published: float | None = None
+    config: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Variants trained with the same data, steps and seed.
+
+    Attributes:
+      name: on the command line and of the files.
+      config: the published experiment, a file in `configs/`.
+      budget: what is reduced, keys of the config -> values.
+      variants: label -> variant.
+      metric: the held-out figure that is compared, as `metrics.jsonl` has it without "eval/".
+      higher_is_better: of the metric.
+      published: what the published figures are.
+      reduced: what was reduced, in words.
+      files: the data's place in the directory of all data ("." is the directory itself), or "" if it needs none.
+      references: what to compare with, name -> value of the metric.
+    """
+
+    name: str
+    config: str
+    budget: Overrides
+    variants: Mapping[str, Variant]
+    metric: str
+    higher_is_better: bool
+    published: str
+    reduced: str
+    files: str = ""
+    references: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def overrides(self, variant: Variant) -> dict[str, Any]:
+        """All overrides of a variant."""
+        kept = {key: value for key, value in self.budget.items() if not (variant.config and key.startswith("model."))}
+        return {**kept, **variant.changes}
+
+
+DUPLICATION = Study(
+    name="duplication",
+    config="configs/duplication.py",
+    budget={
+        "model.num_layers": 2,
+        "model.model_dim": 128,
+        "model.num_heads": 4,
+        "model.feed_forward_dim": 256,
+        "model.dropout": 0.0,
+        "num_steps": 12_000,
+        "batch_size": 16,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.schedule": "wsd",
+        "optimizer.decay_fraction": 0.2,
+        "optimizer.warmup_steps": 100,
+        "log_every": 100,
+        "checkpoint_every": 1000,
+        "evaluation.every": 500,
+    },
+    variants={name: Variant({"model.attention": name}) for name in ("linear", "softmax", "lsh")},
+    metric="accuracy",
+    higher_is_better=True,
+    published="a curve only: linear and softmax reach the same loss, LSH stays above it (arXiv 2006.16236, figure 2)",
+    reduced="2 of 4 layers, width 128 of 256 with 4 heads of 8, no dropout, batches of 16 instead of 64; "
+    "12,000 steps instead of 10,000, and the rate falls over the last fifth of them instead of at once after 3,000",
+    references={"every separator missed: 47 in 48": 47 / 48},
+)
+
+AN4 = Study(
+    name="an4",
+    config="configs/an4_speech.py",
+    files="an4_mfcc/an4",
+    budget={
+        "model.num_layers": 3,
+        "model.model_dim": 96,
+        "model.num_heads": 3,
+        "model.feed_forward_dim": 192,
+        "task.frames_per_token": 4,
+        "num_steps": 3000,
+        "batch_size": 8,
+        "optimizer.learning_rate": 1e-3,
+        "log_every": 50,
+        "checkpoint_every": 500,
+        "evaluation.every": 250,
+    },
+    variants={
+        "linear": Variant({}, 0.0808),
+        "softmax": Variant({"model.attention": "softmax"}, 0.0512),
+        "BiLSTM": Variant({"model.num_layers": 2, "model.hidden_dim": 96}, 0.1094, config="configs/an4_bilstm.py"),
+    },
+    metric="error_rate",
+    higher_is_better=False,
+    published="phone error rate on WSJ, 80 hours (arXiv 2006.16236, table 3)",
+    reduced="AN4, 48 minutes, instead of WSJ; 3 of 9 layers, width 96 of 192 (BiLSTM 2 of 3 layers, 96 of 320); four "
+    "frames to a token instead of one; batches of 8; 3,000 steps",
+)
+
+MNIST = Study(
+    name="mnist",
+    config="configs/mnist_images.py",
+    files=".",
+    budget={
+        "model.num_layers": 3,
+        "model.model_dim": 128,
+        "model.num_heads": 4,
+        "model.feed_forward_dim": 256,
+        "model.dropout": 0.0,
+        "num_steps": 1500,
+        "batch_size": 4,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.final_fraction": 0.05,
+        "log_every": 10,
+        "checkpoint_every": 500,
+        "evaluation.every": 150,
+        "evaluation.max_tokens": 784 * 256,
+    },
+    variants={"linear": Variant({}, 0.644)},
+    metric="bits_per_dim",
+    higher_is_better=False,
+    published="bits per dimension after 250 epochs (arXiv 2006.16236, table 1)",
+    reduced="3 of 8 layers, width 128 of 256 with 4 heads of 8, no dropout; 1,500 steps of 4 images, 0.1 of 250 "
+    "epochs; 256 of 10,000 held-out images",
+    references={"published, 250 epochs": 0.644},
+)
 
 _PERPLEXITY = (
     "perplexity of hidden tokens, 12 layers of RoBERTa's size, WikiText-103 (arXiv 2210.10340, tables 3 and 8 to 12)"
@@ -127,3 +266,5 @@ ABLATION_LLM = Study(
     reduced="bytes of Wikipedia text; 0.5 million parameters (4 layers, width 96) instead of 385 million; 800 steps of "
     "1,024 bytes",
 )
+
+STUDIES = {study.name: study for study in (DUPLICATION, MASKED_LM, AN4, MNIST, ABLATION_TRANSNORMER, ABLATION_LLM)}
