@@ -16,7 +16,14 @@ from jaxtyping import Array, Bool, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Places
 from transnormer_jax.models import TransNormerConfig
-from transnormer_jax.ops import activation, householder, rotary, token_positions, transnormer_rms_norm
+from transnormer_jax.ops import (
+    activation,
+    householder,
+    rotary,
+    rotary_frequencies,
+    token_positions,
+    transnormer_rms_norm,
+)
 from transnormer_jax.papers.ops import cosformer_features, favor_features
 
 # Those whose output is a matrix times the values, be it normalised afterwards.
@@ -107,7 +114,9 @@ def scores(
         q, k = phi(q), phi(k)
     if "householder" in own:
         place = where.position % config.block_size if word.startswith("diag") else where.position
-        q, k = (rotary(householder(x, own["householder"]), own["theta"], place) for x in (q, k))
+        vector = own["householder"] / jnp.linalg.norm(own["householder"])
+        theta = rotary_frequencies(q.shape[-1]) + own["theta_offset"]
+        q, k = (rotary(householder(x, vector), theta, place) for x in (q, k))
     return jnp.einsum("bnhk,bmhk->bhnm", q, k)
 
 
@@ -159,4 +168,4 @@ def distribution(word: str, s: Float[Array, "B H N N"], seen: Bool[Array, "B 1 N
 def _own_params(params: Any, layer: int) -> dict[str, Array]:
     """The parameters that the attention of a layer holds by itself, not in its projections."""
     found = flatten_dict(params).items()
-    return {path[-1]: x for path, x in found if path[-2:-1] == ("attention",) and f"layers_{layer}" in path}
+    return {path[-1]: x[0] for path, x in found if path[-2:-1] == ("attention",) and f"layers_{layer}" in path}

@@ -26,6 +26,7 @@ from benchmarks.attention_maps import Caught, catch, check_mapped, distribution,
 from benchmarks.common import Panel, Record, check_positive, main
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
+from transnormer_jax.models import unstack_layers
 from transnormer_jax.training import load_workdir
 from transnormer_jax.training.setup import load_setup
 
@@ -103,7 +104,8 @@ def attention_matrices(config: Any, params: Any, rows: int, length: int) -> list
     Raises:
       UserError: an attention has no N x N matrix, or too few rows are that long.
     """
-    model = check_mapped(config.model)
+    model, params = unstack_layers(check_mapped(config.model), params)
+    config = dataclasses.replace(config, model=model)
     held_out = dataclasses.replace(config.data, train_split=config.data.eval_split)
     setup = load_setup(dataclasses.replace(config, data=held_out), make_mesh(config.mesh))
     batch = whole_rows(setup.training.rows, rows, min(length, config.sequence_length))

@@ -105,6 +105,7 @@ def text_config(settings: Settings, attention: str) -> Config:
         num_heads=num_heads,
         feed_forward_dim=2 * settings.model_dim,
         performer_features=settings.model_dim // num_heads,
+        scan_layers=False,  # their attentions are read
     )
     dataset = "plain_text" if settings.files else "python_source"
     data = DataConfig(dataset, settings.files, held_out=0.0, data_dir=settings.data_dir)
@@ -173,7 +174,7 @@ def relative_std(norms: np.ndarray) -> np.ndarray:
 
 
 def _of_attention(gradients: Any, layer: int) -> Any:
-    return gradients["stack"][f"layers_{layer}"]["mix"]["attention"]
+    return gradients[f"layers_{layer}"]["attention"]
 
 
 def _relative(norms: list[list[float]]) -> list[tuple[float, float]]:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from benchmarks.common import Measurement, Panel, Record, check_known, check_positive, main, measure
 from transnormer_jax.models import TransNormerConfig
-from transnormer_jax.papers.image_sampling import sample_from_cache, sample_images, sample_images_recomputing
+from transnormer_jax.papers.image_sampling import sample_from_cache
 from transnormer_jax.papers.models import ImageModel
 
 _NUM_MIXTURES = 10
