@@ -1,5 +1,6 @@
 """The Mosaic GPU kernel: emulated on the CPU it equals the definition, and it lowers for a GPU."""
 
+import functools
 import re
 
 import jax
@@ -15,6 +16,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
 from transnormer_jax.ops.linear_attention import Problem, pallas_gpu
+from transnormer_jax.ops.linear_attention.operands import Operands
 from transnormer_jax.ops.linear_attention.pallas_gpu import plan, sweep_rows, unsupported_reason
 from transnormer_jax.ops.linear_attention.segments import Segments
 
@@ -56,9 +58,9 @@ def test_no_race_between_warpgroups():
     q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 1, 330, 1, 128), jnp.bfloat16)
     segments = Segments(jnp.arange(1, 331)[None], jnp.arange(330)[None] // 100)
     state = jnp.ones((1, 1, 128, 128))
-    operands = q, k, v, -0.1 * jnp.ones(1), state, segments, None, d_out, state
+    operands = Operands(q, k, v, -0.1 * jnp.ones(1), state, segments)
     with interpret_kernels(plgpu.InterpretGPUParams(detect_races=True, on_race="raise")):
-        grads = pallas_gpu.backward(*operands, decay_gradient=False, chunk_size=None)
+        grads = pallas_gpu.backward(operands, None, d_out, state, decay_gradient=False, chunk_size=None)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in grads if x is not None)
 
 
@@ -91,10 +93,8 @@ def _lowered(problem: Problem, reverse: bool, segmented: bool) -> str:
     state = shape(batch, num_heads, key_dim, value_dim)
     segments = Segments(*[shape(batch, num_tokens, dtype=jnp.int32)] * 2) if segmented else None
 
-    def run(*operands):
-        return sweep_rows(*operands, reverse=reverse)
-
-    traced = jax.jit(run).trace(qk, qk, v, shape(num_heads), state, segments)
+    operands = Operands(qk, qk, v, shape(num_heads), state, segments)
+    traced = jax.jit(functools.partial(sweep_rows, reverse=reverse)).trace(operands)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 

@@ -22,6 +22,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
 from transnormer_jax.ops.linear_attention import Problem
+from transnormer_jax.ops.linear_attention.operands import Operands
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.triton import parts, unsupported_reason
 from transnormer_jax.ops.linear_attention.triton.blocks import Blocks, choose_blocks, choose_gradient_blocks
@@ -199,7 +200,8 @@ def test_lowers_for_a_gpu(monkeypatch, batch: int, kernels: int, reverse: bool):
     state = jax.ShapeDtypeStruct((batch, 16, 128, 128), jnp.float32)
     places = Segments(*[jax.ShapeDtypeStruct((batch, 2048), jnp.int32)] * 2)
     function = jax.jit(functools.partial(sweep_rows, reverse=reverse))
-    lowered = function.trace(tokens, tokens, tokens, log_decay, state, places).lower(lowering_platforms=("cuda",))
+    operands = Operands(tokens, tokens, tokens, log_decay, state, places)
+    lowered = function.trace(operands).lower(lowering_platforms=("cuda",))
     assert len(re.findall(r"custom_call @triton_kernel_call", lowered.as_text())) == kernels
 
 

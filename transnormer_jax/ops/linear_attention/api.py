@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
+from transnormer_jax.ops.linear_attention.backends import resolve_backend
 from transnormer_jax.ops.linear_attention.context import (
     document_states_at_shard,
     document_states_of_row,
@@ -19,7 +19,8 @@ from transnormer_jax.ops.linear_attention.context import (
     sum_of_later_shards,
 )
 from transnormer_jax.ops.linear_attention.decay import FLOOR
-from transnormer_jax.ops.linear_attention.primitive import Operands, Options, attend
+from transnormer_jax.ops.linear_attention.operands import Operands, Problem
+from transnormer_jax.ops.linear_attention.primitive import Options, attend
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
 from transnormer_jax.ops.linear_attention.shards import Axes, find_sharding, per_device
 from transnormer_jax.ops.precision import dot
@@ -94,7 +95,8 @@ def linear_attention(
     log_decay = jnp.zeros(num_heads, jnp.float32) if log_decay is None else jnp.asarray(log_decay, jnp.float32)
     if log_decay.ndim == 0:
         log_decay = jnp.broadcast_to(log_decay, num_heads)
-    problem = Problem.of(q, v, log_decay, max_segments, packed=segment_ids is not None)
+    sizes = (batch, num_tokens, num_heads, q.shape[3], value_dim, q.dtype, q.shape[2])
+    problem = Problem(*sizes, log_decay.ndim == 3, max_segments, segment_ids is not None)
     options = Options(resolve_backend(backend, problem, chunk_size=chunk_size), chunk_size)
     log_decay = jnp.maximum(log_decay, FLOOR)
 

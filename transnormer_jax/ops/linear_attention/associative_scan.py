@@ -10,22 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transnormer_jax.ops.linear_attention.decay import LogDecay, State, token_steps
+from transnormer_jax.ops.linear_attention.decay import token_steps
 from transnormer_jax.ops.linear_attention.documents import set_states, states_of
+from transnormer_jax.ops.linear_attention.operands import Gradients, LogDecay, Operands, State
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 
-def forward(
-    q: Float[Array, "B N G K"],
-    k: Float[Array, "B N G K"],
-    v: Float[Array, "B N H V"],
-    log_decay: LogDecay,
-    state: State,
-    segments: Segments | None,
-    **options: Any,
-) -> tuple[Float[Array, "B N H V"], State, None]:
-    """Every state S_t at once; `Backend` explains the arguments."""
+def forward(operands: Operands, **options: Any) -> tuple[Float[Array, "B N H V"], State, None]:
+    """Every state S_t at once."""
     del options
+    q, k, v, log_decay, state, segments = operands
     states, _, _ = _all_states(k, v, log_decay, state, segments)
     out = _dot("bnhk,bnhkv->bnhv", _per_head(q, v), states)
     if state.ndim == 4:
@@ -35,21 +29,17 @@ def forward(
 
 
 def backward(
-    q: Float[Array, "B N G K"],
-    k: Float[Array, "B N G K"],
-    v: Float[Array, "B N H V"],
-    log_decay: LogDecay,
-    state: State,
-    segments: Segments | None,
+    operands: Operands,
     saved: None,
     d_out: Float[Array, "B N H V"],
     d_final: State,
     *,
     decay_gradient: bool,
     **options: Any,
-) -> tuple[Array, Array, Array, Float[Array, "B N H"] | None, State]:
+) -> Gradients:
     """dS_t = exp(step_{t+1}) dS_{t+1} + q_t d_out_t^T, over recomputed states."""
     del saved, options
+    q, k, v, log_decay, state, segments = operands
     states, before, steps = _all_states(k, v, log_decay, state, segments)
     index, first, last = _documents(segments, v)
     wide_q, wide_k, d_out = _per_head(q, v), _per_head(k, v), d_out.astype(jnp.float32)
@@ -73,7 +63,8 @@ def backward(
         d_initial = jnp.where((index[:, 0] == 0)[:, None, None, None], d_before[:, 0], 0)
     else:
         d_initial = set_states(d_final, index, first, d_before)
-    return dq, dk, dv, jnp.sum(d_before * before, axis=(-2, -1)) if decay_gradient else None, d_initial
+    d_steps = jnp.sum(d_before * before, axis=(-2, -1)) if decay_gradient else None
+    return Gradients(dq, dk, dv, d_steps, d_initial)
 
 
 def _all_states(

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.ops.linear_attention.operands import LogDecay, State
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 FLOOR = -120.0
@@ -38,12 +39,6 @@ that contains -1e30 has no digits left for the tokens after it, and one that con
 
 # Up to so many chunks, a loop costs more than it saves.
 _UNROLLED = 8
-
-State = Float[Array, "B *S H K V"]
-"""The state of each row and head, or of each document of a row, float32."""
-
-LogDecay = Float[Array, " H"] | Float[Array, "B N H"]
-"""float32, constant per head or one per token and head, in [FLOOR, 0]; 0 at padding."""
 
 
 class ChunkDecay(NamedTuple):

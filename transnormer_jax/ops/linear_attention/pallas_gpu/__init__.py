@@ -15,12 +15,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.hardware import Hardware, interpret_mode
-from transnormer_jax.ops.linear_attention.backends import Problem, unless_plain
 from transnormer_jax.ops.linear_attention.chunked import step_gradient
 from transnormer_jax.ops.linear_attention.decay import states_between
+from transnormer_jax.ops.linear_attention.operands import Gradients, Operands, Problem, unless_plain
 from transnormer_jax.ops.linear_attention.pallas_gpu.places import chunk_places
 from transnormer_jax.ops.linear_attention.pallas_gpu.plan import CHUNK, COLUMNS, Plan, make_plan
-from transnormer_jax.ops.linear_attention.pallas_gpu.sweep import Operands, sweep, sweep_states
+from transnormer_jax.ops.linear_attention.pallas_gpu.sweep import Sweep, sweep, sweep_states
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 _ROW_TILE = 8  # Mosaic's copies of tiled arrays want a multiple of this many rows
@@ -41,12 +41,7 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
 
 
 def forward(
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
+    operands: Operands,
     *,
     chunk_size: int | None,
     save: bool,
@@ -57,45 +52,34 @@ def forward(
     multiple of 8 tokens with K and V of a multiple of 64 are read where they lie; others are padded first.
     """
     del chunk_size, save
-    return *sweep_rows(q, k, v, log_decay, state, segments, reverse=False), None
+    return *sweep_rows(operands, reverse=False), None
 
 
 def sweep_rows(
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
+    operands: Operands,
     *,
     reverse: bool,
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
     """Output and final state; with `reverse`, time runs from the last token to the first."""
+    q, k, v, log_decay, state, segments = operands
     num_tokens, key_dim, value_dim = k.shape[1], k.shape[3], v.shape[3]
     q, k, v, state = _pad_tokens(q), _pad_tokens(k), _pad_tokens(v), _pad(state, (1, 1, COLUMNS, COLUMNS))
     plan = make_plan(k.shape, v.shape[3], num_tokens)
     places = None if segments is None else chunk_places(segments, plan)
     states = _states_of_parts(k, v, log_decay, state, segments, places, plan, reverse=reverse)
-    (out,), left = sweep(
-        [Operands(q, k, v, states)], log_decay, places, plan, reverse=reverse, interpret=_interpreter()
-    )
+    (out,), left = sweep([Sweep(q, k, v, states)], log_decay, places, plan, reverse=reverse, interpret=_interpreter())
     return out[:, :num_tokens, :, :value_dim], left[:, :, 0, :key_dim, :value_dim]
 
 
 def backward(
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
+    operands: Operands,
     saved: None,
     d_out: Float[Array, "B N H V"],
     d_state: Float[Array, "B H K V"],
     *,
     decay_gradient: bool,
     chunk_size: int | None,
-) -> tuple[Array, Array, Array, Array | None, Float[Array, "B H K V"]]:
+) -> Gradients:
     """Gradients of q, k, v and the state by three sweeps, two of them in one launch where K = V.
 
     Output and final state are linear in each of q, k, v and the state, and the transpose of a sweep is a sweep in the
@@ -103,12 +87,13 @@ def backward(
     order, and the states of one are those of the other, transposed.
     """
     del saved, chunk_size
-    d_steps = step_gradient(q, k, v, log_decay, state, segments, d_out, d_state) if decay_gradient else None
-    dq, _ = sweep_rows(d_out, v, k, log_decay, _transpose(state), segments, reverse=False)
+    d_steps = step_gradient(operands, d_out, d_state) if decay_gradient else None
+    q, k, v, log_decay, state, segments = operands
+    dq, _ = sweep_rows(Operands(d_out, v, k, log_decay, _transpose(state), segments), reverse=False)
     if k.shape != v.shape:
-        dk, _ = sweep_rows(v, d_out, q, log_decay, _transpose(d_state), segments, reverse=True)
-        dv, d_initial = sweep_rows(k, q, d_out, log_decay, d_state, segments, reverse=True)
-        return dq, dk, dv, d_steps, d_initial
+        dk, _ = sweep_rows(Operands(v, d_out, q, log_decay, _transpose(d_state), segments), reverse=True)
+        dv, d_initial = sweep_rows(Operands(k, q, d_out, log_decay, d_state, segments), reverse=True)
+        return Gradients(dq, dk, dv, d_steps, d_initial)
 
     num_tokens, head_dim = k.shape[1], k.shape[3]
     q, k, v, d_out = _pad_tokens(q), _pad_tokens(k), _pad_tokens(v), _pad_tokens(d_out)
@@ -116,10 +101,10 @@ def backward(
     plan = make_plan(k.shape, v.shape[3], num_tokens, problems=2)
     places = None if segments is None else chunk_places(segments, plan)
     states = _states_of_parts(q, d_out, log_decay, d_state, segments, places, plan, reverse=True)
-    sweeps = [Operands(v, d_out, q, _transpose(states)), Operands(k, q, d_out, states)]
+    sweeps = [Sweep(v, d_out, q, _transpose(states)), Sweep(k, q, d_out, states)]
     (dk, dv), left = sweep(sweeps, log_decay, places, plan, reverse=True, interpret=_interpreter())
     dk, dv = (x[:, :num_tokens, :, :head_dim] for x in (dk, dv))
-    return dq, dk, dv, d_steps, left[:, :, 0, :head_dim, :head_dim]
+    return Gradients(dq, dk, dv, d_steps, left[:, :, 0, :head_dim, :head_dim])
 
 
 def _transpose(states: Float[Array, "*B K V"]) -> Float[Array, "*B V K"]:

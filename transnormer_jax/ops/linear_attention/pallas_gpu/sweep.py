@@ -30,7 +30,7 @@ _SHARED = "staged", "arrived", "consumed"  # by the warpgroup that copies and th
 _COPYING_REGISTERS, _COMPUTING_REGISTERS = 24, 240
 
 
-class Operands(NamedTuple):
+class Sweep(NamedTuple):
     """One linear attention among those of a launch: [B, N, H, .] arrays and the state that each part starts from."""
 
     q: Any  # None: the state alone is wanted
@@ -68,7 +68,7 @@ class _Place(NamedTuple):
 
 
 def sweep(
-    problems: Sequence[Operands],
+    problems: Sequence[Sweep],
     log_decay: Float[Array, " H"],
     places: Int[Array, "B M 4 C"] | None,
     plan: Plan,
@@ -98,12 +98,12 @@ def sweep_states(
 ) -> Float[Array, "B H Q K V"]:
     """What each part adds to the state, all but the last part of the sweep: Q = P - 1, in the order of the row."""
     call = _Call(plan, reverse, int(reverse), interpret)
-    _, states = _launch(call, [Operands(None, k, v, None)], log_decay, places, [None], plan.parts - 1)
+    _, states = _launch(call, [Sweep(None, k, v, None)], log_decay, places, [None], plan.parts - 1)
     return states
 
 
 def _launch(
-    call: _Call, problems: Sequence[Operands], log_decay: Array, places: Any, out_types: list[Any], num_states: int
+    call: _Call, problems: Sequence[Sweep], log_decay: Array, places: Any, out_types: list[Any], num_states: int
 ) -> Any:
     plan, (q, k, v, _) = call.plan, problems[0]
     (batch, _, num_heads, key_dim), value_dim, dtype = k.shape, v.shape[3], k.dtype

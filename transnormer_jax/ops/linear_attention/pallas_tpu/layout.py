@@ -17,8 +17,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.hardware import Hardware
-from transnormer_jax.ops.linear_attention.backends import Problem
 from transnormer_jax.ops.linear_attention.decay import FLOOR
+from transnormer_jax.ops.linear_attention.operands import Problem
 
 LANES = 128
 BORDER = float(math.floor(FLOOR * math.log2(math.e)))

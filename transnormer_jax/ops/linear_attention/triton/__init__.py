@@ -8,7 +8,7 @@ small (`gradient.py`).
 import jax
 
 from transnormer_jax.ops.hardware import Hardware
-from transnormer_jax.ops.linear_attention.backends import Problem, unless_plain
+from transnormer_jax.ops.linear_attention.operands import Problem, unless_plain
 from transnormer_jax.ops.linear_attention.triton.backward import backward
 from transnormer_jax.ops.linear_attention.triton.blocks import MAX_DIM
 from transnormer_jax.ops.linear_attention.triton.forward import forward

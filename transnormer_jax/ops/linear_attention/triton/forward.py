@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.ops.hardware import target_hardware
 from transnormer_jax.ops.linear_attention.decay import states_between
+from transnormer_jax.ops.linear_attention.operands import Operands
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.triton.blocks import choose_blocks
 from transnormer_jax.ops.linear_attention.triton.launch import compute_capability, launch
@@ -16,12 +17,7 @@ from transnormer_jax.ops.linear_attention.triton.parts import cut
 
 
 def forward(
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
+    operands: Operands,
     *,
     chunk_size: int | None,
     save: bool,
@@ -32,22 +28,18 @@ def forward(
     is not used: the chunk is the one that fits the registers (`blocks.py`).
     """
     del chunk_size, save
-    return *sweep_rows(q, k, v, log_decay, state, segments, reverse=False), None
+    return *sweep_rows(operands, reverse=False), None
 
 
 def sweep_rows(
-    q: Float[Array, "B N H K"],
-    k: Float[Array, "B N H K"],
-    v: Float[Array, "B N H V"],
-    log_decay: Float[Array, " H"],
-    state: Float[Array, "B H K V"],
-    segments: Segments | None,
+    operands: Operands,
     *,
     reverse: bool,
 ) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"]]:
     """Output and final state; with `reverse`, time runs from the last token to the first."""
     from transnormer_jax.ops.linear_attention.triton.kernel import sweep  # needs the package triton
 
+    q, k, v, log_decay, state, segments = operands
     batch, num_tokens, num_heads, key_dim = q.shape
     value_dim = v.shape[3]
     capability = compute_capability(target_hardware())
