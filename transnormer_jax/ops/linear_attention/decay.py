@@ -27,10 +27,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.ops.linear_attention.operands import LogDecay, State
+from transnormer_jax.ops.linear_attention.operands import LogDecay
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 FLOOR = -120.0
@@ -156,32 +155,6 @@ def scan_states(
     _, after = jax.lax.associative_scan(combine, [chunk_decay, kv_sum], axis=1, reverse=reverse)
     first_and_rest = [after[:, 1:], state[:, None]] if reverse else [state[:, None], after[:, :-1]]
     return jnp.concatenate(first_and_rest, axis=1), after
-
-
-def states_between(
-    kv_sums: Float[Array, "B H _ K V"],
-    state: State,
-    log_decay: Float[Array, " H"],
-    segments: Segments | None,
-    borders: np.ndarray,
-    *,
-    reverse: bool,
-) -> Float[Array, "B H P K V"]:
-    """The state that enters each of P parts of a row, under a constant decay.
-
-    `borders` [P + 1] are numbers of tokens; `kv_sums` lacks the part that the state leaves last.
-    """
-    if segments is None:
-        steps, same = jnp.diff(borders)[None], jnp.ones((1, len(borders) - 1), bool)
-    else:
-        position, index = (jnp.pad(x, ((0, 0), (1, 0)))[:, borders] for x in segments)
-        steps, same = jnp.diff(position, axis=1), jnp.diff(index, axis=1) == 0
-    exponent = steps[..., None].astype(jnp.float32) * log_decay[None, None]
-    chunk_decay = jnp.expm1(jnp.where(same[..., None], exponent, -jnp.inf))
-    chunk_decay = chunk_decay[:, 1:] if reverse else chunk_decay[:, :-1]
-    before, after = scan_states(state, chunk_decay, jnp.moveaxis(kv_sums, 2, 1), reverse=reverse)
-    states = [after[:, :1], before] if reverse else [before, after[:, -1:]]
-    return jnp.moveaxis(jnp.concatenate(states, axis=1), 1, 2)
 
 
 def token_steps(

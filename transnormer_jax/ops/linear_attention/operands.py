@@ -78,11 +78,3 @@ class Gradients(NamedTuple):
     v: Float[Array, "B N H V"]
     steps: Float[Array, "B N H"] | None
     state: State
-
-
-def unless_plain(problem: Problem) -> str | None:
-    """Why a kernel with the plainest operator does not support the problem, or None."""
-    grouped = problem.key_heads not in (None, problem.num_heads)
-    if problem.decay_per_token or problem.max_segments or grouped:
-        return "it takes one constant decay per head, one state per row, and as many heads of q and k as of v"
-    return None
