@@ -11,6 +11,7 @@ strong decays are among weak ones. A document forgets what came before it by a s
 Letters of the products: b row, m chunk of a block, h head, t and s token, k and v features.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.blocks import split_blocks
 from transnormer_jax.ops.hardware import target_hardware
+from transnormer_jax.ops.linear_attention.call import check, run_on_devices
 from transnormer_jax.ops.linear_attention.decay import FLOOR, scan_states
 from transnormer_jax.ops.linear_attention.documents import (
     ChunkDocuments,
@@ -30,7 +32,7 @@ from transnormer_jax.ops.linear_attention.documents import (
     states_of,
 )
 from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
-from transnormer_jax.ops.linear_attention.shards import Axes, find_sharding, per_device
+from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot
 
 # Tokens of one step of the scan over a row: their temporary arrays fit into the cache of a CPU core.
@@ -80,31 +82,19 @@ def gated_linear_attention(
     Raises:
       UserError: shapes or dtypes do not fit, `chunk_size` is no power of 2, or a mesh axis has an unknown name.
     """
-    _check(q, k, v, log_decay, initial_state, segment_ids, max_segments, chunk_size)
-    batch, num_tokens, num_heads, key_dim = q.shape
-    documents = () if max_segments is None else (max_segments,)
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, *documents, num_heads, key_dim, v.shape[3]), jnp.float32)
-    initial_state = initial_state.astype(jnp.float32)
-    if batch == 0 or num_tokens == 0:
-        return v, initial_state
-    if not (isinstance(scale, int | float) and scale == 1):
-        q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    sharding = find_sharding(q, num_heads, k, v, log_decay)
-
-    def run(q: Array, k: Array, v: Array, log_decay: Array, state: Array, segment_ids: Array | None) -> Any:
-        return _run(None if sharding is None else sharding.tokens, chunk_size, q, k, v, log_decay, state, segment_ids)
-
-    if sharding is not None:
-        tokens, state = sharding.of("bnhk"), sharding.of("bshkv" if documents else "bhkv")
-        ids = None if segment_ids is None else sharding.of("bn")
-        run = per_device(run, (tokens, tokens, tokens, tokens, state, ids), (tokens, state))
-    return run(q, k, v, jnp.maximum(log_decay.astype(jnp.float32), FLOOR), initial_state, segment_ids)
+    check(q, k, v, log_decay, [q.shape], initial_state, segment_ids, max_segments)
+    if v.shape[2] != q.shape[2]:
+        raise UserError(f"v has {v.shape[2]} heads and q {q.shape[2]}: give as many of both.")
+    if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
+        raise UserError(f"chunk_size is {chunk_size}: a gated chunk is halved repeatedly, so give a power of 2.")
+    run = functools.partial(_run, chunk_size)
+    log_decay = jnp.maximum(log_decay.astype(jnp.float32), FLOOR)
+    return run_on_devices(run, q, k, v, log_decay, initial_state, segment_ids, max_segments, scale)
 
 
 def _run(
-    axis: Axes | None,
     chunk_size: int | None,
+    axis: Axes | None,
     q: Array,
     k: Array,
     v: Array,
@@ -248,36 +238,3 @@ def _states_at_shard(k: Array, v: Array, log_decay: Array, state: Array, axis: A
     before, after = scan_states(state[..., None, :], chunk_decay, kv_sums)
     before = jax.lax.dynamic_index_in_dim(before, jax.lax.axis_index(axis), 1, keepdims=False)
     return before[..., 0, :], after[:, -1, ..., 0, :]
-
-
-def _check(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    initial_state: Array | None,
-    segment_ids: Array | None,
-    max_segments: int | None,
-    chunk_size: int | None,
-) -> None:
-    if q.ndim != 4 or v.ndim != 4:
-        raise UserError(f"q has shape {q.shape} and v {v.shape}: give [B, N, H, K] and [B, N, H, V].")
-    documents = () if max_segments is None else (max_segments,)
-    expected = {
-        "k": (k, q.shape),
-        "v": (v, (*q.shape[:3], v.shape[3])),
-        "log_decay": (log_decay, q.shape),
-        "initial_state": (initial_state, (q.shape[0], *documents, *q.shape[2:], v.shape[3])),
-        "segment_ids": (segment_ids, q.shape[:2]),
-    }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise UserError(f"{name} has shape {array.shape}: with q {q.shape} and v {v.shape} it must be {shape}.")
-    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        raise UserError(
-            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one dtype among bfloat16, float16 and float32."
-        )
-    if max_segments is not None and max_segments < 1:
-        raise UserError(f"max_segments is {max_segments}: give the largest number of documents in a row, or None.")
-    if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
-        raise UserError(f"chunk_size is {chunk_size}: a gated chunk is halved repeatedly, so give a power of 2.")
