@@ -20,7 +20,6 @@ from transnormer_jax.ops.linear_attention import chunked
 from transnormer_jax.ops.linear_attention.backends import BACKENDS
 from transnormer_jax.ops.linear_attention.decay import log_decay_gradient
 from transnormer_jax.ops.linear_attention.operands import Gradients, Operands, State
-from transnormer_jax.ops.linear_attention.vmap import fold_vmap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _chunked_backward(decay_gradient: bool, operands: Operands, saved: Any, d_ou
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _kernel(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> Any:
     """A kernel, with the derivatives of `plain`; what only the kernel returns, at the end, has none."""
-    return fold_vmap(kernel)(*arguments)
+    return _fold_vmap(kernel)(*arguments)
 
 
 def _kernel_forward(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
@@ -110,3 +109,31 @@ def _kernel_backward(_: Any, plain: Callable[..., Any], arguments: Any, cotangen
 
 
 _kernel.defvjp(_kernel_forward, _kernel_backward)
+
+
+def _fold_vmap(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel that can be mapped over any of its operands, all of which begin with rows, but a constant log decay.
+
+    Args:
+      kernel: takes `Operands` and more trees of arrays.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def call(*arguments: Any) -> Any:
+        return kernel(*arguments)
+
+    @call.def_vmap
+    def _(size: int, mapped: list[Any], *arguments: Any) -> tuple[Any, Any]:
+        log_decay = arguments[0].log_decay
+        constant = log_decay.ndim - mapped[0].log_decay == 1
+        arguments = jax.tree.map(lambda x, m: x if m else jnp.broadcast_to(x, (size, *x.shape)), [*arguments], mapped)
+        if constant and mapped[0].log_decay:  # each call has another decay
+            out = jax.lax.map(lambda x: call(*x), arguments)
+        else:
+            operands, *others = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arguments)
+            if constant:
+                operands = operands._replace(log_decay=log_decay)
+            out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), call(operands, *others))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call

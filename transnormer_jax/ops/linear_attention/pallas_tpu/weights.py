@@ -11,7 +11,7 @@ strong steps, have rows of their own, in which the difference of two tokens with
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,19 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from transnormer_jax.ops.hardware import target_hardware
 from transnormer_jax.ops.linear_attention.decay import FLOOR
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import BORDER, LANES, Layout
+from transnormer_jax.ops.linear_attention.operands import LogDecay, Operands
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import (
+    BORDER,
+    LANES,
+    Layout,
+    choose_layout,
+    join_heads,
+    join_state,
+)
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, join
-from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
 
 # A head without decay takes this rate, so that its product with -inf, where no weight is due, is -inf.
 _SMALLEST_RATE = 1e-30
@@ -42,13 +51,29 @@ class DecayOperands(NamedTuple):
         differs from chunk to chunk.
     """
 
-    rates: Array
-    chunk_decay: Array
-    rows: Array | None
+    rates: Any
+    chunk_decay: Any
+    rows: Any
 
 
-def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) -> DecayOperands:
-    """The arrays for log_decay [H] or [B, N, H]."""
+def prepare(operands: Operands, chunk_size: int | None) -> tuple[Layout, DecayOperands, Operands]:
+    """The layout of a call, its decay, and its operands with joined heads.
+
+    Key heads that several heads share are read where they are if K is a multiple of 128, else they are repeated first.
+    """
+    q, k, v, log_decay, state, segments = operands
+    if segments is None and state.ndim == 5:
+        segments = find_segments(jnp.ones(v.shape[:2], jnp.int32))
+    if q.shape[3] % LANES:
+        q, k = (jnp.repeat(x, v.shape[2] // q.shape[2], axis=2) for x in (q, k))
+    problem = Operands(q, k, v, log_decay, state, segments).problem
+    layout = choose_layout(problem, target_hardware(), chunk_size)
+    q, k, v = join_heads(q), join_heads(k), join_heads(v)
+    decay = _decay_operands(layout, log_decay, segments)
+    return layout, decay, Operands(q, k, v, log_decay, join_state(state), segments)
+
+
+def _decay_operands(layout: Layout, log_decay: LogDecay, segments: Segments | None) -> DecayOperands:
     problem, pad = layout.problem, layout.padded_tokens - layout.problem.num_tokens
 
     def chunks(x: Array) -> Array:
@@ -97,12 +122,11 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
     )
 
 
-def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = False) -> list[pl.BlockSpec]:
-    """The blocks of the operands that are not None."""
-    specs = [pl.BlockSpec(memory_space=pltpu.SMEM), layout.scalars(operands.chunk_decay, reverse=reverse)]
-    if operands.rows is not None:
-        specs.append(layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse))
-    return specs
+def decay_specs(layout: Layout, decay: DecayOperands, *, reverse: bool = False) -> DecayOperands:
+    """The blocks of the operands."""
+    scalars = layout.scalars(decay.chunk_decay, reverse=reverse)
+    rows = layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse)
+    return DecayOperands(pl.BlockSpec(memory_space=pltpu.SMEM), scalars, None if decay.rows is None else rows)
 
 
 class Chunk:
