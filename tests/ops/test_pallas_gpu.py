@@ -1,5 +1,6 @@
 """The Mosaic GPU kernel: emulated on the CPU it equals the definition, and it lowers for a GPU."""
 
+import functools
 import re
 
 import jax
@@ -14,8 +15,9 @@ from tests.ops.test_linear_attention import apply
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
-from transnormer_jax.ops.linear_attention import Problem, pallas_gpu
-from transnormer_jax.ops.linear_attention.pallas_gpu import plan, sweep_rows, unsupported_reason
+from transnormer_jax.ops.linear_attention import Problem, pallas_gpu, sweeps
+from transnormer_jax.ops.linear_attention.operands import Operands
+from transnormer_jax.ops.linear_attention.pallas_gpu import make_plan, sweep, unsupported_reason
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 LARGE_CASES = [
@@ -32,10 +34,11 @@ def test_equals_definition(case: Case):
 
 
 @pytest.mark.parametrize("segments", [False, True])
-def test_parts_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
+def test_splits_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
     case = Case("", (1, 310, 1, 64, 64), [-1e-3], segments=segments, initial_state=True)
-    monkeypatch.setattr(plan, "_MIN_CHUNKS_PER_PART", 1)
-    assert plan.make_plan(case.shape[:4], 64, 310)[-2:] == (4, 2)  # parts and chunks; the last three chunks are empty
+    monkeypatch.setattr(sweeps, "_SHORTEST", 64)
+    plan = make_plan(case.shape[:4], 64, 310, reverse=False, problems=1)
+    assert (plan.splits, plan.chunks) == (3, 2)  # the last chunk is empty
     assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
 
 
@@ -56,9 +59,9 @@ def test_no_race_between_warpgroups():
     q, k, v, d_out = jax.random.normal(jax.random.key(0), (4, 1, 330, 1, 128), jnp.bfloat16)
     segments = Segments(jnp.arange(1, 331)[None], jnp.arange(330)[None] // 100)
     state = jnp.ones((1, 1, 128, 128))
-    operands = q, k, v, -0.1 * jnp.ones(1), state, segments, None, d_out, state
+    operands = Operands(q, k, v, -0.1 * jnp.ones(1), state, segments)
     with interpret_kernels(plgpu.InterpretGPUParams(detect_races=True, on_race="raise")):
-        grads = pallas_gpu.backward(*operands, decay_gradient=False, chunk_size=None)
+        grads = pallas_gpu.backward(operands, None, d_out, state, decay_gradient=False, chunk_size=None)
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in grads if x is not None)
 
 
@@ -75,7 +78,7 @@ def test_no_race_between_warpgroups():
 )
 def test_lowers_for_a_gpu(key_dim: int, value_dim: int, reverse: bool, segmented: bool):
     text = _lowered(Problem(1, 2048, 4, key_dim, value_dim, jnp.bfloat16), reverse, segmented)
-    assert text.count("mosaic_gpu") >= 2  # the row is split: the states between its parts, then the sweep
+    assert text.count("mosaic_gpu") >= 2  # the row is split: the states between splits, then the sweep
     # The kernels take the arrays as they lie: tokens are neither transposed nor padded nor copied.
     assert not re.search(r"stablehlo\.(transpose|pad|concatenate|copy).*bf16", text)
 
@@ -91,21 +94,19 @@ def _lowered(problem: Problem, reverse: bool, segmented: bool) -> str:
     state = shape(batch, num_heads, key_dim, value_dim)
     segments = Segments(*[shape(batch, num_tokens, dtype=jnp.int32)] * 2) if segmented else None
 
-    def run(*operands):
-        return sweep_rows(*operands, reverse=reverse)
-
-    traced = jax.jit(run).trace(qk, qk, v, shape(num_heads), state, segments)
+    operands = Operands(qk, qk, v, shape(num_heads), state, segments)
+    traced = jax.jit(functools.partial(sweep, reverse=reverse)).trace(operands)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(
-    ("shape", "parts"),
+    ("shape", "splits"),
     [((8, 8192, 32, 128), 1), ((1, 8192, 16, 128), 8), ((1, 1024, 1, 128), 2), ((1, 1000, 1, 128), 2)],
 )
-def test_parts_fill_the_machine(shape: tuple[int, ...], parts: int):
-    cut = plan.make_plan(shape, 128, shape[1])
-    assert cut.parts == parts
-    assert cut.parts * cut.chunks * 64 >= shape[1]
+def test_splits_fill_the_machine(shape: tuple[int, ...], splits: int):
+    plan = make_plan(shape, 128, shape[1], reverse=False, problems=1)
+    assert plan.splits == splits
+    assert plan.splits * plan.chunks * 64 >= shape[1]
 
 
 def test_what_it_refuses():

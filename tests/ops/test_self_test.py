@@ -10,6 +10,7 @@ from transnormer_jax.distributed import multihost
 from transnormer_jax.ops import linear_attention, resolve_backend
 from transnormer_jax.ops.hardware import Hardware, target_hardware
 from transnormer_jax.ops.linear_attention import BACKENDS, Backend, Problem, backends
+from transnormer_jax.ops.linear_attention.operands import Gradients
 from transnormer_jax.ops.linear_attention.self_test import _passes
 
 LONG = Problem(1, 300, 2, 8, 8, jnp.dtype("float32"))
@@ -32,9 +33,9 @@ def kernel(monkeypatch):
 def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
     calls = []
 
-    def forward(*operands, **options):
-        calls.append(operands[0].shape)
-        return BACKENDS["chunked"].forward(*operands, **options)
+    def forward(operands, **options):
+        calls.append(operands.q.shape)
+        return BACKENDS["chunked"].forward(operands, **options)
 
     kernel(Backend(forward))
     q = jnp.ones((1, 300, 2, 8))
@@ -47,8 +48,8 @@ def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
 
 
 def test_a_wrong_gradient_is_found(kernel):
-    def backward(q, k, v, log_decay, state, segments, saved, d_out, d_state, **options):
-        return q, k, v, None, state
+    def backward(operands, saved, d_out, d_state, **options):
+        return Gradients(*operands[:3], None, operands.state)
 
     kernel(Backend(BACKENDS["chunked"].forward, backward))
     sentence = "backend 'kernel' fails its self-test on cpu for 2 heads, K = 8, V = 8, float32"
@@ -72,7 +73,7 @@ def test_what_fails_on_another_host_is_not_taken(kernel, monkeypatch):
 
 
 def test_a_failing_kernel_is_not_taken(kernel):
-    def forward(*operands, **options):
+    def forward(operands, **options):
         raise NotImplementedError("no such instruction")
 
     kernel(Backend(forward))

@@ -21,13 +21,12 @@ from tests.ops.test_linear_attention import apply_with_gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
 from transnormer_jax.ops.hardware import Hardware, interpret_kernels
-from transnormer_jax.ops.linear_attention import Problem
+from transnormer_jax.ops.linear_attention import Problem, sweeps
+from transnormer_jax.ops.linear_attention.operands import Operands
 from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.triton import parts, unsupported_reason
+from transnormer_jax.ops.linear_attention.triton import split, sweep, unsupported_reason
 from transnormer_jax.ops.linear_attention.triton.blocks import Blocks, choose_blocks, choose_gradient_blocks
-from transnormer_jax.ops.linear_attention.triton.forward import sweep_rows
 from transnormer_jax.ops.linear_attention.triton.launch import launch, what_is_missing
-from transnormer_jax.ops.linear_attention.triton.parts import cut
 
 TRITON = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else "0"
 needs_triton = pytest.mark.skipif(TRITON == "0", reason="needs the package triton: pip install triton")
@@ -53,11 +52,11 @@ def test_float32_equals_definition(case: Case):
 
 @needs_interpreter
 @pytest.mark.parametrize("segments", [False, True])
-def test_parts_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parts, "_SHORTEST", 64)
-    assert cut(210, 64, 4, 32) == (2, 128)
+def test_splits_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweeps, "_SHORTEST", 64)
+    assert split(Problem(2, 210, 2, 16, 16), choose_blocks(16, 16, jnp.float32, 90)) == (2, 112)
     # Two heads: the gradient of a single decay may happen to cancel.
-    case = Case("two_parts", (2, 210, 2, 16, 16), [-0.2, -1e-3], segments=segments, initial_state=True)
+    case = Case("two_splits", (2, 210, 2, 16, 16), [-0.2, -1e-3], segments=segments, initial_state=True)
     assert_equals_definition("triton", case, jnp.float32, 2e-6)
 
 
@@ -76,17 +75,18 @@ def test_gradients_that_are_not_fused():
 
 @pytest.mark.parametrize("num_tokens", [1, 511, 8192, 8200, 131072, 3_000_000])
 @pytest.mark.parametrize("programs", [1, 32, 132, 133, 512])
-def test_parts_cover_the_row_and_fill_the_gpu(num_tokens: int, programs: int):
-    cuts = cut(num_tokens, 64, programs, 4096)
-    assert (cuts.parts - 1) * cuts.tokens < num_tokens <= cuts.parts * cuts.tokens
-    assert cuts.tokens % 64 == 0
+def test_splits_cover_the_row_and_fill_the_gpu(num_tokens: int, programs: int):
+    problem = Problem(programs, num_tokens, 1, 64, 4096, jnp.bfloat16)
+    splits, tokens = split(problem, Blocks(64, 64, 4096, 4, 2))
+    assert (splits - 1) * tokens < num_tokens <= splits * tokens
+    assert tokens % 64 == 0
     # The offset of the last token of the last chunk, in 32 bits.
-    assert (cuts.tokens + 64) * 4096 <= 2**31
+    assert (tokens + 64) * 4096 <= 2**31
     if num_tokens <= 500_000:
-        assert cuts.parts == 1 or cuts.parts * programs <= 264
-        assert cuts.parts == 1 or cuts.tokens >= 512
+        assert splits == 1 or splits * programs <= 264
+        assert splits == 1 or tokens >= 512
     if num_tokens == 131072:
-        assert cuts.parts * programs > 132 or cuts.tokens < 1024
+        assert splits * programs > 132 or tokens < 1024
 
 
 @needs_triton
@@ -100,14 +100,14 @@ def test_parts_cover_the_row_and_fill_the_gpu(num_tokens: int, programs: int):
     ],
 )
 def test_registers_do_not_spill(tmp_path, compute_capability: int, key_dim: int, value_dim: int, documents: bool):
-    from transnormer_jax.ops.linear_attention.triton.kernel import sweep
+    from transnormer_jax.ops.linear_attention.triton import kernels
 
     # Forward and reverse: with K and V exchanged, these are the three calls of the gradient.
     blocks = choose_blocks(key_dim, value_dim, jnp.bfloat16, compute_capability)
     for reverse in (False, True):
         for output in (False, True):
             constants = {"K": key_dim, "V": value_dim, "REVERSE": reverse, "DOCUMENTS": documents, "OUTPUT": output}
-            (tmp_path / "cubin").write_bytes(machine_code(sweep, compute_capability, blocks, constants))
+            (tmp_path / "cubin").write_bytes(machine_code(kernels.sweep, compute_capability, blocks, constants))
             usage = resource_usage(tmp_path / "cubin")
             assert usage["STACK"] == 0, (constants, usage)
 
@@ -116,10 +116,10 @@ def test_registers_do_not_spill(tmp_path, compute_capability: int, key_dim: int,
 @pytest.mark.slow
 @pytest.mark.parametrize(("compute_capability", "documents"), [(80, True), (90, True), (90, False)])
 def test_registers_of_the_gradient_do_not_spill(tmp_path, compute_capability: int, documents: bool):
-    from transnormer_jax.ops.linear_attention.triton.gradient_kernel import sweep_gradients
+    from transnormer_jax.ops.linear_attention.triton.kernels import sweep_gradients
 
     blocks = choose_gradient_blocks(64, 64, jnp.bfloat16, compute_capability)
-    constants = {"K": 64, "V": 64, "REVERSE": True, "DOCUMENTS": documents}
+    constants = {"K": 64, "V": 64, "DOCUMENTS": documents}
     (tmp_path / "cubin").write_bytes(machine_code(sweep_gradients, compute_capability, blocks, constants))
     assert resource_usage(tmp_path / "cubin")["STACK"] == 0
 
@@ -137,9 +137,9 @@ def machine_code(kernel, compute_capability: int, blocks: Blocks, constants: dic
             return "constexpr"
         if not name.endswith("_ptr"):
             return "i32"
-        if name in ("position_ptr", "run_ptr"):
+        if name in ("position_ptr", "index_ptr"):
             return "*i32"
-        return "*fp32" if "state" in name or "decay" in name or "fade" in name else "*bf16"
+        return "*fp32" if "state" in name or "decay" in name else "*bf16"
 
     signature = {p.name: type_of(p.name) for p in kernel.params}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
@@ -192,14 +192,15 @@ def test_launch_speaks_to_either_version_of_jax_triton(monkeypatch, old: bool, k
 @pytest.mark.parametrize(("batch", "kernels"), [(8, 1), (1, 2)])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_lowers_for_a_gpu(monkeypatch, batch: int, kernels: int, reverse: bool):
-    module = importlib.import_module("transnormer_jax.ops.linear_attention.triton.forward")
+    module = importlib.import_module("transnormer_jax.ops.linear_attention.triton")
     monkeypatch.setattr(module, "compute_capability", lambda hardware: 90)
     tokens = jax.ShapeDtypeStruct((batch, 2048, 16, 128), jnp.bfloat16)
     log_decay = jax.ShapeDtypeStruct((16,), jnp.float32)
     state = jax.ShapeDtypeStruct((batch, 16, 128, 128), jnp.float32)
-    places = Segments(*[jax.ShapeDtypeStruct((batch, 2048), jnp.int32)] * 2)
-    function = jax.jit(functools.partial(sweep_rows, reverse=reverse))
-    lowered = function.trace(tokens, tokens, tokens, log_decay, state, places).lower(lowering_platforms=("cuda",))
+    segments = Segments(*[jax.ShapeDtypeStruct((batch, 2048), jnp.int32)] * 2)
+    function = jax.jit(functools.partial(sweep, reverse=reverse))
+    operands = Operands(tokens, tokens, tokens, log_decay, state, segments)
+    lowered = function.trace(operands).lower(lowering_platforms=("cuda",))
     assert len(re.findall(r"custom_call @triton_kernel_call", lowered.as_text())) == kernels
 
 

@@ -10,21 +10,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
+from transnormer_jax.ops.linear_attention.backends import resolve_backend
+from transnormer_jax.ops.linear_attention.call import check, run_on_devices
 from transnormer_jax.ops.linear_attention.context import (
     document_states_at_shard,
     document_states_of_row,
-    first_document_of_shard,
     states_at_shard,
     sum_of_later_shards,
 )
 from transnormer_jax.ops.linear_attention.decay import FLOOR
-from transnormer_jax.ops.linear_attention.primitive import Operands, Options, attend
-from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
-from transnormer_jax.ops.linear_attention.shards import Axes, find_sharding, per_device
+from transnormer_jax.ops.linear_attention.operands import Operands, Problem
+from transnormer_jax.ops.linear_attention.primitive import attend
+from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot
-
-_DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
 
 def linear_attention(
@@ -89,91 +88,58 @@ def linear_attention(
     """
     if isinstance(log_decay, Sequence | int | float):
         log_decay = np.asarray(log_decay, np.float32)
-    _check(q, k, v, log_decay, initial_state, segment_ids, max_segments, causal)
     batch, num_tokens, num_heads, value_dim = v.shape
+    key_heads = q.shape[2]
+    decay_shapes = [(), (num_heads,), (batch, num_tokens, num_heads)]
+    check(q, k, v, log_decay, decay_shapes, initial_state, segment_ids, max_segments)
+    if key_heads == 0 or num_heads % key_heads:
+        raise UserError(f"v has {num_heads} heads and q {key_heads}: those of v must be a multiple of those of q.")
+    if _is_available(log_decay) and not np.all(np.asarray(log_decay) <= 0):
+        raise UserError("log_decay must be <= 0: of slopes, which are positive, pass the negative.")
+    if not causal and log_decay is not None:
+        raise UserError("causal=False takes no decay: pass log_decay=None, or causal=True.")
     log_decay = jnp.zeros(num_heads, jnp.float32) if log_decay is None else jnp.asarray(log_decay, jnp.float32)
     if log_decay.ndim == 0:
         log_decay = jnp.broadcast_to(log_decay, num_heads)
-    problem = Problem.of(q, v, log_decay, max_segments, packed=segment_ids is not None)
-    options = Options(resolve_backend(backend, problem, chunk_size=chunk_size), chunk_size)
-    log_decay = jnp.maximum(log_decay, FLOOR)
-
-    documents = () if max_segments is None else (max_segments,)
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, *documents, num_heads, q.shape[3], value_dim), jnp.float32)
-    initial_state = initial_state.astype(jnp.float32)
-    if batch == 0 or num_tokens == 0:
-        return v, initial_state
-    if not (isinstance(scale, int | float) and scale == 1):
-        q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-
-    per_token = [log_decay] if log_decay.ndim == 3 else []
-    sharding = find_sharding(q, q.shape[2], k, v, *per_token)
-    run: Callable[..., Any] = functools.partial(_run, options, causal, None if sharding is None else sharding.tokens)
-    if sharding is not None:
-        tokens, state = sharding.of("bnhk"), sharding.of("bshkv" if documents else "bhkv")
-        decay = sharding.of("bnh" if per_token else "h")
-        ids = None if segment_ids is None else sharding.of("bn")
-        run = per_device(run, (tokens, tokens, tokens, decay, state, ids), (tokens, state))
-    return run(q, k, v, log_decay, initial_state, segment_ids)
+    sizes = (batch, num_tokens, num_heads, q.shape[3], value_dim, q.dtype, key_heads)
+    problem = Problem(*sizes, log_decay.ndim == 3, max_segments, segment_ids is not None)
+    backend = resolve_backend(backend, problem, chunk_size=chunk_size)
+    run = functools.partial(_run, functools.partial(attend, backend, chunk_size), causal)
+    operands = q, k, v, jnp.maximum(log_decay, FLOOR), initial_state
+    return run_on_devices(run, *operands, segment_ids, max_segments, scale)
 
 
-def _run(
-    options: Options,
-    causal: bool,
-    axis: Axes | None,
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    state: Array,
-    segment_ids: Array | None,
-) -> tuple[Array, Array]:
+def _run(attend: Callable[..., Any], causal: bool, axis: Axes | None, operands: Operands) -> tuple[Array, Array]:
     """The operator on whole rows, or on this device's shard of each row where `axis` is that of the shards."""
-    if not causal and segment_ids is None and state.ndim == 4:
+    q, k, v, log_decay, state, segments = operands
+    final, by_document = None, state.ndim == 5
+    if not causal and segments is None and not by_document:
         kv_sum = _kv_sum(k, v)
         state += kv_sum if axis is None else jax.lax.psum(kv_sum, axis)
         return _query(q, state, v.dtype), state
-    if axis is not None and state.ndim == 5 and segment_ids is None:
-        segment_ids = jnp.ones(v.shape[:2], jnp.int32)
-    segments = None
-    if segment_ids is not None:
-        segments = find_segments(segment_ids, None if axis is None else id_before_shard(segment_ids, axis))
-        real = (segment_ids != 0)[..., None]
-        q, k, v = (jnp.where(real[..., None], x, jnp.zeros_like(x)) for x in (q, k, v))
-        if log_decay.ndim == 3:
-            log_decay = jnp.where(real, log_decay, 0)
-    final, first_document = None, jnp.zeros((), jnp.int32)
-    if axis is not None and segments is not None and state.ndim == 5:
-        first_document = first_document_of_shard(segments, axis)[:, None]
+    if axis is not None and segments is not None and by_document:
         state = document_states_at_shard(k, v, log_decay, state, segments, axis)
     elif axis is not None:
         state, final = states_at_shard(k, v, log_decay, state, segments, axis)
-    out, last = attend(options, Operands(q, k, v, log_decay, state, segments))
+    out, last = attend(operands._replace(state=state))
     if not causal:
-        out += _later_tokens(options, axis, q, k, v, segments)
-    if segments is not None and state.ndim == 5:
-        known = first_document + segments.segment_index < state.shape[1]
-        out = jnp.where(known[..., None, None], out, jnp.nan)
-        if axis is not None:
-            final = document_states_of_row(last, segments, axis)
+        out += _later_tokens(attend, axis, operands)
+    if axis is not None and segments is not None and by_document:
+        final = document_states_of_row(last, segments, axis)
     return out, last if final is None else final
 
 
-def _later_tokens(
-    options: Options, axis: Axes | None, q: Array, k: Array, v: Array, segments: Segments | None
-) -> Array:
+def _later_tokens(attend: Callable[..., Any], axis: Axes | None, operands: Operands) -> Array:
     """What each token receives from later ones: the row read backwards, less the token itself."""
+    q, k, v, log_decay, _, segments = operands
     state = jnp.zeros((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), jnp.float32)
-    flipped = None
     if segments is not None:
-        flipped = Segments(*(jnp.flip(x[:, -1:] - x, axis=1) for x in segments))
-        flipped = flipped._replace(position=flipped.position + 1)
         if axis is not None:
             state = sum_of_later_shards(k, v, segments, axis)
-    no_decay = jnp.zeros(v.shape[2], jnp.float32)
-    backwards = Operands(jnp.flip(q, axis=1), jnp.flip(k, axis=1), jnp.flip(v, axis=1), no_decay, state, flipped)
-    out, _ = attend(options, backwards)
+        position, index = (jnp.flip(x[:, -1:] - x, axis=1) for x in segments)
+        segments = Segments(position + 1, index)
+    flipped_q, flipped_k, flipped_v = (jnp.flip(x, axis=1) for x in (q, k, v))
+    out, _ = attend(Operands(flipped_q, flipped_k, flipped_v, log_decay, state, segments))
     own_score = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
     own_score = jnp.repeat(own_score, v.shape[2] // q.shape[2], axis=2)
     return (jnp.flip(out, axis=1) - own_score * v).astype(v.dtype)
@@ -189,46 +155,6 @@ def _query(q: Float[Array, "B N G K"], state: Float[Array, "B H K V"], dtype: An
     # Heads before tokens: XLA's CPU compiler has no product of bfloat16 for the other order.
     out = dot("bgnk,bgrkv->bgrnv", jnp.swapaxes(q, 1, 2), state)
     return jnp.swapaxes(out.reshape(out.shape[0], -1, *out.shape[3:]), 1, 2).astype(dtype)
-
-
-def _check(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array | np.ndarray | None,
-    initial_state: Array | None,
-    segment_ids: Array | None,
-    max_segments: int | None,
-    causal: bool,
-) -> None:
-    if q.ndim != 4 or v.ndim != 4:
-        raise UserError(f"q has shape {q.shape} and v {v.shape}: give [B, N, H, K] and [B, N, H, V].")
-    rows, num_heads = q.shape[:2], v.shape[2]
-    documents = () if max_segments is None else (max_segments,)
-    decays = [(), (num_heads,), (*rows, num_heads)]
-    expected = {
-        "k": (k, [q.shape]),
-        "v": (v, [(*rows, num_heads, v.shape[-1])]),
-        "log_decay": (log_decay, decays),
-        "initial_state": (initial_state, [(rows[0], *documents, num_heads, q.shape[3], v.shape[-1])]),
-        "segment_ids": (segment_ids, [rows]),
-    }
-    for name, (array, shapes) in expected.items():
-        if array is not None and array.shape not in shapes:
-            allowed = " or ".join(map(str, shapes))
-            raise UserError(f"{name} has shape {array.shape}: with q {q.shape} and v {v.shape} it must be {allowed}.")
-    if q.shape[2] == 0 or num_heads % q.shape[2]:
-        raise UserError(f"v has {num_heads} heads and q {q.shape[2]}: those of v must be a multiple of those of q.")
-    if max_segments is not None and max_segments < 1:
-        raise UserError(f"max_segments is {max_segments}: give the largest number of documents in a row, or None.")
-    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in _DTYPES:
-        raise UserError(
-            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one dtype among bfloat16, float16 and float32."
-        )
-    if _is_available(log_decay) and not np.all(np.asarray(log_decay) <= 0):
-        raise UserError("log_decay must be <= 0: of slopes, which are positive, pass the negative.")
-    if not causal and log_decay is not None:
-        raise UserError("causal=False takes no decay: pass log_decay=None, or causal=True.")
 
 
 def _is_available(x: Array | np.ndarray | None) -> bool:

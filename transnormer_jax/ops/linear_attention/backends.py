@@ -4,108 +4,31 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
-import jax.numpy as jnp
+from typing import Any
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.ops.hardware import Hardware, default_device, target_hardware
 from transnormer_jax.ops.linear_attention import associative_scan, chunked, recurrent
+from transnormer_jax.ops.linear_attention.operands import Operands, Problem
 from transnormer_jax.ops.linear_attention.self_test import passes_self_test
-
-
-class Problem(NamedTuple):
-    """What is static about a call, by which backends accept or refuse it.
-
-    Attributes:
-      batch: B.
-      num_tokens: N.
-      num_heads: H, of v.
-      key_dim: K.
-      value_dim: V.
-      dtype: of q, k and v.
-      key_heads: heads of q and k; None is H.
-      decay_per_token: whether log_decay is [B, N, H].
-      max_segments: S if each document has its own state, else None.
-      packed: whether there are segment ids.
-    """
-
-    batch: int
-    num_tokens: int
-    num_heads: int
-    key_dim: int
-    value_dim: int
-    dtype: Any = jnp.float32
-    key_heads: int | None = None
-    decay_per_token: bool = False
-    max_segments: int | None = None
-    packed: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        q: jax.Array,
-        v: jax.Array,
-        log_decay: jax.Array | None = None,
-        max_segments: int | None = None,
-        *,
-        packed: bool = False,
-    ) -> "Problem":
-        """The problem of a call of `linear_attention` with these arguments.
-
-        Args:
-          q: queries [B, N, G, K], of the same float dtype as `v`; an array, or its shape and dtype.
-          v: values [B, N, H, V], of that dtype.
-          log_decay: float32, [H], or [B, N, H] for a decay per token.
-          max_segments: S.
-          packed: whether segment ids are given.
-
-        Returns:
-          The sizes, and what decides whether a backend can run the call.
-        """
-        batch, num_tokens, num_heads, value_dim = v.shape
-        per_token = getattr(log_decay, "ndim", 0) == 3
-        sizes = (batch, num_tokens, num_heads, q.shape[3], value_dim, q.dtype, q.shape[2])
-        return cls(*sizes, per_token, max_segments, packed)
-
-
-def unless_plain(problem: Problem) -> str | None:
-    """Why a kernel with the plainest operator does not support the problem, or None."""
-    grouped = problem.key_heads not in (None, problem.num_heads)
-    if problem.decay_per_token or problem.max_segments or grouped:
-        return "it takes one constant decay per head, one state per row, and as many heads of q and k as of v"
-    return None
-
-
-def _runs_anywhere(problem: Problem, hardware: Hardware) -> str | None:
-    del problem, hardware
-    return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """One way to compute linear attention with a decay per head or per token.
 
-    All functions take q, k [B, N, G, K] and v [B, N, H, V] of one dtype, where H is a multiple of G and value head h
-    goes with query/key head h // (H / G); log_decay [H] or [B, N, H] float32 in [`decay.FLOOR`, 0], 0 at padding; the
-    initial state, [B, H, K, V] float32, or [B, S, H, K, V] with one for every document; and `Segments` or None. At
-    padding q, k and v are 0.
-
     Attributes:
-      forward: (q, k, v, log_decay, state, segments, *, chunk_size, save) -> (out, final_state, saved): the output in
-        v's dtype, the final state in the shape of the initial one, and arrays for `backward`, each with rows first, or
-        None unless `save`.
-      backward: (q, k, v, log_decay, state, segments, saved, d_out, d_final_state, *, decay_gradient, chunk_size) ->
-        (dq, dk, dv, d_steps, d_state), with d_steps [B, N, H] the gradient of each token's log decay, or None unless
-        `decay_gradient`. None: that of the chunked form, from the operands alone.
+      forward: (operands, *, chunk_size, save) -> (out, final_state, saved): the output in v's dtype, the final state in
+        the shape of the initial one, and arrays for `backward`, each with rows first, or None unless `save`.
+      backward: (operands, saved, d_out, d_final_state, *, decay_gradient, chunk_size) -> `Gradients`, that of the
+        decay only if `decay_gradient`. None: those of the chunked form, from the operands alone.
       unsupported_reason: (problem, hardware) -> None where the backend can run, else why not, as half a sentence.
       is_kernel: whether JAX and XLA see one opaque call.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
-    unsupported_reason: Callable[[Problem, Hardware], str | None] = _runs_anywhere
+    unsupported_reason: Callable[[Problem, Hardware], str | None] = lambda problem, hardware: None
     is_kernel: bool = False
 
 
@@ -120,20 +43,16 @@ def _kernel(package: str) -> Backend:
     return Backend(**{name: functools.partial(call, name) for name in names}, is_kernel=True)
 
 
-def _quadratic(*operands: Any, chunk_size: int | None, **options: Any) -> Any:
+def _quadratic(function: Callable[..., Any], operands: Operands, *rest: Any, **options: Any) -> Any:
     """The masked N x N matrix (q k^T * decay) v: one chunk that covers the row."""
-    del chunk_size
-    return chunked.forward(*operands, chunk_size=operands[0].shape[1], **options)
-
-
-def _quadratic_backward(*operands: Any, chunk_size: int | None, **options: Any) -> Any:
-    del chunk_size
-    return chunked.backward(*operands, chunk_size=operands[0].shape[1], **options)
+    return function(operands, *rest, **options | {"chunk_size": operands.q.shape[1]})
 
 
 BACKENDS: dict[str, Backend] = {
     "recurrent": Backend(recurrent.forward),
-    "quadratic": Backend(_quadratic, _quadratic_backward),
+    "quadratic": Backend(
+        functools.partial(_quadratic, chunked.forward), functools.partial(_quadratic, chunked.backward)
+    ),
     "associative_scan": Backend(associative_scan.forward, associative_scan.backward),
     "chunked": Backend(chunked.forward, chunked.backward),
     "chunked_associative_scan": Backend(
@@ -155,8 +74,8 @@ _AUTO = {"tpu": "pallas_tpu"}
 def resolve_backend(backend: str, problem: Problem, *, chunk_size: int | None = None) -> str:
     """Returns the name of the backend that a call would use on the target hardware.
 
-    "auto" takes one masked matrix where the row fits in one chunk (a decoding step is such a row). Else it takes the
-    kernel that has been measured on this platform, once it has passed its self-test on this machine, else "chunked".
+    "auto" takes "quadratic" where the row fits in one chunk, as a decoding step does. Else it takes the kernel that has
+    been measured on this platform, once it has passed its self-test on this machine, else "chunked".
 
     Args:
       backend: a name in `BACKENDS`, or "auto".

@@ -20,8 +20,6 @@ from jaxtyping import Array, Float, Shaped
 from transnormer_jax.ops.hardware import target_hardware
 from transnormer_jax.ops.linear_attention.decay import (
     ChunkDecay,
-    LogDecay,
-    State,
     Weights,
     split_decay,
     weights,
@@ -34,6 +32,7 @@ from transnormer_jax.ops.linear_attention.documents import (
     set_states,
     states_of,
 )
+from transnormer_jax.ops.linear_attention.operands import Gradients, Operands, State
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.precision import dot
 
@@ -47,12 +46,7 @@ def default_chunk_size(key_dim: int, value_dim: int) -> int:
 
 
 def forward(
-    q: Float[Array, "B N G K"],
-    k: Float[Array, "B N G K"],
-    v: Float[Array, "B N H V"],
-    log_decay: LogDecay,
-    state: State,
-    segments: Segments | None,
+    inputs: Operands,
     *,
     chunk_size: int | None = None,
     save: bool = False,
@@ -62,6 +56,7 @@ def forward(
 
     With `parallel`, one block covers the row and `jax.lax.associative_scan` finds the states of its chunks.
     """
+    q, k, v, log_decay, state, segments = inputs
     blocks = _split(q, k, v, log_decay, state, segments, chunk_size, parallel)
     initial = _by_group(state, q.shape[2])
     operands = [blocks.lay_out(x) for x in (q, k, v)]
@@ -91,12 +86,7 @@ def forward(
 
 
 def backward(
-    q: Float[Array, "B N G K"],
-    k: Float[Array, "B N G K"],
-    v: Float[Array, "B N H V"],
-    log_decay: LogDecay,
-    state: State,
-    segments: Segments | None,
+    inputs: Operands,
     saved: Float[Array, "blocks B G R K V"],
     d_out: Float[Array, "B N H V"],
     d_final: State,
@@ -104,8 +94,8 @@ def backward(
     decay_gradient: bool,
     chunk_size: int | None = None,
     parallel: bool = False,
-) -> tuple[Array, Array, Array, Float[Array, "B N H"] | None, State]:
-    """Gradients of q, k, v, each token's log decay (None unless asked for), and the initial state.
+) -> Gradients:
+    """The gradients, that of each token's log decay only if asked for.
 
     The gradient of the decay is local to a chunk: with c the log decay accumulated in it,
 
@@ -113,6 +103,7 @@ def backward(
 
     The textbook form, which sums over the whole row, loses digits where the decay is strong.
     """
+    q, k, v, log_decay, state, segments = inputs
     blocks = _split(q, k, v, log_decay, state, segments, chunk_size, parallel)
     num_groups = q.shape[2]
     initial, d_initial = _by_group(state, num_groups), _by_group(d_final, num_groups)
@@ -168,26 +159,15 @@ def backward(
     (d_first, d_states, *gradients), _ = _scan(pull_back, carry, blocks.num_blocks, saved, reverse=True)
     dq, dk, dv, *d_steps = (blocks.take_back(x) for x in gradients)
     d_initial = d_first if blocks.layout is None else d_states
-    return dq, dk, dv, d_steps[0][..., 0] if d_steps else None, d_initial.reshape(state.shape)
+    return Gradients(dq, dk, dv, d_steps[0][..., 0] if d_steps else None, d_initial.reshape(state.shape))
 
 
-def step_gradient(
-    q: Float[Array, "B N G K"],
-    k: Float[Array, "B N G K"],
-    v: Float[Array, "B N H V"],
-    log_decay: LogDecay,
-    state: State,
-    segments: Segments | None,
-    d_out: Float[Array, "B N H V"],
-    d_final: State,
-) -> Float[Array, "B N H"]:
+def step_gradient(operands: Operands, d_out: Float[Array, "B N H V"], d_final: State) -> Float[Array, "B N H"] | None:
     """The gradient of each token's log decay in float32, for kernels that do not compute it."""
-    q, k, v, d_out = (x.astype(jnp.float32) for x in (q, k, v, d_out))
-    operands = (q, k, v, log_decay, state, segments)
-    _, _, saved = forward(*operands, save=True)
-    d_steps = backward(*operands, saved, d_out, d_final, decay_gradient=True)[3]
-    assert d_steps is not None
-    return d_steps
+    q, k, v, d_out = (x.astype(jnp.float32) for x in (*operands[:3], d_out))
+    operands = operands._replace(q=q, k=k, v=v)
+    _, _, saved = forward(operands, save=True)
+    return backward(operands, saved, d_out, d_final, decay_gradient=True).steps
 
 
 class _Blocks(NamedTuple):

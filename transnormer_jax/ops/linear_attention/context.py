@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.ops.linear_attention.decay import LogDecay, State, scan_states, token_steps
+from transnormer_jax.ops.linear_attention.decay import scan_states, token_steps
 from transnormer_jax.ops.linear_attention.documents import set_states, states_of
+from transnormer_jax.ops.linear_attention.operands import LogDecay, State
 from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot

@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
+from transnormer_jax.ops.linear_attention.operands import LogDecay
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 FLOOR = -120.0
@@ -39,29 +39,18 @@ that contains -1e30 has no digits left for the tokens after it, and one that con
 # Up to so many chunks, a loop costs more than it saves.
 _UNROLLED = 8
 
-State = Float[Array, "B *S H K V"]
-"""The state of each row and head, or of each document of a row, float32."""
-
-LogDecay = Float[Array, " H"] | Float[Array, "B N H"]
-"""float32, constant per head or one per token and head, in [FLOOR, 0]; 0 at padding."""
-
 
 class ChunkDecay(NamedTuple):
     """What the weights of M chunks of C tokens are made from.
 
-    Attributes:
-      rate: log decay of one unit of `steps`: that of a token, or 1 for a decay per token.
-      steps: since the border before the chunk: number of tokens that are not padding, or cumulative log decay.
-      rest: what a float32 `steps` of cumulative log decay lacks, or None.
-      segment_index: document of each token, or None if all are of one document.
-      index_before: document at the border before each chunk.
+    `steps` are counted since the border before the chunk: tokens that are not padding, or cumulative log decay.
     """
 
-    rate: Float[Array, " H"]
+    rate: Float[Array, " H"]  # log decay of one unit of `steps`
     steps: Float[Array, "#B #M #H C"]
-    rest: Float[Array, "B M H C"] | None = None
-    segment_index: Int[Array, "B M C"] | None = None
-    index_before: Int[Array, "B M"] | None = None
+    rest: Float[Array, "B M H C"] | None = None  # what a float32 cumulative log decay lacks
+    segment_index: Int[Array, "B M C"] | None = None  # None if all tokens are of one document
+    index_before: Int[Array, "B M"] | None = None  # at the border before each chunk
 
 
 class Weights(NamedTuple):
@@ -141,15 +130,8 @@ def scan_states(
             after = decay_and_add(state, *chunk)
             return after, (state, after)
 
-        if kv_sum.shape[1] <= _UNROLLED:
-            states = []
-            for i in sorted(range(kv_sum.shape[1]), reverse=reverse):
-                state, both = step(state, (chunk_decay[:, i], kv_sum[:, i]))
-                states.append(both)
-            before, after = zip(*states[:: -1 if reverse else 1], strict=True)
-            return jnp.stack(before, axis=1), jnp.stack(after, axis=1)
         chunks = (jnp.moveaxis(chunk_decay, 1, 0), jnp.moveaxis(kv_sum, 1, 0))
-        _, scanned = jax.lax.scan(step, state, chunks, reverse=reverse)
+        _, scanned = jax.lax.scan(step, state, chunks, reverse=reverse, unroll=kv_sum.shape[1] <= _UNROLLED)
         return jnp.moveaxis(scanned[0], 0, 1), jnp.moveaxis(scanned[1], 0, 1)
 
     def combine(earlier: list[Array], later: list[Array]) -> list[Array]:
@@ -161,32 +143,6 @@ def scan_states(
     _, after = jax.lax.associative_scan(combine, [chunk_decay, kv_sum], axis=1, reverse=reverse)
     first_and_rest = [after[:, 1:], state[:, None]] if reverse else [state[:, None], after[:, :-1]]
     return jnp.concatenate(first_and_rest, axis=1), after
-
-
-def states_between(
-    kv_sums: Float[Array, "B H _ K V"],
-    state: State,
-    log_decay: Float[Array, " H"],
-    segments: Segments | None,
-    borders: np.ndarray,
-    *,
-    reverse: bool,
-) -> Float[Array, "B H P K V"]:
-    """The state that enters each of P parts of a row, under a constant decay.
-
-    `borders` [P + 1] are numbers of tokens; `kv_sums` lacks the part that the state leaves last.
-    """
-    if segments is None:
-        steps, same = jnp.diff(borders)[None], jnp.ones((1, len(borders) - 1), bool)
-    else:
-        position, index = (jnp.pad(x, ((0, 0), (1, 0)))[:, borders] for x in segments)
-        steps, same = jnp.diff(position, axis=1), jnp.diff(index, axis=1) == 0
-    exponent = steps[..., None].astype(jnp.float32) * log_decay[None, None]
-    chunk_decay = jnp.expm1(jnp.where(same[..., None], exponent, -jnp.inf))
-    chunk_decay = chunk_decay[:, 1:] if reverse else chunk_decay[:, :-1]
-    before, after = scan_states(state, chunk_decay, jnp.moveaxis(kv_sums, 2, 1), reverse=reverse)
-    states = [after[:, :1], before] if reverse else [before, after[:, -1:]]
-    return jnp.moveaxis(jnp.concatenate(states, axis=1), 1, 2)
 
 
 def token_steps(

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from transnormer_jax.ops.linear_attention.decay import ChunkDecay, LogDecay, decay_and_add, scan_states, split_decay
+from transnormer_jax.ops.linear_attention.decay import ChunkDecay, decay_and_add, scan_states, split_decay
+from transnormer_jax.ops.linear_attention.operands import LogDecay
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 

@@ -11,6 +11,7 @@ strong decays are among weak ones. A document forgets what came before it by a s
 Letters of the products: b row, m chunk of a block, h head, t and s token, k and v features.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, Int
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.blocks import split_blocks
 from transnormer_jax.ops.hardware import target_hardware
+from transnormer_jax.ops.linear_attention.call import check, run_on_devices
 from transnormer_jax.ops.linear_attention.decay import FLOOR, scan_states
 from transnormer_jax.ops.linear_attention.documents import (
     ChunkDocuments,
@@ -29,8 +31,9 @@ from transnormer_jax.ops.linear_attention.documents import (
     set_states,
     states_of,
 )
-from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
-from transnormer_jax.ops.linear_attention.shards import Axes, find_sharding, per_device
+from transnormer_jax.ops.linear_attention.operands import Operands
+from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot
 
 # Tokens of one step of the scan over a row: their temporary arrays fit into the cache of a CPU core.
@@ -60,16 +63,9 @@ def gated_linear_attention(
     >>> out.shape, state.shape
     ((2, 100, 4, 8), (2, 4, 8, 8))
 
-    Args:
-      q: queries; bfloat16, float16 or float32, the same for q, k and v.
-      k: keys.
-      v: values; V may differ from K.
-      log_decay: float32, <= 0. Steps below -120 count as -120, of which the factor is 0 in float32.
-      initial_state: as in `linear_attention`, like `segment_ids`, `max_segments` and `scale`.
-      segment_ids: documents of packed rows; 0 is padding.
-      max_segments: S, the largest number of documents in a row: return the state after every document.
-      scale: factor on the output.
-      chunk_size: tokens per chunk, a power of 2; None is 64.
+    `q`, `k`, `v`, `initial_state`, `segment_ids`, `max_segments` and `scale` are as in `linear_attention`, with as many
+    heads of q and k as of v. `log_decay` is float32 and <= 0; steps below -120 count as -120, of which the factor is 0
+    in float32. `chunk_size` is a power of 2; None is 64.
 
     Returns:
       The output in v's dtype, and the state after the last token, or after every document, float32.
@@ -80,55 +76,27 @@ def gated_linear_attention(
     Raises:
       UserError: shapes or dtypes do not fit, `chunk_size` is no power of 2, or a mesh axis has an unknown name.
     """
-    _check(q, k, v, log_decay, initial_state, segment_ids, max_segments, chunk_size)
-    batch, num_tokens, num_heads, key_dim = q.shape
-    documents = () if max_segments is None else (max_segments,)
-    if initial_state is None:
-        initial_state = jnp.zeros((batch, *documents, num_heads, key_dim, v.shape[3]), jnp.float32)
-    initial_state = initial_state.astype(jnp.float32)
-    if batch == 0 or num_tokens == 0:
-        return v, initial_state
-    if not (isinstance(scale, int | float) and scale == 1):
-        q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    sharding = find_sharding(q, num_heads, k, v, log_decay)
-
-    def run(q: Array, k: Array, v: Array, log_decay: Array, state: Array, segment_ids: Array | None) -> Any:
-        return _run(None if sharding is None else sharding.tokens, chunk_size, q, k, v, log_decay, state, segment_ids)
-
-    if sharding is not None:
-        tokens, state = sharding.of("bnhk"), sharding.of("bshkv" if documents else "bhkv")
-        ids = None if segment_ids is None else sharding.of("bn")
-        run = per_device(run, (tokens, tokens, tokens, tokens, state, ids), (tokens, state))
-    return run(q, k, v, jnp.maximum(log_decay.astype(jnp.float32), FLOOR), initial_state, segment_ids)
+    check(q, k, v, log_decay, [q.shape], initial_state, segment_ids, max_segments)
+    if v.shape[2] != q.shape[2]:
+        raise UserError(f"v has {v.shape[2]} heads and q {q.shape[2]}: give as many of both.")
+    if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
+        raise UserError(f"chunk_size is {chunk_size}: a gated chunk is halved repeatedly, so give a power of 2.")
+    operands = q, k, v, jnp.maximum(log_decay.astype(jnp.float32), FLOOR), initial_state
+    return run_on_devices(functools.partial(_run, chunk_size), *operands, segment_ids, max_segments, scale)
 
 
-def _run(
-    axis: Axes | None,
-    chunk_size: int | None,
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    state: Array,
-    segment_ids: Array | None,
-) -> tuple[Array, Array]:
+def _run(chunk_size: int | None, axis: Axes | None, operands: Operands) -> tuple[Array, Array]:
     """The operator on whole rows, or on this device's shard of each row where `axis` is that of the shards."""
+    q, k, v, log_decay, state, segments = operands
     if axis is not None and state.ndim == 5:
         raise UserError("max_segments needs whole rows on each device: use a mesh whose context axis has size 1.")
-    segments = None
-    if segment_ids is not None:
-        segments = find_segments(segment_ids, None if axis is None else id_before_shard(segment_ids, axis))
-        real = (segment_ids != 0)[..., None, None]
-        q, k, v, log_decay = (jnp.where(real, x, 0) for x in (q, k, v, log_decay))
-        if state.ndim == 4:
-            starts = jnp.diff(segments.segment_index, axis=1, prepend=0) > 0
-            log_decay = jnp.where(starts[..., None, None], FLOOR, log_decay)
+    if segments is not None and state.ndim == 4:
+        starts = jnp.diff(segments.segment_index, axis=1, prepend=0) > 0
+        log_decay = jnp.where(starts[..., None, None], FLOOR, log_decay)
     final = None
     if axis is not None:
         state, final = _states_at_shard(k, v, log_decay, state, axis)
     out, last = _chunked(q, k, v, log_decay, state, segments, chunk_size)
-    if state.ndim == 5 and segments is not None:
-        out = jnp.where((segments.segment_index < state.shape[1])[..., None, None], out, jnp.nan)
     return out, last if final is None else final
 
 
@@ -248,36 +216,3 @@ def _states_at_shard(k: Array, v: Array, log_decay: Array, state: Array, axis: A
     before, after = scan_states(state[..., None, :], chunk_decay, kv_sums)
     before = jax.lax.dynamic_index_in_dim(before, jax.lax.axis_index(axis), 1, keepdims=False)
     return before[..., 0, :], after[:, -1, ..., 0, :]
-
-
-def _check(
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    initial_state: Array | None,
-    segment_ids: Array | None,
-    max_segments: int | None,
-    chunk_size: int | None,
-) -> None:
-    if q.ndim != 4 or v.ndim != 4:
-        raise UserError(f"q has shape {q.shape} and v {v.shape}: give [B, N, H, K] and [B, N, H, V].")
-    documents = () if max_segments is None else (max_segments,)
-    expected = {
-        "k": (k, q.shape),
-        "v": (v, (*q.shape[:3], v.shape[3])),
-        "log_decay": (log_decay, q.shape),
-        "initial_state": (initial_state, (q.shape[0], *documents, *q.shape[2:], v.shape[3])),
-        "segment_ids": (segment_ids, q.shape[:2]),
-    }
-    for name, (array, shape) in expected.items():
-        if array is not None and array.shape != shape:
-            raise UserError(f"{name} has shape {array.shape}: with q {q.shape} and v {v.shape} it must be {shape}.")
-    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
-        raise UserError(
-            f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: give one dtype among bfloat16, float16 and float32."
-        )
-    if max_segments is not None and max_segments < 1:
-        raise UserError(f"max_segments is {max_segments}: give the largest number of documents in a row, or None.")
-    if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
-        raise UserError(f"chunk_size is {chunk_size}: a gated chunk is halved repeatedly, so give a power of 2.")

@@ -7,43 +7,25 @@ stands in for them.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.custom_derivatives import SymbolicZero, custom_vjp_primal_tree_values
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from transnormer_jax.ops.linear_attention import chunked
 from transnormer_jax.ops.linear_attention.backends import BACKENDS
-from transnormer_jax.ops.linear_attention.decay import LogDecay, State, log_decay_gradient
-from transnormer_jax.ops.linear_attention.segments import Segments
-from transnormer_jax.ops.linear_attention.vmap import fold_vmap
+from transnormer_jax.ops.linear_attention.decay import log_decay_gradient
+from transnormer_jax.ops.linear_attention.operands import Gradients, Operands, State
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is static about a call."""
-
-    backend: str
-    chunk_size: int | None
-
-
-class Operands(NamedTuple):
-    """The arrays of a call; `Backend` explains them."""
-
-    q: Float[Array, "B N G K"]
-    k: Float[Array, "B N G K"]
-    v: Float[Array, "B N H V"]
-    log_decay: LogDecay
-    state: State
-    segments: Segments | None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(options: Options, operands: Operands) -> tuple[Float[Array, "B N H V"], State]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(backend: str, chunk_size: int | None, operands: Operands) -> tuple[Float[Array, "B N H V"], State]:
     """Output in v's dtype and final state in float32."""
-    return _forward(options, False, operands)[:2]
+    return _forward(backend, chunk_size, operands, save=False)[:2]
 
 
 @jax.tree_util.register_static
@@ -54,94 +36,89 @@ class _Static:
     value: bool
 
 
-def _attend_forward(options: Options, primals: Any) -> tuple[Any, Any]:
+def _attend_forward(backend: str, chunk_size: int | None, primals: Any) -> tuple[Any, Any]:
     operands = custom_vjp_primal_tree_values(primals)
-    out, final, saved = _forward(options, True, operands)
+    out, final, saved = _forward(backend, chunk_size, operands, save=True)
     return (out, final), (operands, saved, _Static(primals.log_decay.perturbed))
 
 
-def _attend_backward(options: Options, residuals: Any, cotangents: Any) -> tuple[Operands]:
+def _attend_backward(backend: str, chunk_size: int | None, residuals: Any, cotangents: Any) -> tuple[Any]:
     operands, saved, decay_gradient = residuals
     d_out, d_final = (
         jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else jnp.asarray(x) for x in cotangents
     )
-    return (_gradients(operands, _backward(options, decay_gradient.value, operands, saved, d_out, d_final)),)
+    backward = functools.partial(_backward, backend, chunk_size, decay_gradient.value)
+    dq, dk, dv, d_decay, d_state = backward(operands, saved, d_out, d_final)
+    if d_decay is not None:
+        per_document = operands.state.ndim == 5
+        d_decay = log_decay_gradient(d_decay, operands.log_decay, operands.segments, keep_starts=per_document)
+    return (operands._replace(q=dq, k=dk, v=dv, log_decay=d_decay, state=d_state, segments=None),)
 
 
 attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
-def _gradients(operands: Operands, results: Any) -> Operands:
-    """What `Backend.backward` returns, by operand."""
-    dq, dk, dv, d_steps, d_state = results
-    _, _, _, log_decay, state, segments = operands
-    if d_steps is not None:
-        d_steps = log_decay_gradient(d_steps, log_decay, segments, keep_starts=state.ndim == 5)
-    return Operands(dq, dk, dv, d_steps, d_state, None)
+def _forward(name: str, chunk_size: int | None, operands: Operands, *, save: bool) -> tuple[Array, Array, Any]:
+    backend = BACKENDS[name]
+    forward = functools.partial(backend.forward, chunk_size=chunk_size, save=save)
+    if not backend.is_kernel:
+        return forward(operands)
+    return _kernel(forward, functools.partial(attend, "chunked", None), operands)
 
 
-def _forward(options: Options, save: bool, operands: Operands) -> tuple[Array, Array, Any]:
-    backend = BACKENDS[options.backend]
-    if backend.is_kernel:
-        return _kernel_forward(options, save, operands)
-    return backend.forward(*operands, chunk_size=options.chunk_size, save=save)
+def _backward(name: str, chunk_size: int | None, decay_gradient: bool, operands: Operands, *rest: Any) -> Gradients:
+    backend = BACKENDS[name]
+    plain = functools.partial(_chunked_backward, decay_gradient)
+    if backend.backward is None or (backend.is_kernel and operands.state.ndim == 5):
+        return plain(operands, *rest)
+    backward = functools.partial(backend.backward, decay_gradient=decay_gradient, chunk_size=chunk_size)
+    return _kernel(backward, plain, operands, *rest) if backend.is_kernel else backward(operands, *rest)
 
 
-def _backward(
-    options: Options, decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array
-) -> Any:
-    backend = BACKENDS[options.backend]
-    if backend.is_kernel:
-        return _kernel_backward(options, decay_gradient, operands, saved, d_out, d_final)
-    if backend.backward is None:
-        return _chunked_backward(decay_gradient, operands, d_out, d_final)
-    static: dict[str, Any] = {"decay_gradient": decay_gradient, "chunk_size": options.chunk_size}
-    return backend.backward(*operands, saved, d_out, d_final, **static)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _kernel_forward(options: Options, save: bool, operands: Operands) -> tuple[Array, Array, Any]:
-    call = functools.partial(BACKENDS[options.backend].forward, chunk_size=options.chunk_size, save=save)
-    return fold_vmap(call)(*operands)
-
-
-def _kernel_forward_forward(options: Options, save: bool, operands: Operands) -> tuple[Any, Any]:
-    return _kernel_forward(options, save, operands), operands
-
-
-def _kernel_forward_backward(options: Options, save: bool, operands: Operands, cotangents: Any) -> tuple[Operands]:
-    del options, save
-    return (_gradients(operands, _chunked_backward(True, operands, *cotangents[:2])),)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _kernel_backward(
-    options: Options, decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array
-) -> Any:
-    backend = BACKENDS[options.backend]
-    if backend.backward is None or operands.state.ndim == 5:
-        return _chunked_backward(decay_gradient, operands, d_out, d_final)
-    call = functools.partial(backend.backward, decay_gradient=decay_gradient, chunk_size=options.chunk_size)
-    return fold_vmap(call)(*operands, saved, d_out, d_final)
-
-
-def _kernel_backward_forward(options: Options, decay_gradient: bool, operands: Operands, *rest: Any) -> tuple[Any, Any]:
-    return _kernel_backward(options, decay_gradient, operands, *rest), (operands, *rest)
-
-
-def _kernel_backward_backward(options: Options, decay_gradient: bool, residuals: Any, cotangents: Any) -> Any:
-    del options
-    operands, saved, d_out, d_final = residuals
-    pull_back = jax.vjp(functools.partial(_chunked_backward, decay_gradient), operands, d_out, d_final)[1]
-    d_operands, *d_cotangents = pull_back(cotangents)
-    return d_operands, jax.tree.map(jnp.zeros_like, saved), *d_cotangents
-
-
-_kernel_forward.defvjp(_kernel_forward_forward, _kernel_forward_backward)
-_kernel_backward.defvjp(_kernel_backward_forward, _kernel_backward_backward)
-
-
-def _chunked_backward(decay_gradient: bool, operands: Operands, d_out: Array, d_final: Array) -> Any:
+def _chunked_backward(decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array) -> Gradients:
     """The backward pass of the chunked form, from the operands alone."""
-    _, _, saved = chunked.forward(*operands, save=True)
-    return chunked.backward(*operands, saved, d_out, d_final, decay_gradient=decay_gradient)
+    _, _, saved = chunked.forward(operands, save=True)
+    return chunked.backward(operands, saved, d_out, d_final, decay_gradient=decay_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _kernel(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> Any:
+    """A kernel, with the derivatives of `plain`; what only the kernel returns, at the end, has none."""
+    return _fold_vmap(kernel)(*arguments)
+
+
+def _kernel_forward(kernel: Callable[..., Any], plain: Callable[..., Any], *arguments: Any) -> tuple[Any, Any]:
+    return _kernel(kernel, plain, *arguments), arguments
+
+
+def _kernel_backward(_: Any, plain: Callable[..., Any], arguments: Any, cotangents: Any) -> Any:
+    results, pull_back = jax.vjp(plain, *arguments)
+    leaves, tree = jax.tree.flatten(results)
+    return pull_back(jax.tree.unflatten(tree, jax.tree.leaves(cotangents)[: len(leaves)]))
+
+
+_kernel.defvjp(_kernel_forward, _kernel_backward)
+
+
+def _fold_vmap(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel of `Operands` and more trees of arrays that can be mapped: what it is mapped over becomes more rows."""
+
+    @jax.custom_batching.custom_vmap
+    def call(*arguments: Any) -> Any:
+        return kernel(*arguments)
+
+    @call.def_vmap
+    def _(size: int, mapped: list[Any], *arguments: Any) -> tuple[Any, Any]:
+        log_decay = arguments[0].log_decay
+        constant = log_decay.ndim - mapped[0].log_decay == 1
+        arguments = jax.tree.map(lambda x, m: x if m else jnp.broadcast_to(x, (size, *x.shape)), [*arguments], mapped)
+        if constant and mapped[0].log_decay:  # each call has another decay
+            out = jax.lax.map(lambda x: call(*x), arguments)
+        else:
+            operands, *others = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arguments)
+            if constant:
+                operands = operands._replace(log_decay=log_decay)
+            out = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), call(operands, *others))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return call

@@ -6,21 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.ops.linear_attention.decay import LogDecay, State, decay_and_add, token_steps
-from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.decay import decay_and_add, token_steps
+from transnormer_jax.ops.linear_attention.operands import Operands, State
 
 
-def forward(
-    q: Float[Array, "B N G K"],
-    k: Float[Array, "B N G K"],
-    v: Float[Array, "B N H V"],
-    log_decay: LogDecay,
-    state: State,
-    segments: Segments | None,
-    **options: Any,
-) -> tuple[Float[Array, "B N H V"], State, None]:
-    """S_t = exp(step_t) S_{t-1} + k_t v_t^T, out_t = q_t S_t; `Backend` explains the arguments."""
-    del options
+def forward(operands: Operands, **_: Any) -> tuple[Float[Array, "B N H V"], State, None]:
+    """S_t = exp(step_t) S_{t-1} + k_t v_t^T, out_t = q_t S_t."""
+    q, k, v, log_decay, state, segments = operands
     batch, num_tokens, num_heads = v.shape[:3]
     by_document, rows = state.ndim == 5, jnp.arange(batch)
     steps, starts = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in token_steps(log_decay, segments, num_tokens))

@@ -24,13 +24,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Float
 
 from transnormer_jax.ops.hardware import interpret_mode
 from transnormer_jax.ops.linear_attention.decay import decay_and_add
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout
+from transnormer_jax.ops.linear_attention.operands import Gradients, Operands
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout, join_heads, join_state, split_state
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     Group,
-    dot,
     head_groups,
     head_sums,
     key_scores,
@@ -38,56 +39,41 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     stack,
     stack_state,
 )
-from transnormer_jax.ops.linear_attention.pallas_tpu.weights import (
-    Chunk,
-    DecayOperands,
-    decay_specs,
-)
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, decay_specs, prepare
+from transnormer_jax.ops.precision import dot
 
 
-def backward_kernel(
-    layout: Layout,
-    q: Array,
-    k: Array,
-    v: Array,
-    decay: DecayOperands,
-    states: Array,
-    d_out: Array,
-    d_state: Array,
+def backward(
+    operands: Operands,
+    saved: tuple[Array, Array],
+    d_out: Float[Array, "B N H V"],
+    d_final: Float[Array, "B H K V"],
     *,
     decay_gradient: bool,
-) -> Sequence[Array]:
-    """Gradients of `forward_kernel` with this layout, which saved `states`.
-
-    Returns:
-      dq, dk, dv, the gradient of the initial state, and, if `decay_gradient`, float32
-      [B, blocks of heads, rows, padded N]: dc of each head, then <S, dS> of each head at the left border of the
-      token's chunk. The rows after these are not written.
-    """
-    problem = layout.problem
+    chunk_size: int | None,
+) -> Gradients:
+    """All gradients; not with a state per document."""
+    layout, decay, (q, k, v, *_) = prepare(operands, chunk_size)
+    problem, (states, final) = layout.problem, saved
     keys = layout.tokens(problem.key_dim, keys=True, reverse=True)
     values = layout.tokens(problem.value_dim, reverse=True)
-    out_specs = [keys, keys, values, layout.state(d_state)]
-    out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, d_state)]
+    d_state = join_state(d_final)
+    rows_spec = rows_type = None
     if decay_gradient:
         shape = problem.batch, problem.num_heads // layout.heads, layout.num_gradient_rows, layout.padded_tokens
-        out_specs.append(layout.rows(layout.num_gradient_rows, reverse=True))
-        out_shape.append(jax.ShapeDtypeStruct(shape, jnp.float32))
-    arrays = [x for x in decay if x is not None]
-    return pl.pallas_call(
-        functools.partial(_kernel, layout, len(arrays)),
+        rows_spec = layout.rows(layout.num_gradient_rows, reverse=True)
+        rows_type = jax.ShapeDtypeStruct(shape, jnp.float32)
+    dq, dk, dv, d_initial, rows = pl.pallas_call(
+        functools.partial(_kernel, layout),
         grid=layout.grid,
         in_specs=[
-            *decay_specs(layout, decay, reverse=True),
-            keys,
-            keys,
-            values,
-            values,
+            decay_specs(layout, decay, reverse=True),
+            [keys, keys, values, values],
             layout.saved_states(reverse=True),
             layout.state(d_state),
         ],
-        out_specs=out_specs,
-        out_shape=out_shape,
+        out_specs=[keys, keys, values, layout.state(d_state), rows_spec],
+        out_shape=[*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, d_state)), rows_type],
         scratch_shapes=[
             pltpu.VMEM(layout.state_shape, jnp.float32),
             pltpu.VMEM((layout.chunks, *layout.state_shape), jnp.float32),
@@ -95,14 +81,45 @@ def backward_kernel(
         compiler_params=layout.compiler_params,
         interpret=interpret_mode(),
         name="linear_attention_backward",
-    )(*arrays, q, k, v, d_out, states, d_state)
+    )(decay, [q, k, v, join_heads(d_out)], states, d_state)
+    d_steps = _d_steps(layout, rows, jnp.sum(final * d_final, axis=(2, 3))) if decay_gradient else None
+    batch, num_tokens, key_heads, key_dim = operands.q.shape
+    if dq.size > operands.q.size:  # of repeated heads
+        repeated = batch, num_tokens, key_heads, -1, key_dim
+        dq, dk = (x.reshape(repeated).astype(jnp.float32).sum(3).astype(x.dtype) for x in (dq, dk))
+    dq, dk = (x.reshape(operands.q.shape) for x in (dq, dk))
+    return Gradients(dq, dk, dv.reshape(d_out.shape), d_steps, split_state(d_initial, d_final))
 
 
-def _kernel(layout: Layout, num_decay: int, *refs) -> None:
-    decay = DecayOperands(*refs[:num_decay], *[None] * (3 - num_decay))
-    *operand_refs, saved_ref, d_last_state_ref = refs[num_decay : num_decay + 6]
-    *gradient_refs, d_state_ref, state_ref = refs[num_decay + 6 :]
-    d_first_state_ref = gradient_refs.pop(3)
+def _d_steps(layout: Layout, rows: Float[Array, "B G R N"], last_border: Float[Array, "B H"]) -> Array:
+    """The gradient of each token's log decay [B, N, H]: that of every later c_t in its chunk, and of the border.
+
+    `rows` are dc of each head, then <S, dS> of each head at the left border of the token's chunk.
+    """
+    batch, heads = rows.shape[0], layout.heads
+    rows = rows[:, :, : 2 * heads].reshape(batch, -1, 2, heads, layout.padded_tokens // layout.chunk, layout.chunk)
+    dc, borders = rows[:, :, 0], rows[:, :, 1, ..., 0]
+    borders = jnp.concatenate([borders[..., 1:], last_border.reshape(*borders.shape[:-1], 1)], axis=-1)
+    upper = jnp.triu(jnp.ones((layout.chunk, layout.chunk)))
+    steps = jnp.einsum("ts,bghms->bghmt", upper, dc, precision=jax.lax.Precision.HIGHEST) + borders[..., None]
+    return steps.reshape(batch, layout.problem.num_heads, -1).swapaxes(1, 2)[:, : layout.problem.num_tokens]
+
+
+def _kernel(
+    layout: Layout,
+    decay,
+    operand_refs,
+    saved_ref,
+    d_last_state_ref,
+    dq_ref,
+    dk_ref,
+    dv_ref,
+    d_first_state_ref,
+    rows_ref,
+    d_state_ref,
+    state_ref,
+) -> None:
+    gradient_refs = dq_ref, dk_ref, dv_ref, rows_ref
 
     @pl.when(pl.program_id(2) == 0)
     def _():
@@ -133,7 +150,7 @@ def _next_state(chunk: Chunk, group: Group, operand_refs, state: Array) -> Array
 def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_state_ref, gradient_refs) -> None:
     """Writes the gradients of a chunk, and takes `d_state_ref` from its right to its left border."""
     q_ref, k_ref, v_ref, d_out_ref = operand_refs
-    dq_ref, dk_ref, dv_ref, *decay_gradient_ref = gradient_refs
+    dq_ref, dk_ref, dv_ref, rows_ref = gradient_refs
     dtype = v_ref.dtype
     queries, keys = ([chunk.load_keys(ref, group) for group in groups] for ref in (q_ref, k_ref))
     values, d_outs = ([chunk.load(ref, group.lanes) for group in groups] for ref in (v_ref, d_out_ref))
@@ -143,7 +160,7 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
     for group, x, v, d_out in zip(groups, key_scores(groups, keys, queries), values, d_outs, strict=True):
         intra = jnp.concatenate([chunk.between(head, transposed=True) for head in group.heads], axis=1)
         scores.append((x * intra).astype(dtype))
-        d_scores.append((dot(v, stack(d_out, group.heads), (1, 1)) * intra).astype(dtype))
+        d_scores.append((dot("sv,cv->sc", v, stack(d_out, group.heads)) * intra).astype(dtype))
 
     dc, borders = list[Array](), list[Array]()
     key_gradients = dict[slice, tuple[Any, Any]]()  # summed over the heads that share a key head
@@ -159,14 +176,14 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
             before, after = (stack_state(x, tile, group, dtype) for x in (state, d_state))
             by_key = jnp.split(d_scores[i], len(group.keys), axis=1)[j]
             by_query = jnp.concatenate([x.T for x in jnp.split(by_key, len(tile.heads), axis=1)], axis=1)
-            dq = dot(by_query, stack(k, tile.heads), (1, 0)) + dot(decayed_d_out, before, (1, 1))
-            dk = dot(by_key, stack(q, tile.heads), (1, 0)) + dot(decayed_v, after, (1, 1))
-            dv_across.append(dot(k, after, (1, 0)))
-            if decay_gradient_ref:
+            dq = dot("cs,sk->ck", by_query, stack(k, tile.heads)) + dot("cv,kv->ck", decayed_d_out, before)
+            dk = dot("sc,ck->sk", by_key, stack(q, tile.heads)) + dot("sv,kv->sk", decayed_v, after)
+            dv_across.append(dot("sk,kv->sv", k, after))
+            if rows_ref is not None:
                 dc += head_sums(q * dq - k * dk, len(tile.heads))
             dq_others, dk_others = key_gradients.get(tile.lanes, (0, 0))
             key_gradients[tile.lanes] = dq_others + dq, dk_others + dk
-        dv = dot(scores[i], stack(d_out, group.heads), (1, 0)) + k_decay * sum(dv_across[1:], dv_across[0])
+        dv = dot("sc,cv->sv", scores[i], stack(d_out, group.heads)) + k_decay * sum(dv_across[1:], dv_across[0])
         dv_ref[0, chunk.rows, group.lanes] = dv.astype(dtype)
     for lanes, sums in key_gradients.items():
         for ref, x in zip((dq_ref, dk_ref), sums, strict=True):
@@ -176,8 +193,8 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
         d_state = d_state_ref[:, group.lanes]
         d_state = decay_and_add(d_state, chunk.chunk_decay(group.heads), outer(queries_of_group, d_out, group))
         d_state_ref[:, group.lanes] = d_state
-        if decay_gradient_ref:
+        if rows_ref is not None:
             borders += head_sums(jnp.sum(state_ref[:, group.lanes] * d_state, axis=0, keepdims=True), len(group.heads))
-    for ref in decay_gradient_ref:
+    if rows_ref is not None:
         columns = jnp.concatenate([*dc, *(jnp.broadcast_to(x, dc[0].shape) for x in borders)], axis=1)
-        ref[0, 0, : columns.shape[1], chunk.rows] = columns.T
+        rows_ref[0, 0, : columns.shape[1], chunk.rows] = columns.T

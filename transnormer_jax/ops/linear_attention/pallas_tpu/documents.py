@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import head_groups, outer, read_state
-from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, DecayOperands
+from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk
 from transnormer_jax.ops.linear_attention.segments import Segments
 
 _GROUPS_PER_STAGE = 2
@@ -37,18 +37,9 @@ def document_borders(layout: Layout, segments: Segments) -> list[Array]:
     return [before[:, None], starts[:, None]]
 
 
-def cross_borders(layout: Layout, decay: DecayOperands, left: Array, right: Array, starts_ref, refs) -> None:
-    """Completes documents `left` to `right` - 1, which end in this block, and the outputs of those that start in it.
-
-    Args:
-      layout: that of the kernel.
-      decay: refs.
-      left: the document before the block.
-      right: the document of its last token.
-      starts_ref: the first token of each document.
-      refs: of q, k, v, the initial states, the output and the states.
-    """
-    q_ref, k_ref, v_ref, initial_ref, out_ref, state_ref = refs
+def cross_borders(layout: Layout, decay, borders, q_ref, k_ref, v_ref, initial_ref, out_ref, state_ref) -> None:
+    """Completes the documents that end in this block, and the outputs of those that start in it."""
+    documents_ref, starts_ref = borders
     dtype = v_ref.dtype
     token = jax.lax.broadcasted_iota(jnp.int32, (layout.chunk, LANES), 0)
 
@@ -76,4 +67,4 @@ def cross_borders(layout: Layout, decay: DecayOperands, left: Array, right: Arra
                 state = state_decay * state_ref[0, document, :, group.lanes]
                 state_ref[0, document, :, group.lanes] = state + kv_sum
 
-    jax.lax.fori_loop(left, right, cross, None)
+    jax.lax.fori_loop(documents_ref[0, 0, 0], documents_ref[0, 0, layout.chunks], cross, None)

@@ -8,17 +8,17 @@ features do not fill the 128 lanes of a register go through the matrix unit toge
 import dataclasses
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.hardware import Hardware
-from transnormer_jax.ops.linear_attention.backends import Problem
 from transnormer_jax.ops.linear_attention.decay import FLOOR
+from transnormer_jax.ops.linear_attention.operands import Problem
 
 LANES = 128
 BORDER = float(math.floor(FLOOR * math.log2(math.e)))
@@ -26,21 +26,13 @@ BORDER = float(math.floor(FLOOR * math.log2(math.e)))
 
 
 class Generation(NamedTuple):
-    """What suits a generation of TPUs.
+    """What suits a generation of TPUs."""
 
-    Attributes:
-      name: as in the names that devices give themselves.
-      chunk: tokens per chunk: the side of the matrix unit.
-      lanes: of one array in a block: enough independent heads to keep the matrix units busy.
-      block_bytes: size of one array in a block.
-      vmem_bytes: what a kernel may use of VMEM.
-    """
-
-    name: str
-    chunk: int
-    lanes: int
-    block_bytes: int
-    vmem_bytes: int
+    name: str  # as in the names that devices give themselves
+    chunk: int  # tokens per chunk: the side of the matrix unit
+    lanes: int  # of one array in a block: enough independent heads to keep the matrix units busy
+    block_bytes: int  # size of one array in a block
+    vmem_bytes: int  # what a kernel may use
 
 
 # By benchmarks/tpu_schedule.py, blocks of half as many heads take 8 to 20% longer.
@@ -54,23 +46,14 @@ _GENERATIONS = [
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The static part of a kernel.
-
-    Attributes:
-      problem: the sizes of the call.
-      chunk: tokens per matrix product.
-      chunks: chunks per block.
-      heads: heads per block.
-      group: heads that share the lanes of v.
-      vmem_bytes: what a kernel may use of VMEM.
-    """
+    """The static part of a kernel."""
 
     problem: Problem
-    chunk: int
-    chunks: int
-    heads: int
-    group: int
-    vmem_bytes: int
+    chunk: int  # tokens per matrix product
+    chunks: int  # per block
+    heads: int  # per block
+    group: int  # heads that share the lanes of v
+    vmem_bytes: int  # what a kernel may use
 
     @property
     def block(self) -> int:
@@ -93,11 +76,6 @@ class Layout:
         return self.padded_tokens != self.problem.num_tokens
 
     @property
-    def heads_per_key(self) -> int:
-        """Heads that read one key head."""
-        return self.problem.num_heads // (self.problem.key_heads or self.problem.num_heads)
-
-    @property
     def state_shape(self) -> tuple[int, int]:
         """The states of a block of heads: [K, lanes of v]."""
         return self.problem.key_dim, self.heads * self.problem.value_dim
@@ -117,16 +95,16 @@ class Layout:
 
     @property
     def num_step_rows(self) -> int:
-        """The first rows of `decay_operands`: one per head, one for all heads, or none."""
+        """The first rows of `DecayOperands.rows`: one per head, one for all heads, or none."""
         return self.heads if self.per_token else int(self.problem.packed)
 
     @property
     def num_rows(self) -> int:
-        """Rows of `decay_operands`, whole registers of 8 sublanes: steps, then as many for borders if apart."""
+        """All rows, whole registers of 8 sublanes: steps, then as many for borders if apart."""
         return _round_up((1 + self.exact) * self.num_step_rows, 8)
 
     def border_step(self, row: int) -> float:
-        """What a document border adds to a row of `decay_operands`."""
+        """What a document border adds to a row."""
         return BORDER if not self.exact or row >= self.num_step_rows else 0.0
 
     @property
@@ -140,7 +118,7 @@ class Layout:
         The last are an estimate from what libtpu 0.0.52 asked for where it ran out of memory.
         """
         problem, size = self.problem, jnp.dtype(self.problem.dtype).itemsize
-        keys = _round_up(self.heads // self.heads_per_key * problem.key_dim, LANES)
+        keys = _round_up(self.heads // self.problem.heads_per_key * problem.key_dim, LANES)
         values = _round_up(self.heads * problem.value_dim, LANES)
         state = 4 * _round_up(problem.key_dim, 8) * values
         spilled = 4 * size * self.chunk * (4 * self.heads * _round_up(self.chunk, LANES) + keys + values)
@@ -154,37 +132,38 @@ class Layout:
 
     def tokens(self, size: int, *, keys: bool = False, reverse: bool = False) -> pl.BlockSpec:
         """Blocks of [B, N, H * size], of key heads if `keys`; with `reverse` from the last to the first."""
-        lanes = self.heads // (self.heads_per_key if keys else 1) * size
-        return pl.BlockSpec((1, self.block, lanes), lambda b, h, n: (b, self.time(n, reverse), h))
+        lanes = self.heads // (self.problem.heads_per_key if keys else 1) * size
+        return self._spec((1, self.block, lanes), "bnh", reverse)
 
     def state(self, x: Array) -> pl.BlockSpec:
         """The states [B, K, H * V], or [B, S, K, H * V]."""
-        axes = x.shape[1:-2]
-        return pl.BlockSpec((1, *axes, *self.state_shape), lambda b, h, n: (b, *[0] * len(axes), 0, h))
+        documents = x.shape[1:-2]
+        return self._spec((1, *documents, *self.state_shape), "b" + "_" * len(documents) + "_h")
 
     def saved_states(self, *, reverse: bool = False) -> pl.BlockSpec:
         """The states before each block, [B, blocks, K, H * V]."""
-        return pl.BlockSpec((1, 1, *self.state_shape), lambda b, h, n: (b, self.time(n, reverse), 0, h))
+        return self._spec((1, 1, *self.state_shape), "bn_h", reverse)
 
     def rows(self, num_rows: int, *, per_head: bool = True, reverse: bool = False) -> pl.BlockSpec:
         """Rows of one number per token, [B, blocks of heads or 1, num_rows, padded N]."""
-        return pl.BlockSpec(
-            (1, 1, num_rows, self.block), lambda b, h, n: (b, h if per_head else 0, 0, self.time(n, reverse))
-        )
+        return self._spec((1, 1, num_rows, self.block), "bh_n" if per_head else "b__n", reverse)
 
     def scalars(self, x: Array, *, per_row: bool = False, reverse: bool = False) -> pl.BlockSpec:
         """Scalars of each row, [B, 1, n], or of each block of one row or of all, [#B * blocks, 1, n]."""
-        blocks = self.num_blocks
+        axis = "b" if per_row else "m" if x.shape[0] > self.num_blocks else "n"
+        return self._spec((1, *x.shape[1:]), axis + "__", reverse, memory_space=pltpu.SMEM)
+
+    def _spec(self, shape: tuple[int, ...], axes: str, reverse: bool = False, **options: Any) -> pl.BlockSpec:
+        """The block of a row (b), of heads (h), of tokens (n), or of tokens of all rows (m); or the only one (_)."""
 
         def index(b: Array, h: Array, n: Array) -> tuple[Array | int, ...]:
-            first = b * blocks if x.shape[0] > blocks else 0
-            return b if per_row else first + self.time(n, reverse), 0, 0
+            n = self.num_blocks - 1 - n if reverse else n
+            indices: dict[str, Array | int] = {"b": b, "h": h, "n": n, "_": 0}
+            if "m" in axes:
+                indices["m"] = b * self.num_blocks + n
+            return tuple(indices[axis] for axis in axes)
 
-        return pl.BlockSpec((1, *x.shape[1:]), index, memory_space=pltpu.SMEM)
-
-    def time(self, step: Array, reverse: bool) -> Array:
-        """The block of tokens at a step of the grid."""
-        return self.num_blocks - 1 - step if reverse else step
+        return pl.BlockSpec(shape, index, **options)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -200,13 +179,7 @@ class Layout:
 
 
 def choose_layout(problem: Problem, hardware: Hardware, chunk_size: int | None) -> Layout:
-    """The layout for a call, by the generation of the TPU and the size of the heads.
-
-    It is the largest that fits in VMEM, or the smallest there is if none does.
-
-    Raises:
-      UserError: on a TPU, chunks are not a multiple of the 128 lanes of a register.
-    """
+    """The largest layout that fits in VMEM, or the smallest there is if none does."""
     if chunk_size and chunk_size % LANES and hardware.platform == "tpu":
         raise UserError(f"chunk_size is {chunk_size}: on a TPU give a multiple of {LANES}, or None for the default.")
     generation = next((g for g in _GENERATIONS if g.name in hardware.kind), _GENERATIONS[1])
@@ -228,8 +201,8 @@ def choose_layout(problem: Problem, hardware: Hardware, chunk_size: int | None) 
 
 def _heads_per_block(problem: Problem, group: int, lanes: int) -> list[int]:
     """The numbers of heads that fill whole registers, the one closest to the block's width first; else all heads."""
-    heads_per_key = problem.num_heads // (problem.key_heads or problem.num_heads)
-    unit, key_unit = math.lcm(group, heads_per_key), heads_per_key * LANES // math.gcd(problem.key_dim, LANES)
+    unit = math.lcm(group, problem.heads_per_key)
+    key_unit = problem.heads_per_key * LANES // math.gcd(problem.key_dim, LANES)
     whole = [
         heads
         for heads in range(unit, problem.num_heads + 1, unit)
@@ -242,3 +215,20 @@ def _heads_per_block(problem: Problem, group: int, lanes: int) -> list[int]:
 
 def _round_up(x: int, unit: int) -> int:
     return -(-x // unit) * unit
+
+
+def join_heads(x: Float[Array, "B N H K"]) -> Float[Array, "B N _"]:
+    """[B, N, H * K], which is free where a projection made x."""
+    return x.reshape(*x.shape[:2], -1)
+
+
+def join_state(state: Float[Array, "*B H K V"]) -> Float[Array, "*B K _"]:
+    """[..., K, H * V]: the lanes of v."""
+    state = jnp.moveaxis(state, -3, -2)
+    return state.reshape(*state.shape[:-2], -1)
+
+
+def split_state(joined: Float[Array, "*B K _"], like: Float[Array, "*B H K V"]) -> Float[Array, "*B H K V"]:
+    """The opposite of `join_state`."""
+    *leading, h, k, v = like.shape
+    return jnp.moveaxis(joined.reshape(*leading, k, h, v), -2, -3)

@@ -11,7 +11,7 @@ strong steps, have rows of their own, in which the difference of two tokens with
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,19 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from transnormer_jax.ops.linear_attention.decay import FLOOR
-from transnormer_jax.ops.linear_attention.pallas_tpu.layout import BORDER, LANES, Layout
+from transnormer_jax.ops.hardware import target_hardware
+from transnormer_jax.ops.linear_attention.decay import FLOOR, token_steps
+from transnormer_jax.ops.linear_attention.operands import LogDecay, Operands
+from transnormer_jax.ops.linear_attention.pallas_tpu.layout import (
+    BORDER,
+    LANES,
+    Layout,
+    choose_layout,
+    join_heads,
+    join_state,
+)
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import Group, join
-from transnormer_jax.ops.linear_attention.segments import Segments
+from transnormer_jax.ops.linear_attention.segments import Segments, find_segments
 
 # A head without decay takes this rate, so that its product with -inf, where no weight is due, is -inf.
 _SMALLEST_RATE = 1e-30
@@ -32,39 +41,42 @@ _LARGE = -29.0
 
 
 class DecayOperands(NamedTuple):
-    """What the kernels take for decay and documents: arrays, their blocks, or their refs.
+    """What the kernels take for decay and documents: arrays, their blocks, or their refs."""
 
-    Attributes:
-      rates: [H], positive factors on the rows, if these count tokens.
-      chunk_decay: [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1.
-      rows: [#B, blocks of heads or 1, rows, padded N], since the border before the chunk: the cumulative log2 decay of
-        each head, or minus the number of tokens; then, if they are kept apart, the document borders. None if nothing
-        differs from chunk to chunk.
+    rates: Any  # [H], positive factors on the rows, if these count tokens
+    chunk_decay: Any  # [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1
+    # [#B, blocks of heads or 1, rows, padded N], since the border before the chunk: the cumulative log2 decay of each
+    # head, or minus the number of tokens; then, if they are kept apart, the document borders. None if all chunks agree.
+    rows: Any
+
+
+def prepare(operands: Operands, chunk_size: int | None) -> tuple[Layout, DecayOperands, Operands]:
+    """The layout of a call, its decay, and its operands with joined heads.
+
+    Key heads that several heads share are read where they are if K is a multiple of 128, else they are repeated first.
     """
+    q, k, v, log_decay, state, segments = operands
+    if segments is None and state.ndim == 5:
+        segments = find_segments(jnp.ones(v.shape[:2], jnp.int32))
+    if q.shape[3] % LANES:
+        q, k = (jnp.repeat(x, v.shape[2] // q.shape[2], axis=2) for x in (q, k))
+    problem = Operands(q, k, v, log_decay, state, segments).problem
+    layout = choose_layout(problem, target_hardware(), chunk_size)
+    q, k, v = join_heads(q), join_heads(k), join_heads(v)
+    decay = _decay_operands(layout, log_decay, segments)
+    return layout, decay, Operands(q, k, v, log_decay, join_state(state), segments)
 
-    rates: Array
-    chunk_decay: Array
-    rows: Array | None
 
-
-def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) -> DecayOperands:
-    """The arrays for log_decay [H] or [B, N, H]."""
+def _decay_operands(layout: Layout, log_decay: LogDecay, segments: Segments | None) -> DecayOperands:
     problem, pad = layout.problem, layout.padded_tokens - layout.problem.num_tokens
 
     def chunks(x: Array) -> Array:
         """Zeros take no step: [#B, N, #H] -> [#B, M, C, #H]."""
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(x.shape[0], -1, layout.chunk, x.shape[2])
 
-    steps = jnp.ones((1, problem.num_tokens, 1))
-    borders = jnp.zeros_like(steps)
-    if segments is not None:
-        steps, borders = (jnp.diff(x, axis=1, prepend=0)[..., None].astype(jnp.float32) for x in segments)
-    rates = log_decay if log_decay.ndim == 1 else jnp.ones_like(log_decay[0, 0])
-    if log_decay.ndim == 3:
-        steps = log_decay
-    elif layout.per_token:
-        steps, rates = steps * rates[None, None], jnp.ones_like(rates)
-    steps, borders = chunks(steps), chunks(borders)
+    rates, of_step = (jnp.ones(problem.num_heads), log_decay) if layout.per_token else (log_decay, jnp.ones(1))
+    steps, borders = token_steps(of_step, segments, problem.num_tokens)
+    steps, borders = chunks(steps), chunks(borders[..., None].astype(jnp.float32))
 
     if segments is None or problem.max_segments is None:
         across = steps.sum(2) * rates[None, None] + FLOOR * borders.sum(2)
@@ -97,24 +109,19 @@ def decay_operands(layout: Layout, log_decay: Array, segments: Segments | None) 
     )
 
 
-def decay_specs(layout: Layout, operands: DecayOperands, *, reverse: bool = False) -> list[pl.BlockSpec]:
-    """The blocks of the operands that are not None."""
-    specs = [pl.BlockSpec(memory_space=pltpu.SMEM), layout.scalars(operands.chunk_decay, reverse=reverse)]
-    if operands.rows is not None:
-        specs.append(layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse))
-    return specs
+def decay_specs(layout: Layout, decay: DecayOperands, *, reverse: bool = False) -> DecayOperands:
+    """The blocks of the operands."""
+    scalars = layout.scalars(decay.chunk_decay, reverse=reverse)
+    rows = layout.rows(layout.num_rows, per_head=layout.per_token, reverse=reverse)
+    return DecayOperands(pl.BlockSpec(memory_space=pltpu.SMEM), scalars, None if decay.rows is None else rows)
 
 
 class Chunk:
-    """Chunk `index` of block `block` of the row: its tokens and their weights.
-
-    Attributes:
-      rows: its rows of the block.
-      start: its first token.
-    """
+    """Chunk `index` of block `block` of the row: its tokens and their weights."""
 
     def __init__(self, layout: Layout, operands: DecayOperands, index: Array | int, block: Array):
         chunk = layout.chunk
+        # Its rows of the block, and its first token.
         self.rows = pl.ds(index * chunk if isinstance(index, int) else pl.multiple_of(index * chunk, chunk), chunk)
         self.start = block * layout.block + index * chunk
         self._layout, self._operands = layout, operands

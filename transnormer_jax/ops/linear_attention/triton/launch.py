@@ -20,7 +20,7 @@ def interpreted(hardware: Hardware) -> bool:
 
 
 def compute_capability(hardware: Hardware) -> int:
-    """Ten times the compute capability of the GPU at hand, the only one to compile for; 0 where it is not NVIDIA's."""
+    """Ten times the compute capability of this machine's GPU; 0 where it is not NVIDIA's."""
     if interpreted(hardware):
         return _INTERPRETED
     capability = getattr(jax.devices()[0], "compute_capability", "")
@@ -53,15 +53,8 @@ def launch(
 ) -> list[jax.Array]:
     """Runs `programs` programs of a `triton.jit` kernel and returns its outputs.
 
-    Args:
-      kernel: takes pointers to the operands, the operands that are integers, pointers to the outputs, and `constants`.
-      operands: arrays and integers, in the kernel's order.
-      outputs: shapes and dtypes.
-      programs: size of the one-dimensional grid.
-      num_warps: warps per program.
-      num_stages: depth of the pipeline of loads.
-      compute_capability: what to compile for, times ten.
-      constants: the kernel's `tl.constexpr` parameters by name.
+    The kernel takes pointers to the arrays among the operands, the integers among them, pointers to the outputs, and
+    `constants`, its `tl.constexpr` parameters by name.
     """
     if interpreted(target_hardware()):
         from transnormer_jax.ops.linear_attention.triton.interpreter import interpret
