@@ -1,5 +1,6 @@
 """One training step: accumulation, bad steps, and many devices."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,3 +95,11 @@ def test_a_batch_without_predictions_changes_nothing_and_is_no_bad_step():
     # The mean over both steps is that of their predictions.
     assert float(first.loss_sum / first.predictions) == float(first.loss)
     assert int(first.empty_steps) == 0
+
+
+def test_other_batches_are_not_traced_again():
+    state, step = make_state_and_step()
+    step = jax.jit(chex.assert_max_traces(step, n=1), donate_argnums=0)
+    for seed in range(3):
+        state, _ = step(state, make_batch(seed))
+    chex.assert_tree_all_finite(state.params)

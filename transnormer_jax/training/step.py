@@ -7,6 +7,7 @@ the loss with its counts, and of the squares of the gradient.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -105,7 +106,10 @@ def make_train_step(
             correct=sums.correct,
             predictions=sums.predictions,
         )
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        new_state = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        # Another shape or dtype would compile the next step again, and could not be restored from a checkpoint.
+        chex.assert_trees_all_equal_shapes_and_dtypes(new_state, state)
+        return new_state, metrics
 
     return train_step
 
