@@ -1,7 +1,7 @@
 """The operator: linear attention with a decay per head, or per token and head."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,14 +15,13 @@ from transnormer_jax.ops.linear_attention.call import check, run_on_devices
 from transnormer_jax.ops.linear_attention.context import (
     document_states_at_shard,
     document_states_of_row,
-    first_document_of_shard,
     states_at_shard,
     sum_of_later_shards,
 )
 from transnormer_jax.ops.linear_attention.decay import FLOOR
 from transnormer_jax.ops.linear_attention.operands import Operands, Problem
-from transnormer_jax.ops.linear_attention.primitive import Options, attend
-from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
+from transnormer_jax.ops.linear_attention.primitive import attend
+from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot
 
@@ -104,68 +103,43 @@ def linear_attention(
         log_decay = jnp.broadcast_to(log_decay, num_heads)
     sizes = (batch, num_tokens, num_heads, q.shape[3], value_dim, q.dtype, key_heads)
     problem = Problem(*sizes, log_decay.ndim == 3, max_segments, segment_ids is not None)
-    options = Options(resolve_backend(backend, problem, chunk_size=chunk_size), chunk_size)
-    run = functools.partial(_run, options, causal)
-    log_decay = jnp.maximum(log_decay, FLOOR)
-    return run_on_devices(run, q, k, v, log_decay, initial_state, segment_ids, max_segments, scale)
+    backend = resolve_backend(backend, problem, chunk_size=chunk_size)
+    run = functools.partial(_run, functools.partial(attend, backend, chunk_size), causal)
+    operands = q, k, v, jnp.maximum(log_decay, FLOOR), initial_state
+    return run_on_devices(run, *operands, segment_ids, max_segments, scale)
 
 
-def _run(
-    options: Options,
-    causal: bool,
-    axis: Axes | None,
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    state: Array,
-    segment_ids: Array | None,
-) -> tuple[Array, Array]:
+def _run(attend: Callable[..., Any], causal: bool, axis: Axes | None, operands: Operands) -> tuple[Array, Array]:
     """The operator on whole rows, or on this device's shard of each row where `axis` is that of the shards."""
-    if not causal and segment_ids is None and state.ndim == 4:
+    q, k, v, log_decay, state, segments = operands
+    final, by_document = None, state.ndim == 5
+    if not causal and segments is None and not by_document:
         kv_sum = _kv_sum(k, v)
         state += kv_sum if axis is None else jax.lax.psum(kv_sum, axis)
         return _query(q, state, v.dtype), state
-    if axis is not None and state.ndim == 5 and segment_ids is None:
-        segment_ids = jnp.ones(v.shape[:2], jnp.int32)
-    segments = None
-    if segment_ids is not None:
-        segments = find_segments(segment_ids, None if axis is None else id_before_shard(segment_ids, axis))
-        real = (segment_ids != 0)[..., None]
-        q, k, v = (jnp.where(real[..., None], x, jnp.zeros_like(x)) for x in (q, k, v))
-        if log_decay.ndim == 3:
-            log_decay = jnp.where(real, log_decay, 0)
-    final, first_document = None, jnp.zeros((), jnp.int32)
-    if axis is not None and segments is not None and state.ndim == 5:
-        first_document = first_document_of_shard(segments, axis)[:, None]
+    if axis is not None and segments is not None and by_document:
         state = document_states_at_shard(k, v, log_decay, state, segments, axis)
     elif axis is not None:
         state, final = states_at_shard(k, v, log_decay, state, segments, axis)
-    out, last = attend(options, Operands(q, k, v, log_decay, state, segments))
+    out, last = attend(operands._replace(state=state))
     if not causal:
-        out += _later_tokens(options, axis, q, k, v, segments)
-    if segments is not None and state.ndim == 5:
-        known = first_document + segments.segment_index < state.shape[1]
-        out = jnp.where(known[..., None, None], out, jnp.nan)
-        if axis is not None:
-            final = document_states_of_row(last, segments, axis)
+        out += _later_tokens(attend, axis, operands)
+    if axis is not None and segments is not None and by_document:
+        final = document_states_of_row(last, segments, axis)
     return out, last if final is None else final
 
 
-def _later_tokens(
-    options: Options, axis: Axes | None, q: Array, k: Array, v: Array, segments: Segments | None
-) -> Array:
+def _later_tokens(attend: Callable[..., Any], axis: Axes | None, operands: Operands) -> Array:
     """What each token receives from later ones: the row read backwards, less the token itself."""
+    q, k, v, log_decay, _, segments = operands
     state = jnp.zeros((v.shape[0], v.shape[2], q.shape[3], v.shape[3]), jnp.float32)
-    flipped = None
     if segments is not None:
-        flipped = Segments(*(jnp.flip(x[:, -1:] - x, axis=1) for x in segments))
-        flipped = flipped._replace(position=flipped.position + 1)
         if axis is not None:
             state = sum_of_later_shards(k, v, segments, axis)
-    no_decay = jnp.zeros(v.shape[2], jnp.float32)
-    backwards = Operands(jnp.flip(q, axis=1), jnp.flip(k, axis=1), jnp.flip(v, axis=1), no_decay, state, flipped)
-    out, _ = attend(options, backwards)
+        position, index = (jnp.flip(x[:, -1:] - x, axis=1) for x in segments)
+        segments = Segments(position + 1, index)
+    flipped_q, flipped_k, flipped_v = (jnp.flip(x, axis=1) for x in (q, k, v))
+    out, _ = attend(Operands(flipped_q, flipped_k, flipped_v, log_decay, state, segments))
     own_score = jnp.sum(q.astype(jnp.float32) * k.astype(jnp.float32), axis=-1, keepdims=True)
     own_score = jnp.repeat(own_score, v.shape[2] // q.shape[2], axis=2)
     return (jnp.flip(out, axis=1) - own_score * v).astype(v.dtype)

@@ -8,7 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.ops.linear_attention.shards import find_sharding, per_device
+from transnormer_jax.ops.linear_attention.context import first_document_of_shard
+from transnormer_jax.ops.linear_attention.operands import Operands
+from transnormer_jax.ops.linear_attention.segments import find_segments, id_before_shard
+from transnormer_jax.ops.linear_attention.shards import Axes, find_sharding, per_device
 
 _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 
@@ -58,7 +61,7 @@ def run_on_devices(
     max_segments: int | None,
     scale: float | Array,
 ) -> tuple[Array, Array]:
-    """run(mesh axes that divide rows, q, k, v, log_decay, state, segment_ids) on the shards of each device."""
+    """run(axis, operands) for the rows and heads of each device; `axis` is that of the mesh which divides rows."""
     batch, num_tokens, num_heads, value_dim = v.shape
     documents = () if max_segments is None else (max_segments,)
     if initial_state is None:
@@ -68,13 +71,38 @@ def run_on_devices(
         return v, initial_state
     if not (isinstance(scale, int | float) and scale == 1):
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    operands = Operands(q, k, v, log_decay, initial_state, None)
     per_token = [log_decay] if log_decay.ndim > 1 else []
     sharding = find_sharding(q, q.shape[2], k, v, *per_token)
     if sharding is None:
-        return run(None, q, k, v, log_decay, initial_state, segment_ids)
-    tokens, state = sharding.of("bnhk"), sharding.of("bshkv" if documents else "bhkv")
-    decay = sharding.of("bnhk"[: log_decay.ndim] if per_token else "h")
-    ids = None if segment_ids is None else sharding.of("bn")
-    run = functools.partial(run, sharding.tokens)
-    run = per_device(run, (tokens, tokens, tokens, decay, state, ids), (tokens, state))
-    return run(q, k, v, log_decay, initial_state, segment_ids)
+        return _run_on_device(run, None, operands, segment_ids)
+    tokens: Any = sharding.of("bnhk")
+    state: Any = sharding.of("bshkv" if documents else "bhkv")
+    decay: Any = sharding.of("bnhk"[: log_decay.ndim] if per_token else "h")
+    specs = Operands(tokens, tokens, tokens, decay, state, None), None if segment_ids is None else sharding.of("bn")
+    on_device = functools.partial(_run_on_device, run, sharding.tokens)
+    return per_device(on_device, specs, (tokens, state))(operands, segment_ids)
+
+
+def _run_on_device(
+    run: Callable[..., Any], axis: Axes | None, operands: Operands, segment_ids: Array | None
+) -> tuple[Array, Array]:
+    by_document = operands.state.ndim == 5
+    if segment_ids is None and (axis is None or not by_document):
+        return run(axis, operands)
+    if segment_ids is None:
+        segment_ids = jnp.ones(operands.v.shape[:2], jnp.int32)
+    segments = find_segments(segment_ids, None if axis is None else id_before_shard(segment_ids, axis))
+    real = segment_ids != 0
+
+    def at_tokens(x: Array) -> Array:  # zero at padding
+        return jnp.where(jnp.expand_dims(real, range(2, x.ndim)), x, jnp.zeros_like(x))
+
+    q, k, v, log_decay = (x if x.ndim == 1 else at_tokens(x) for x in operands[:4])
+    out, final = run(axis, Operands(q, k, v, log_decay, operands.state, segments))
+    if by_document:
+        index = segments.segment_index
+        if axis is not None:
+            index += first_document_of_shard(segments, axis)[:, None]
+        out = jnp.where((index < operands.state.shape[1])[..., None, None], out, jnp.nan)
+    return out, final

@@ -31,7 +31,8 @@ from transnormer_jax.ops.linear_attention.documents import (
     set_states,
     states_of,
 )
-from transnormer_jax.ops.linear_attention.segments import Segments, find_segments, id_before_shard
+from transnormer_jax.ops.linear_attention.operands import Operands
+from transnormer_jax.ops.linear_attention.segments import Segments
 from transnormer_jax.ops.linear_attention.shards import Axes
 from transnormer_jax.ops.precision import dot
 
@@ -87,38 +88,22 @@ def gated_linear_attention(
         raise UserError(f"v has {v.shape[2]} heads and q {q.shape[2]}: give as many of both.")
     if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
         raise UserError(f"chunk_size is {chunk_size}: a gated chunk is halved repeatedly, so give a power of 2.")
-    run = functools.partial(_run, chunk_size)
-    log_decay = jnp.maximum(log_decay.astype(jnp.float32), FLOOR)
-    return run_on_devices(run, q, k, v, log_decay, initial_state, segment_ids, max_segments, scale)
+    operands = q, k, v, jnp.maximum(log_decay.astype(jnp.float32), FLOOR), initial_state
+    return run_on_devices(functools.partial(_run, chunk_size), *operands, segment_ids, max_segments, scale)
 
 
-def _run(
-    chunk_size: int | None,
-    axis: Axes | None,
-    q: Array,
-    k: Array,
-    v: Array,
-    log_decay: Array,
-    state: Array,
-    segment_ids: Array | None,
-) -> tuple[Array, Array]:
+def _run(chunk_size: int | None, axis: Axes | None, operands: Operands) -> tuple[Array, Array]:
     """The operator on whole rows, or on this device's shard of each row where `axis` is that of the shards."""
+    q, k, v, log_decay, state, segments = operands
     if axis is not None and state.ndim == 5:
         raise UserError("max_segments needs whole rows on each device: use a mesh whose context axis has size 1.")
-    segments = None
-    if segment_ids is not None:
-        segments = find_segments(segment_ids, None if axis is None else id_before_shard(segment_ids, axis))
-        real = (segment_ids != 0)[..., None, None]
-        q, k, v, log_decay = (jnp.where(real, x, 0) for x in (q, k, v, log_decay))
-        if state.ndim == 4:
-            starts = jnp.diff(segments.segment_index, axis=1, prepend=0) > 0
-            log_decay = jnp.where(starts[..., None, None], FLOOR, log_decay)
+    if segments is not None and state.ndim == 4:
+        starts = jnp.diff(segments.segment_index, axis=1, prepend=0) > 0
+        log_decay = jnp.where(starts[..., None, None], FLOOR, log_decay)
     final = None
     if axis is not None:
         state, final = _states_at_shard(k, v, log_decay, state, axis)
     out, last = _chunked(q, k, v, log_decay, state, segments, chunk_size)
-    if state.ndim == 5 and segments is not None:
-        out = jnp.where((segments.segment_index < state.shape[1])[..., None, None], out, jnp.nan)
     return out, last if final is None else final
 
 

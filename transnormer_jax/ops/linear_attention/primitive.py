@@ -22,18 +22,10 @@ from transnormer_jax.ops.linear_attention.decay import log_decay_gradient
 from transnormer_jax.ops.linear_attention.operands import Gradients, Operands, State
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is static about a call."""
-
-    backend: str
-    chunk_size: int | None
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(options: Options, operands: Operands) -> tuple[Float[Array, "B N H V"], State]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def attend(backend: str, chunk_size: int | None, operands: Operands) -> tuple[Float[Array, "B N H V"], State]:
     """Output in v's dtype and final state in float32."""
-    return _forward(options, operands, save=False)[:2]
+    return _forward(backend, chunk_size, operands, save=False)[:2]
 
 
 @jax.tree_util.register_static
@@ -44,18 +36,19 @@ class _Static:
     value: bool
 
 
-def _attend_forward(options: Options, primals: Any) -> tuple[Any, Any]:
+def _attend_forward(backend: str, chunk_size: int | None, primals: Any) -> tuple[Any, Any]:
     operands = custom_vjp_primal_tree_values(primals)
-    out, final, saved = _forward(options, operands, save=True)
+    out, final, saved = _forward(backend, chunk_size, operands, save=True)
     return (out, final), (operands, saved, _Static(primals.log_decay.perturbed))
 
 
-def _attend_backward(options: Options, residuals: Any, cotangents: Any) -> tuple[Any]:
+def _attend_backward(backend: str, chunk_size: int | None, residuals: Any, cotangents: Any) -> tuple[Any]:
     operands, saved, decay_gradient = residuals
     d_out, d_final = (
         jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else jnp.asarray(x) for x in cotangents
     )
-    dq, dk, dv, d_decay, d_state = _backward(options, decay_gradient.value, operands, saved, d_out, d_final)
+    backward = functools.partial(_backward, backend, chunk_size, decay_gradient.value)
+    dq, dk, dv, d_decay, d_state = backward(operands, saved, d_out, d_final)
     if d_decay is not None:
         per_document = operands.state.ndim == 5
         d_decay = log_decay_gradient(d_decay, operands.log_decay, operands.segments, keep_starts=per_document)
@@ -65,25 +58,21 @@ def _attend_backward(options: Options, residuals: Any, cotangents: Any) -> tuple
 attend.defvjp(_attend_forward, _attend_backward, symbolic_zeros=True)
 
 
-def _forward(options: Options, operands: Operands, *, save: bool) -> tuple[Array, Array, Any]:
-    backend = BACKENDS[options.backend]
-    forward = functools.partial(backend.forward, chunk_size=options.chunk_size, save=save)
+def _forward(name: str, chunk_size: int | None, operands: Operands, *, save: bool) -> tuple[Array, Array, Any]:
+    backend = BACKENDS[name]
+    forward = functools.partial(backend.forward, chunk_size=chunk_size, save=save)
     if not backend.is_kernel:
         return forward(operands)
-    return _kernel(forward, functools.partial(attend, Options("chunked", None)), operands)
+    return _kernel(forward, functools.partial(attend, "chunked", None), operands)
 
 
-def _backward(
-    options: Options, decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array
-) -> Gradients:
-    backend = BACKENDS[options.backend]
+def _backward(name: str, chunk_size: int | None, decay_gradient: bool, operands: Operands, *rest: Any) -> Gradients:
+    backend = BACKENDS[name]
     plain = functools.partial(_chunked_backward, decay_gradient)
     if backend.backward is None or (backend.is_kernel and operands.state.ndim == 5):
-        return plain(operands, saved, d_out, d_final)
-    backward = functools.partial(backend.backward, decay_gradient=decay_gradient, chunk_size=options.chunk_size)
-    if not backend.is_kernel:
-        return backward(operands, saved, d_out, d_final)
-    return _kernel(backward, plain, operands, saved, d_out, d_final)
+        return plain(operands, *rest)
+    backward = functools.partial(backend.backward, decay_gradient=decay_gradient, chunk_size=chunk_size)
+    return _kernel(backward, plain, operands, *rest) if backend.is_kernel else backward(operands, *rest)
 
 
 def _chunked_backward(decay_gradient: bool, operands: Operands, saved: Any, d_out: Array, d_final: Array) -> Gradients:

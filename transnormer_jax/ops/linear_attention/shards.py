@@ -72,16 +72,13 @@ def find_sharding(x: jax.Array, num_heads: int | None = None, *others: jax.Array
     return Sharding(that_divide(x.shape[0], RULES.batch, sizes) or None, tokens[0] if tokens else None, heads or None)
 
 
-def per_device(function: Callable[..., Any], in_specs: tuple[P | None, ...], out_specs: Any) -> Callable[..., Any]:
-    """`function` on each device's shards; arguments of spec None are None."""
+def per_device(function: Callable[..., Any], in_specs: tuple[Any, ...], out_specs: Any) -> Callable[..., Any]:
+    """`function` on each device's shards; arguments, and specs, may be trees, and None."""
 
     def call(*arguments: Any) -> Any:
         mesh = jax.sharding.get_abstract_mesh()
         if AxisType.Explicit in mesh.axis_types:
-            arguments = tuple(
-                x if spec is None else jax.tree.map(lambda x, spec=spec: jax.sharding.reshard(x, spec), x)
-                for x, spec in zip(arguments, in_specs, strict=True)
-            )
+            arguments = jax.tree.map(jax.sharding.reshard, arguments, in_specs)
         mapped = jax.shard_map(
             function, in_specs=in_specs, out_specs=out_specs, axis_names=set(_axes()), check_vma=False
         )
