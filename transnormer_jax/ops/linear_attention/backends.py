@@ -13,11 +13,6 @@ from transnormer_jax.ops.linear_attention.operands import Operands, Problem
 from transnormer_jax.ops.linear_attention.self_test import passes_self_test
 
 
-def _runs_anywhere(problem: Problem, hardware: Hardware) -> str | None:
-    del problem, hardware
-    return None
-
-
 @dataclasses.dataclass(frozen=True)
 class Backend:
     """One way to compute linear attention with a decay per head or per token.
@@ -33,7 +28,7 @@ class Backend:
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
-    unsupported_reason: Callable[[Problem, Hardware], str | None] = _runs_anywhere
+    unsupported_reason: Callable[[Problem, Hardware], str | None] = lambda problem, hardware: None
     is_kernel: bool = False
 
 
@@ -79,8 +74,8 @@ _AUTO = {"tpu": "pallas_tpu"}
 def resolve_backend(backend: str, problem: Problem, *, chunk_size: int | None = None) -> str:
     """Returns the name of the backend that a call would use on the target hardware.
 
-    "auto" takes one masked matrix where the row fits in one chunk (a decoding step is such a row). Else it takes the
-    kernel that has been measured on this platform, once it has passed its self-test on this machine, else "chunked".
+    "auto" takes "quadratic" where the row fits in one chunk, as a decoding step does. Else it takes the kernel that has
+    been measured on this platform, once it has passed its self-test on this machine, else "chunked".
 
     Args:
       backend: a name in `BACKENDS`, or "auto".

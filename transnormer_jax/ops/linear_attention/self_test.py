@@ -24,12 +24,9 @@ _NUM_TOKENS = 2100  # several blocks of a TPU kernel, several shards of a GPU ke
 def passes_self_test(backend: str, problem: Any) -> bool:
     """Compares outputs, states and gradients of a backend with "chunked" in float32, and warns if they differ.
 
-    All processes of a run call this, and return the same: one that took another backend than the others would compile
-    another program, and all would wait for each other.
-
-    Args:
-      backend: a name in `BACKENDS`.
-      problem: the call. Only its rows are fewer in the test, and of another length.
+    The test has one row of another length, and otherwise the problem of the call. All processes of a run must call
+    this, and get the same answer: a process with another backend would compile another program, and the others would
+    wait for it.
     """
     return _passes(backend, problem._replace(batch=1, num_tokens=_NUM_TOKENS, dtype=jnp.dtype(problem.dtype)))
 

@@ -32,7 +32,6 @@ from transnormer_jax.ops.linear_attention.operands import Gradients, Operands
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout, join_heads, join_state, split_state
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     Group,
-    dot,
     head_groups,
     head_sums,
     key_scores,
@@ -41,6 +40,7 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     stack_state,
 )
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, decay_specs, prepare
+from transnormer_jax.ops.precision import dot
 
 
 def backward(
@@ -160,7 +160,7 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
     for group, x, v, d_out in zip(groups, key_scores(groups, keys, queries), values, d_outs, strict=True):
         intra = jnp.concatenate([chunk.between(head, transposed=True) for head in group.heads], axis=1)
         scores.append((x * intra).astype(dtype))
-        d_scores.append((dot(v, stack(d_out, group.heads), (1, 1)) * intra).astype(dtype))
+        d_scores.append((dot("sv,cv->sc", v, stack(d_out, group.heads)) * intra).astype(dtype))
 
     dc, borders = list[Array](), list[Array]()
     key_gradients = dict[slice, tuple[Any, Any]]()  # summed over the heads that share a key head
@@ -176,14 +176,14 @@ def _sweep(chunk: Chunk, groups: Sequence[Group], operand_refs, state_ref, d_sta
             before, after = (stack_state(x, tile, group, dtype) for x in (state, d_state))
             by_key = jnp.split(d_scores[i], len(group.keys), axis=1)[j]
             by_query = jnp.concatenate([x.T for x in jnp.split(by_key, len(tile.heads), axis=1)], axis=1)
-            dq = dot(by_query, stack(k, tile.heads), (1, 0)) + dot(decayed_d_out, before, (1, 1))
-            dk = dot(by_key, stack(q, tile.heads), (1, 0)) + dot(decayed_v, after, (1, 1))
-            dv_across.append(dot(k, after, (1, 0)))
+            dq = dot("cs,sk->ck", by_query, stack(k, tile.heads)) + dot("cv,kv->ck", decayed_d_out, before)
+            dk = dot("sc,ck->sk", by_key, stack(q, tile.heads)) + dot("sv,kv->sk", decayed_v, after)
+            dv_across.append(dot("sk,kv->sv", k, after))
             if rows_ref is not None:
                 dc += head_sums(q * dq - k * dk, len(tile.heads))
             dq_others, dk_others = key_gradients.get(tile.lanes, (0, 0))
             key_gradients[tile.lanes] = dq_others + dq, dk_others + dk
-        dv = dot(scores[i], stack(d_out, group.heads), (1, 0)) + k_decay * sum(dv_across[1:], dv_across[0])
+        dv = dot("sc,cv->sv", scores[i], stack(d_out, group.heads)) + k_decay * sum(dv_across[1:], dv_across[0])
         dv_ref[0, chunk.rows, group.lanes] = dv.astype(dtype)
     for lanes, sums in key_gradients.items():
         for ref, x in zip((dq_ref, dk_ref), sums, strict=True):

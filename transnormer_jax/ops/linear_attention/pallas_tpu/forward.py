@@ -23,7 +23,6 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.documents import cross_bord
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import Layout, split_state
 from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     Group,
-    dot,
     head_groups,
     key_scores,
     outer,
@@ -31,6 +30,7 @@ from transnormer_jax.ops.linear_attention.pallas_tpu.tile import (
     stack,
 )
 from transnormer_jax.ops.linear_attention.pallas_tpu.weights import Chunk, decay_specs, prepare
+from transnormer_jax.ops.precision import dot
 
 # Groups whose products are interleaved: with more of them the scores no longer fit in registers.
 _GROUPS_PER_STAGE = 4
@@ -111,7 +111,7 @@ def _attend(chunk: Chunk, groups: Sequence[Group], q_ref, k_ref, v_ref, out_ref,
         for x, group in zip(key_scores(groups, queries, keys), groups, strict=True)
     ]
     for group, q, x, v in zip(groups, queries, scores, values, strict=True):
-        out = dot(x, stack(v, group.heads), (1, 0))
+        out = dot("cs,sv->cv", x, stack(v, group.heads))
         out += chunk.q_decay(group.heads) * read_state(q, before_ref[:, group.lanes], group, dtype)
         out_ref[0, chunk.rows, group.lanes] = out.astype(dtype)
     for group, k, v in zip(groups, keys, values, strict=True):

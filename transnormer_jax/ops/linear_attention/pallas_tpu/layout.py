@@ -26,21 +26,13 @@ BORDER = float(math.floor(FLOOR * math.log2(math.e)))
 
 
 class Generation(NamedTuple):
-    """What suits a generation of TPUs.
+    """What suits a generation of TPUs."""
 
-    Attributes:
-      name: as in the names that devices give themselves.
-      chunk: tokens per chunk: the side of the matrix unit.
-      lanes: of one array in a block: enough independent heads to keep the matrix units busy.
-      block_bytes: size of one array in a block.
-      vmem_bytes: what a kernel may use of VMEM.
-    """
-
-    name: str
-    chunk: int
-    lanes: int
-    block_bytes: int
-    vmem_bytes: int
+    name: str  # as in the names that devices give themselves
+    chunk: int  # tokens per chunk: the side of the matrix unit
+    lanes: int  # of one array in a block: enough independent heads to keep the matrix units busy
+    block_bytes: int  # size of one array in a block
+    vmem_bytes: int  # what a kernel may use
 
 
 # By benchmarks/tpu_schedule.py, blocks of half as many heads take 8 to 20% longer.
@@ -54,23 +46,14 @@ _GENERATIONS = [
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The static part of a kernel.
-
-    Attributes:
-      problem: the sizes of the call.
-      chunk: tokens per matrix product.
-      chunks: chunks per block.
-      heads: heads per block.
-      group: heads that share the lanes of v.
-      vmem_bytes: what a kernel may use of VMEM.
-    """
+    """The static part of a kernel."""
 
     problem: Problem
-    chunk: int
-    chunks: int
-    heads: int
-    group: int
-    vmem_bytes: int
+    chunk: int  # tokens per matrix product
+    chunks: int  # per block
+    heads: int  # per block
+    group: int  # heads that share the lanes of v
+    vmem_bytes: int  # what a kernel may use
 
     @property
     def block(self) -> int:
@@ -117,16 +100,16 @@ class Layout:
 
     @property
     def num_step_rows(self) -> int:
-        """The first rows of `DecayOperands`: one per head, one for all heads, or none."""
+        """The first rows of `DecayOperands.rows`: one per head, one for all heads, or none."""
         return self.heads if self.per_token else int(self.problem.packed)
 
     @property
     def num_rows(self) -> int:
-        """Rows of `DecayOperands`, whole registers of 8 sublanes: steps, then as many for borders if apart."""
+        """All rows, whole registers of 8 sublanes: steps, then as many for borders if apart."""
         return _round_up((1 + self.exact) * self.num_step_rows, 8)
 
     def border_step(self, row: int) -> float:
-        """What a document border adds to a row of `DecayOperands`."""
+        """What a document border adds to a row."""
         return BORDER if not self.exact or row >= self.num_step_rows else 0.0
 
     @property
@@ -201,13 +184,7 @@ class Layout:
 
 
 def choose_layout(problem: Problem, hardware: Hardware, chunk_size: int | None) -> Layout:
-    """The layout for a call, by the generation of the TPU and the size of the heads.
-
-    It is the largest that fits in VMEM, or the smallest there is if none does.
-
-    Raises:
-      UserError: on a TPU, chunks are not a multiple of the 128 lanes of a register.
-    """
+    """The largest layout that fits in VMEM, or the smallest there is if none does."""
     if chunk_size and chunk_size % LANES and hardware.platform == "tpu":
         raise UserError(f"chunk_size is {chunk_size}: on a TPU give a multiple of {LANES}, or None for the default.")
     generation = next((g for g in _GENERATIONS if g.name in hardware.kind), _GENERATIONS[1])

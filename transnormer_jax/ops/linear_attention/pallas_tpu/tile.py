@@ -1,4 +1,4 @@
-"""Arithmetic on the tiles of a chunk: products with float32 results, and heads that share lanes."""
+"""Arithmetic on the tiles of a chunk: products, and heads that share lanes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,30 +8,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import LANES, Layout
+from transnormer_jax.ops.precision import dot
 
 
 class KeyTile(NamedTuple):
-    """Keys that go through the matrix unit together: those of all heads of a group, or of one head.
+    """Keys that go through the matrix unit together: those of all heads of a group, or of one head."""
 
-    Attributes:
-      lanes: of these keys in the block.
-      heads: the heads that read them, by their numbers in the block of heads.
-    """
-
-    lanes: slice
-    heads: range
+    lanes: slice  # in the block of heads
+    heads: range  # that read them, by their numbers in the block
 
 
 class Group(NamedTuple):
-    """Heads whose values share the lanes of a register.
+    """Heads whose values share the lanes of a register."""
 
-    Attributes:
-      lanes: of their values in the block; the state has the same ones.
-      heads: their numbers in the block of heads.
-      keys: the tiles of their keys.
-    """
-
-    lanes: slice
+    lanes: slice  # of their values in the block of heads, and of their state
     heads: range
     keys: list[KeyTile]
 
@@ -42,19 +32,15 @@ def head_groups(layout: Layout) -> list[Group]:
     for first in range(0, layout.heads, layout.group):
         heads = range(first, first + layout.group)
         if layout.group > 1 and size % LANES:
-            keys = [KeyTile(_lanes(heads, size), heads)]
+            keys = [KeyTile(_lanes(first, layout.group, size), heads)]
         else:
-            keys = [KeyTile(_lanes(_one(h // layout.heads_per_key), size), _one(h)) for h in heads]
-        groups.append(Group(_lanes(heads, layout.problem.value_dim), heads, keys))
+            keys = [KeyTile(_lanes(h // layout.heads_per_key, 1, size), range(h, h + 1)) for h in heads]
+        groups.append(Group(_lanes(first, layout.group, layout.problem.value_dim), heads, keys))
     return groups
 
 
-def _one(head: int) -> range:
-    return range(head, head + 1)
-
-
-def _lanes(heads: range, size: int) -> slice:
-    return slice(heads.start * size, heads.stop * size)
+def _lanes(first: int, count: int, size: int) -> slice:
+    return slice(first * size, (first + count) * size)
 
 
 def key_scores(
@@ -65,29 +51,22 @@ def key_scores(
     for group, xs, ys in zip(groups, left, right, strict=True):
         for tile, x, y in zip(group.keys, xs, ys, strict=True):
             if tile.lanes not in done:
-                done[tile.lanes] = dot(x, stack(y, tile.heads), (1, 1))
+                done[tile.lanes] = dot("ck,sk->cs", x, stack(y, tile.heads))
     return [jnp.concatenate([done[tile.lanes] for tile in group.keys], axis=1) for group in groups]
-
-
-def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    """The product of two matrices over one axis of each, in float32; float32 operands are never rounded."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def outer(keys: Sequence[Array], values: Array, group: Group) -> Array:
     """keys^T values, head by head: [C, lanes] of the key tiles and of the group's values give [K, lanes]."""
     parts = list[Array]()
     for x, tile in zip(keys, group.keys, strict=True):
-        parts += jnp.split(dot(x, values, (0, 0)), len(tile.heads))
+        parts += jnp.split(dot("ck,cv->kv", x, values), len(tile.heads))
     return join(parts)
 
 
 def read_state(queries: Sequence[Array], state: Array, group: Group, dtype: jnp.dtype) -> Array:
     """Outputs q S, head by head: [C, lanes] of the tiles of queries and the state [K, lanes] give [C, lanes]."""
     parts = [
-        dot(q, stack_state(state, tile, group, dtype), (1, 0)) for q, tile in zip(queries, group.keys, strict=True)
+        dot("ck,kv->cv", q, stack_state(state, tile, group, dtype)) for q, tile in zip(queries, group.keys, strict=True)
     ]
     return sum(parts[1:], parts[0])
 

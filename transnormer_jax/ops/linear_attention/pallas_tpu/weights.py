@@ -41,18 +41,12 @@ _LARGE = -29.0
 
 
 class DecayOperands(NamedTuple):
-    """What the kernels take for decay and documents: arrays, their blocks, or their refs.
+    """What the kernels take for decay and documents: arrays, their blocks, or their refs."""
 
-    Attributes:
-      rates: [H], positive factors on the rows, if these count tokens.
-      chunk_decay: [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1.
-      rows: [#B, blocks of heads or 1, rows, padded N], since the border before the chunk: the cumulative log2 decay of
-        each head, or minus the number of tokens; then, if they are kept apart, the document borders. None if nothing
-        differs from chunk to chunk.
-    """
-
-    rates: Any
-    chunk_decay: Any
+    rates: Any  # [H], positive factors on the rows, if these count tokens
+    chunk_decay: Any  # [#B * blocks, 1, chunks * H], the factor on a state that crosses a chunk, minus 1
+    # [#B, blocks of heads or 1, rows, padded N], since the border before the chunk: the cumulative log2 decay of each
+    # head, or minus the number of tokens; then, if they are kept apart, the document borders. None if all chunks agree.
     rows: Any
 
 
@@ -130,15 +124,11 @@ def decay_specs(layout: Layout, decay: DecayOperands, *, reverse: bool = False) 
 
 
 class Chunk:
-    """Chunk `index` of block `block` of the row: its tokens and their weights.
-
-    Attributes:
-      rows: its rows of the block.
-      start: its first token.
-    """
+    """Chunk `index` of block `block` of the row: its tokens and their weights."""
 
     def __init__(self, layout: Layout, operands: DecayOperands, index: Array | int, block: Array):
         chunk = layout.chunk
+        # Its rows of the block, and its first token.
         self.rows = pl.ds(index * chunk if isinstance(index, int) else pl.multiple_of(index * chunk, chunk), chunk)
         self.start = block * layout.block + index * chunk
         self._layout, self._operands = layout, operands
