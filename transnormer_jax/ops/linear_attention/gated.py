@@ -63,16 +63,9 @@ def gated_linear_attention(
     >>> out.shape, state.shape
     ((2, 100, 4, 8), (2, 4, 8, 8))
 
-    Args:
-      q: queries; bfloat16, float16 or float32, the same for q, k and v.
-      k: keys.
-      v: values; V may differ from K.
-      log_decay: float32, <= 0. Steps below -120 count as -120, of which the factor is 0 in float32.
-      initial_state: as in `linear_attention`, like `segment_ids`, `max_segments` and `scale`.
-      segment_ids: documents of packed rows; 0 is padding.
-      max_segments: S, the largest number of documents in a row: return the state after every document.
-      scale: factor on the output.
-      chunk_size: tokens per chunk, a power of 2; None is 64.
+    `q`, `k`, `v`, `initial_state`, `segment_ids`, `max_segments` and `scale` are as in `linear_attention`, with as many
+    heads of q and k as of v. `log_decay` is float32 and <= 0; steps below -120 count as -120, of which the factor is 0
+    in float32. `chunk_size` is a power of 2; None is 64.
 
     Returns:
       The output in v's dtype, and the state after the last token, or after every document, float32.

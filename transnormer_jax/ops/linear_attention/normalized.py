@@ -24,18 +24,12 @@ def normalized_linear_attention(
     "Transformers are RNNs" (arXiv 2006.16236, eq. 9), for q and k that are feature maps already, such as 1 + elu(x).
     The denominator is one more value feature that is always 1, so the state is [B, H, K, V + 1]: [S_t, z_t].
 
-    Args:
-      q: [B, N, H, K], not negative.
-      k: [B, N, H, K], not negative.
-      v: [B, N, H, V].
-      log_decay: as in `linear_attention`, float32.
-      initial_state: [B, H, K, V + 1] float32, or [B, S, H, K, V + 1] with `max_segments`.
-      segment_ids: [B, N] int32, as in `linear_attention`: padding is in neither sum, and its output is 0.
-      eps: added to the denominator. The division is float32; float16 is float32 throughout, whose range the sums need.
-      **options: the other arguments of `linear_attention`.
+    `q` and `k` are not negative; `v`, `log_decay`, `segment_ids` and `options` are as in `linear_attention`. Padding is
+    in neither sum, and its output is 0. `initial_state` is float32, with the column of z_t last. `eps` is added to the
+    denominator. The division is float32; float16 is float32 throughout, whose range the sums need.
 
     Returns:
-      out [B, N, H, V] in v's dtype, and the state, float32, of the shape of `initial_state`.
+      out in v's dtype, and the state, float32, of the shape of `initial_state`.
     """
     values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     if v.dtype == jnp.float16:

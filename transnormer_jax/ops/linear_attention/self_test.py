@@ -4,8 +4,8 @@ Compilers have broken kernels like ours silently: Triton 3.4 to 3.7.0 gave wrong
 several blocks with the heads, features, documents and decay of the call is cheap to check, once per process.
 """
 
+import concurrent.futures
 import functools
-import threading
 import warnings
 from typing import Any
 
@@ -48,23 +48,18 @@ def _passes(backend: str, problem: Any) -> bool:
 
 def _error(backend: str, problem: Any) -> str:
     """What is wrong with a backend, or nothing."""
-    errors = list[Exception | float]()
-
-    def check() -> None:
-        try:
-            with jax.default_device(device):
-                errors.append(_relative_rms_error(backend, problem))
-        except Exception as error:
-            errors.append(error)
-
-    # In its own thread, because the caller is being traced, perhaps for a mesh. It has not the caller's device.
     device = default_device()
-    thread = threading.Thread(target=check)
-    thread.start()
-    thread.join()
-    [error] = errors
-    if isinstance(error, Exception):
-        return f"{type(error).__name__}: {error}"
+
+    def check() -> float:
+        with jax.default_device(device):
+            return _relative_rms_error(backend, problem)
+
+    # In its own thread, because the caller is being traced, perhaps for a mesh.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        try:
+            error = thread.submit(check).result()
+        except Exception as exception:
+            return f"{type(exception).__name__}: {exception}"
     return "" if error <= _BOUND[problem.dtype] else f"its relative error is {error:.1e}"
 
 

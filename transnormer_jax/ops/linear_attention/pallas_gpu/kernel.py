@@ -70,7 +70,7 @@ class Sweep(NamedTuple):
     states: Any = None  # [B, H, P, K, V]; None: zeros
 
 
-class _Place(NamedTuple):
+class _Block(NamedTuple):
     """Which part of the arrays a block works on."""
 
     problem: Array
@@ -121,12 +121,12 @@ def launch(
         index, problem = jnp.divmod(index, len(problems))
         index, head = jnp.divmod(index, blocks[0])
         row, split = jnp.divmod(index, splits)
-        place = _Place(problem, row, split + first_split, head * plan.heads, column * plan.columns)
+        block = _Block(problem, row, split + first_split, head * plan.heads, column * plan.columns)
         states = [p.states for p in problems]
         lax.cond(
             lax.axis_index("warpgroup") == plan.warpgroups,
-            lambda: _copy(plan, place, problems, positions, **scratch),
-            lambda: _compute(plan, place, interpret, states, log_decay, outs, new_states, first_split, **scratch),
+            lambda: _copy(plan, block, problems, positions, **scratch),
+            lambda: _compute(plan, block, interpret, states, log_decay, outs, new_states, first_split, **scratch),
         )
 
     state_shape = batch, num_heads, splits if q is None else 1, key_dim, value_dim
@@ -147,21 +147,21 @@ def launch(
 
 
 def _copy(
-    plan: Plan, place: _Place, problems: Any, positions: Any, *, staged: Any, arrived: Any, consumed: Any, **_: Any
+    plan: Plan, block: _Block, problems: Any, positions: Any, *, staged: Any, arrived: Any, consumed: Any, **_: Any
 ) -> None:
     """The copying warpgroup: fills the stages of its problem as fast as the others empty them."""
     if plan.warpgroups > 1:
         plgpu.set_max_registers(_COPYING_REGISTERS, action="decrease")
     sources = [{"q": q, "k": k, "v": v, "positions": positions} for q, k, v, _ in problems]
-    branches = [functools.partial(_copy_chunks, plan, place, x, staged, arrived, consumed) for x in sources]
-    lax.switch(place.problem, branches)
+    branches = [functools.partial(_copy_chunks, plan, block, x, staged, arrived, consumed) for x in sources]
+    lax.switch(block.problem, branches)
 
 
-def _copy_chunks(plan: Plan, place: _Place, sources: Any, staged: Any, arrived: Any, consumed: Any) -> None:
+def _copy_chunks(plan: Plan, block: _Block, sources: Any, staged: Any, arrived: Any, consumed: Any) -> None:
     @pl.loop(0, plan.chunks)
     def _chunk(step: Array) -> None:
         stage = lax.rem(step, jnp.int32(plan.stages))
-        index = plan.chunk(place.split, step)
+        index = plan.chunk(block.split, step)
         rows = pl.ds(index * CHUNK, CHUNK)
 
         @pl.when(step >= plan.stages)
@@ -170,15 +170,15 @@ def _copy_chunks(plan: Plan, place: _Place, sources: Any, staged: Any, arrived: 
 
         def copy(name: str, target: Any, *where: Any) -> None:
             if sources[name] is not None:
-                source = sources[name].at[(place.batch, *where)]
+                source = sources[name].at[(block.batch, *where)]
                 plgpu.copy_gmem_to_smem(source, staged[name].at[(stage, *target)], arrived.at[stage])
 
         for head in range(plan.heads):
-            copy("q", (head,), rows, place.head + head)
-            copy("k", (head,), rows, place.head + head)
+            copy("q", (head,), rows, block.head + head)
+            copy("k", (head,), rows, block.head + head)
         for warpgroup in range(plan.warpgroups):
             head, column = divmod(warpgroup * COLUMNS, plan.columns)
-            copy("v", (warpgroup,), rows, place.head + head, pl.ds(place.column + column, COLUMNS))
+            copy("v", (warpgroup,), rows, block.head + head, pl.ds(block.column + column, COLUMNS))
         copy("positions", (), index)
 
     @pl.loop(max(0, plan.chunks - plan.stages), plan.chunks)
@@ -188,7 +188,7 @@ def _copy_chunks(plan: Plan, place: _Place, sources: Any, staged: Any, arrived: 
 
 def _compute(
     plan: Plan,
-    place: _Place,
+    block: _Block,
     interpret: Any,
     states: Sequence[Any],
     log_decay: Any,
@@ -208,14 +208,14 @@ def _compute(
         plgpu.set_max_registers(_COMPUTING_REGISTERS, action="increase")
     warpgroup = lax.axis_index("warpgroup")
     own_head, own_column = jnp.divmod(warpgroup * COLUMNS, plan.columns)
-    head, columns = place.head + own_head, pl.ds(place.column + own_column, COLUMNS)
+    head, columns = block.head + own_head, pl.ds(block.column + own_column, COLUMNS)
     state_smem, v_smem, out_smem = (None if x is None else x.at[warpgroup] for x in (state_smem, v_smem, out_smem))
     dtype, log_decay = v_smem.dtype, log_decay[head]
     plain = plain_weights(log_decay, reverse=plan.reverse) if staged["positions"] is None else None
 
     def chunk(step: Array, state: Array) -> Array:
         stage = lax.rem(step, jnp.int32(plan.stages))
-        start = plan.chunk(place.split, step) * CHUNK
+        start = plan.chunk(block.split, step) * CHUNK
         plgpu.barrier_wait(arrived.at[stage])
         k, v = staged["k"].at[stage, own_head], staged["v"].at[stage, warpgroup]
 
@@ -252,29 +252,29 @@ def _compute(
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         out_smem[...] = result.astype(dtype)
         plgpu.commit_smem()
-        where = place.batch, pl.ds(start, CHUNK), head, columns
-        lax.switch(place.problem, [functools.partial(plgpu.copy_smem_to_gmem, out_smem, out.at[where]) for out in outs])
+        where = block.batch, pl.ds(start, CHUNK), head, columns
+        lax.switch(block.problem, [functools.partial(plgpu.copy_smem_to_gmem, out_smem, out.at[where]) for out in outs])
         return state
 
     def initial(states: Any) -> Array:
         if states is None:
             zeros = jnp.zeros((staged["k"].shape[-1], COLUMNS), jnp.float32)
             return plgpu.layout_cast(zeros, plgpu.Layout.WGMMA)
-        source = states.at[place.batch, head, place.split, :, columns]
+        source = states.at[block.batch, head, block.split, :, columns]
         return plgpu.load(source, layout=plgpu.Layout.WGMMA, optimized=False)
 
-    state = lax.switch(place.problem, [functools.partial(initial, x) for x in states])
+    state = lax.switch(block.problem, [functools.partial(initial, x) for x in states])
     state = lax.fori_loop(0, plan.chunks, chunk, state)
 
     if outs[0] is None:
-        new_states[place.batch, head, place.split - first_split, :, columns] = state
+        new_states[block.batch, head, block.split - first_split, :, columns] = state
         return
     plgpu.wait_smem_to_gmem(0)
     last_split = 0 if plan.reverse else plan.splits - 1
 
-    @pl.when((place.split == last_split) & (place.problem == len(outs) - 1))
+    @pl.when((block.split == last_split) & (block.problem == len(outs) - 1))
     def _leave() -> None:
-        new_states[place.batch, head, 0, :, columns] = state
+        new_states[block.batch, head, 0, :, columns] = state
 
 
 def _accumulate(interpret: Any, *terms: tuple[Array, Any, Any]) -> tuple[Array, ...]:
