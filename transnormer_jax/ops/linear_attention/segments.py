@@ -34,13 +34,12 @@ def find_segments(segment_ids: Int[Array, "B N"], id_before: Int[Array, " B"] | 
     compared with each other. `id_before` [B] is the id of the last token before these that is not padding, 0 or None if
     there is none.
     """
-    real = segment_ids != 0
     if id_before is None:
         id_before = jnp.zeros_like(segment_ids[:, 0])
-    last_real = jax.lax.cummax(jnp.where(real, jnp.arange(segment_ids.shape[1])[None], -1), axis=1)
-    previous = jnp.pad(last_real[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    previous_id = jnp.take_along_axis(segment_ids, jnp.maximum(previous, 0), axis=1)
-    previous_id = jnp.where(previous >= 0, previous_id, id_before[:, None])
+    ids = jnp.concatenate([id_before[:, None], segment_ids], axis=1)
+    last_real = jax.lax.cummax(jnp.where(ids != 0, jnp.arange(ids.shape[1])[None], 0), axis=1)
+    previous_id = jnp.take_along_axis(ids, last_real[:, :-1], axis=1)
+    real = segment_ids != 0
     starts = real & (previous_id != 0) & (segment_ids != previous_id)
     return Segments(jnp.cumsum(real, axis=1, dtype=jnp.int32), jnp.cumsum(starts, axis=1, dtype=jnp.int32))
 
@@ -85,12 +84,13 @@ def _positions(segments: Segments, start: Int[Array, " B"]) -> Int[Array, "B N"]
 
 def id_before_shard(segment_ids: Int[Array, "B n"], axis: Axes) -> Int[Array, " B"]:
     """The id of the last token before this device's shard that is not padding, 0 if there is none."""
-    last = jnp.max(jnp.where(segment_ids != 0, jnp.arange(segment_ids.shape[1])[None], -1), axis=1, keepdims=True)
-    own = jnp.where(last >= 0, jnp.take_along_axis(segment_ids, jnp.maximum(last, 0), axis=1), 0)[:, 0]
-    ids = jax.lax.all_gather(own, axis)  # [P, B]
-    shards = jnp.arange(ids.shape[0])[:, None]
-    latest = jnp.max(jnp.where((ids != 0) & (shards < jax.lax.axis_index(axis)), shards, -1), axis=0)
-    return jnp.where(latest >= 0, jnp.take_along_axis(ids, jnp.maximum(latest, 0)[None], axis=0)[0], 0)
+
+    def last_id(ids: Array) -> Array:
+        last = jnp.max(jnp.where(ids != 0, jnp.arange(ids.shape[1])[None], 0), axis=1, keepdims=True)
+        return jnp.take_along_axis(ids, last, axis=1)[:, 0]
+
+    ids = jax.lax.all_gather(last_id(segment_ids), axis, axis=1)  # [B, P]
+    return last_id(jnp.where(jnp.arange(ids.shape[1])[None] < jax.lax.axis_index(axis), ids, 0))
 
 
 def _start_of_shard(segments: Segments, start: Int[Array, " B"], axis: Axes) -> Int[Array, " B"]:
