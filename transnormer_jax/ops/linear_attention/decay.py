@@ -135,15 +135,8 @@ def scan_states(
             after = decay_and_add(state, *chunk)
             return after, (state, after)
 
-        if kv_sum.shape[1] <= _UNROLLED:
-            states = []
-            for i in sorted(range(kv_sum.shape[1]), reverse=reverse):
-                state, both = step(state, (chunk_decay[:, i], kv_sum[:, i]))
-                states.append(both)
-            before, after = zip(*states[:: -1 if reverse else 1], strict=True)
-            return jnp.stack(before, axis=1), jnp.stack(after, axis=1)
         chunks = (jnp.moveaxis(chunk_decay, 1, 0), jnp.moveaxis(kv_sum, 1, 0))
-        _, scanned = jax.lax.scan(step, state, chunks, reverse=reverse)
+        _, scanned = jax.lax.scan(step, state, chunks, reverse=reverse, unroll=kv_sum.shape[1] <= _UNROLLED)
         return jnp.moveaxis(scanned[0], 0, 1), jnp.moveaxis(scanned[1], 0, 1)
 
     def combine(earlier: list[Array], later: list[Array]) -> list[Array]:
