@@ -71,7 +71,7 @@ class Sweep(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Which part of the arrays a block works on."""
+    """What a block works on."""
 
     problem: Array
     batch: Array
