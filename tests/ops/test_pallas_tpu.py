@@ -155,7 +155,7 @@ def test_blocks_fill_registers_and_fit(kind: str, head_dim: int, dtype: Any):
 def test_a_block_has_all_heads_of_its_keys():
     problem = Problem(8, 8192, 32, 128, 128, jnp.bfloat16, key_heads=2)
     chosen = choose_layout(problem, Hardware("tpu", "TPU7x"), chunk_size=None)
-    assert chosen.heads == chosen.heads_per_key == 16
+    assert chosen.heads == problem.heads_per_key == 16
 
 
 def test_chunks_fill_registers():

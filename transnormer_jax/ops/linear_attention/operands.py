@@ -41,6 +41,11 @@ class Problem(NamedTuple):
     max_segments: int | None = None
     packed: bool = False
 
+    @property
+    def heads_per_key(self) -> int:
+        """Heads of v that read one head of q and k."""
+        return self.num_heads // (self.key_heads or self.num_heads)
+
 
 class Operands(NamedTuple):
     """What every backend takes.

@@ -23,8 +23,7 @@ def unsupported_problem(problem: Problem) -> str | None:
     """Why the kernels do not support the problem, as half a sentence; None if they do."""
     if max(problem.key_dim, problem.value_dim) > 256:
         return f"it takes K and V up to 256, and they are {problem.key_dim} and {problem.value_dim}"
-    grouped = problem.key_heads not in (None, problem.num_heads)
-    if problem.decay_per_token or problem.max_segments or grouped:
+    if problem.decay_per_token or problem.max_segments or problem.heads_per_key > 1:
         return "it takes one constant decay per head, one state per row, and as many heads of q and k as of v"
     return None
 

@@ -76,11 +76,6 @@ class Layout:
         return self.padded_tokens != self.problem.num_tokens
 
     @property
-    def heads_per_key(self) -> int:
-        """Heads that read one key head."""
-        return self.problem.num_heads // (self.problem.key_heads or self.problem.num_heads)
-
-    @property
     def state_shape(self) -> tuple[int, int]:
         """The states of a block of heads: [K, lanes of v]."""
         return self.problem.key_dim, self.heads * self.problem.value_dim
@@ -123,7 +118,7 @@ class Layout:
         The last are an estimate from what libtpu 0.0.52 asked for where it ran out of memory.
         """
         problem, size = self.problem, jnp.dtype(self.problem.dtype).itemsize
-        keys = _round_up(self.heads // self.heads_per_key * problem.key_dim, LANES)
+        keys = _round_up(self.heads // self.problem.heads_per_key * problem.key_dim, LANES)
         values = _round_up(self.heads * problem.value_dim, LANES)
         state = 4 * _round_up(problem.key_dim, 8) * values
         spilled = 4 * size * self.chunk * (4 * self.heads * _round_up(self.chunk, LANES) + keys + values)
@@ -137,7 +132,7 @@ class Layout:
 
     def tokens(self, size: int, *, keys: bool = False, reverse: bool = False) -> pl.BlockSpec:
         """Blocks of [B, N, H * size], of key heads if `keys`; with `reverse` from the last to the first."""
-        lanes = self.heads // (self.heads_per_key if keys else 1) * size
+        lanes = self.heads // (self.problem.heads_per_key if keys else 1) * size
         return self._spec((1, self.block, lanes), "bnh", reverse)
 
     def state(self, x: Array) -> pl.BlockSpec:
@@ -206,8 +201,8 @@ def choose_layout(problem: Problem, hardware: Hardware, chunk_size: int | None) 
 
 def _heads_per_block(problem: Problem, group: int, lanes: int) -> list[int]:
     """The numbers of heads that fill whole registers, the one closest to the block's width first; else all heads."""
-    heads_per_key = problem.num_heads // (problem.key_heads or problem.num_heads)
-    unit, key_unit = math.lcm(group, heads_per_key), heads_per_key * LANES // math.gcd(problem.key_dim, LANES)
+    unit = math.lcm(group, problem.heads_per_key)
+    key_unit = problem.heads_per_key * LANES // math.gcd(problem.key_dim, LANES)
     whole = [
         heads
         for heads in range(unit, problem.num_heads + 1, unit)

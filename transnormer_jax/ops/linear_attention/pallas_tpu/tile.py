@@ -34,7 +34,7 @@ def head_groups(layout: Layout) -> list[Group]:
         if layout.group > 1 and size % LANES:
             keys = [KeyTile(_lanes(first, layout.group, size), heads)]
         else:
-            keys = [KeyTile(_lanes(h // layout.heads_per_key, 1, size), range(h, h + 1)) for h in heads]
+            keys = [KeyTile(_lanes(h // layout.problem.heads_per_key, 1, size), range(h, h + 1)) for h in heads]
         groups.append(Group(_lanes(first, layout.group, layout.problem.value_dim), heads, keys))
     return groups
 

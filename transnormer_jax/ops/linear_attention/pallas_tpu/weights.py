@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from transnormer_jax.ops.hardware import target_hardware
-from transnormer_jax.ops.linear_attention.decay import FLOOR
+from transnormer_jax.ops.linear_attention.decay import FLOOR, token_steps
 from transnormer_jax.ops.linear_attention.operands import LogDecay, Operands
 from transnormer_jax.ops.linear_attention.pallas_tpu.layout import (
     BORDER,
@@ -74,16 +74,9 @@ def _decay_operands(layout: Layout, log_decay: LogDecay, segments: Segments | No
         """Zeros take no step: [#B, N, #H] -> [#B, M, C, #H]."""
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0))).reshape(x.shape[0], -1, layout.chunk, x.shape[2])
 
-    steps = jnp.ones((1, problem.num_tokens, 1))
-    borders = jnp.zeros_like(steps)
-    if segments is not None:
-        steps, borders = (jnp.diff(x, axis=1, prepend=0)[..., None].astype(jnp.float32) for x in segments)
-    rates = log_decay if log_decay.ndim == 1 else jnp.ones_like(log_decay[0, 0])
-    if log_decay.ndim == 3:
-        steps = log_decay
-    elif layout.per_token:
-        steps, rates = steps * rates[None, None], jnp.ones_like(rates)
-    steps, borders = chunks(steps), chunks(borders)
+    rates, of_step = (jnp.ones(problem.num_heads), log_decay) if layout.per_token else (log_decay, jnp.ones(1))
+    steps, borders = token_steps(of_step, segments, problem.num_tokens)
+    steps, borders = chunks(steps), chunks(borders[..., None].astype(jnp.float32))
 
     if segments is None or problem.max_segments is None:
         across = steps.sum(2) * rates[None, None] + FLOOR * borders.sum(2)
