@@ -101,11 +101,7 @@ _kernel.defvjp(_kernel_forward, _kernel_backward)
 
 
 def _fold_vmap(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel that can be mapped over any of its operands, all of which begin with rows, but a constant log decay.
-
-    Args:
-      kernel: takes `Operands` and more trees of arrays.
-    """
+    """A kernel of `Operands` and more trees of arrays that can be mapped: what it is mapped over becomes more rows."""
 
     @jax.custom_batching.custom_vmap
     def call(*arguments: Any) -> Any:

@@ -10,9 +10,8 @@ from transnormer_jax.ops.linear_attention.decay import decay_and_add, token_step
 from transnormer_jax.ops.linear_attention.operands import Operands, State
 
 
-def forward(operands: Operands, **options: Any) -> tuple[Float[Array, "B N H V"], State, None]:
+def forward(operands: Operands, **_: Any) -> tuple[Float[Array, "B N H V"], State, None]:
     """S_t = exp(step_t) S_{t-1} + k_t v_t^T, out_t = q_t S_t."""
-    del options
     q, k, v, log_decay, state, segments = operands
     batch, num_tokens, num_heads = v.shape[:3]
     by_document, rows = state.ndim == 5, jnp.arange(batch)

@@ -35,15 +35,12 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
     return unsupported_problem(problem)
 
 
-def forward(
-    operands: Operands, *, chunk_size: int | None, save: bool
-) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"], None]:
+def forward(operands: Operands, **_: Any) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"], None]:
     """Linear attention with float32 sums.
 
     `chunk_size` is not used: a chunk is 64 tokens, the height of a wgmma tile. Rows that are not a multiple of 8 tokens
     with K and V of a multiple of 64 are padded first.
     """
-    del chunk_size, save
     return *sweep(operands, reverse=False), None
 
 
@@ -54,10 +51,10 @@ def backward(
     d_state: Float[Array, "B H K V"],
     *,
     decay_gradient: bool,
-    chunk_size: int | None,
+    **_: Any,
 ) -> Gradients:
     """Three sweeps, two of them in one launch where K = V: they have the same states but for a transpose."""
-    del saved, chunk_size
+    del saved
 
     def fused(*problems: Operands) -> tuple[Array, Array, Array]:
         (dk, dv), d_initial = _sweep_all(problems, reverse=True)

@@ -4,6 +4,7 @@ import functools
 import importlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,11 @@ def unsupported_reason(problem: Problem, hardware: Hardware) -> str | None:
     return sweeps.unsupported_problem(problem) or what_is_missing(hardware)
 
 
-def forward(
-    operands: Operands, *, chunk_size: int | None, save: bool
-) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"], None]:
+def forward(operands: Operands, **_: Any) -> tuple[Float[Array, "B N H V"], Float[Array, "B H K V"], None]:
     """Linear attention with float32 sums; float32 arrays are multiplied without tensor cores.
 
     `chunk_size` is not used: the chunk is the one that fits the registers (`blocks.py`).
     """
-    del chunk_size, save
     return *sweep(operands, reverse=False), None
 
 
@@ -50,10 +48,10 @@ def backward(
     d_state: Float[Array, "B H K V"],
     *,
     decay_gradient: bool,
-    chunk_size: int | None,
+    **_: Any,
 ) -> Gradients:
     """Three sweeps, two of them fused where two states fit the registers and rows are not split."""
-    del saved, chunk_size
+    del saved
     q, k, v = operands[:3]
     blocks = choose_gradient_blocks(k.shape[3], v.shape[3], q.dtype, compute_capability(target_hardware()))
     fused = None
