@@ -43,19 +43,14 @@ _UNROLLED = 8
 class ChunkDecay(NamedTuple):
     """What the weights of M chunks of C tokens are made from.
 
-    Attributes:
-      rate: log decay of one unit of `steps`: that of a token, or 1 for a decay per token.
-      steps: since the border before the chunk: number of tokens that are not padding, or cumulative log decay.
-      rest: what a float32 `steps` of cumulative log decay lacks, or None.
-      segment_index: document of each token, or None if all are of one document.
-      index_before: document at the border before each chunk.
+    `steps` are counted since the border before the chunk: tokens that are not padding, or cumulative log decay.
     """
 
-    rate: Float[Array, " H"]
+    rate: Float[Array, " H"]  # log decay of one unit of `steps`
     steps: Float[Array, "#B #M #H C"]
-    rest: Float[Array, "B M H C"] | None = None
-    segment_index: Int[Array, "B M C"] | None = None
-    index_before: Int[Array, "B M"] | None = None
+    rest: Float[Array, "B M H C"] | None = None  # what a float32 cumulative log decay lacks
+    segment_index: Int[Array, "B M C"] | None = None  # None if all tokens are of one document
+    index_before: Int[Array, "B M"] | None = None  # at the border before each chunk
 
 
 class Weights(NamedTuple):

@@ -50,13 +50,8 @@ class Problem(NamedTuple):
 class Operands(NamedTuple):
     """What every backend takes.
 
-    Attributes:
-      q: of the dtype of k and v; like them, 0 at padding.
-      k: value head h goes with query/key head h // (H / G).
-      v: values.
-      log_decay: see `LogDecay`.
-      state: before the first token, or before each document.
-      segments: None without documents and padding.
+    q, k and v have one dtype and are 0 at padding. Value head h goes with query/key head h // (H / G). `segments` is
+    None without documents and padding.
     """
 
     q: Float[Array, "B N G K"]

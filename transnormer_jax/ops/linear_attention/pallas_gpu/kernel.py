@@ -31,25 +31,15 @@ _COPYING_REGISTERS, _COMPUTING_REGISTERS = 24, 240
 
 
 class Plan(NamedTuple):
-    """What is static about a launch.
+    """What is static about a launch."""
 
-    Attributes:
-      num_tokens: length of a row. The arrays may be longer, and hold zeros there.
-      warpgroups: computing warpgroups of a block; each keeps the state of one head and `COLUMNS` value columns.
-      heads: heads of a block. 2: each warpgroup has its own; 1: the warpgroups share q and k and split the columns.
-      stages: chunks in flight or in use at a time.
-      splits: of a row, swept at the same time.
-      chunks: of a split. What is beyond the end of the row is empty.
-      reverse: whether time runs from the last token to the first.
-    """
-
-    num_tokens: int
-    warpgroups: int
-    heads: int
-    stages: int
-    splits: int
-    chunks: int
-    reverse: bool
+    num_tokens: int  # of a row; the arrays may be longer, and hold zeros there
+    warpgroups: int  # that compute, of a block; each keeps the state of one head and `COLUMNS` value columns
+    heads: int  # of a block. 2: each warpgroup has its own; 1: the warpgroups share q and k and split the columns
+    stages: int  # chunks in flight or in use at a time
+    splits: int  # of a row, swept at the same time
+    chunks: int  # of a split; those beyond the end of the row are empty
+    reverse: bool  # whether time runs from the last token to the first
 
     @property
     def columns(self) -> int:

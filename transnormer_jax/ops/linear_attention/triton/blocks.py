@@ -10,21 +10,13 @@ import jax.numpy as jnp
 
 
 class Blocks(NamedTuple):
-    """What one program works on.
+    """What one program works on."""
 
-    Attributes:
-      chunk: tokens per chunk.
-      key: key features, all of them: K rounded up to a power of two.
-      value: value features per program.
-      num_warps: warps per program.
-      num_stages: chunks in flight from memory, and one.
-    """
-
-    chunk: int
-    key: int
-    value: int
+    chunk: int  # tokens
+    key: int  # features, all of them: K rounded up to a power of two
+    value: int  # features
     num_warps: int
-    num_stages: int
+    num_stages: int  # chunks in flight from memory, and one
 
 
 def choose_blocks(key_dim: int, value_dim: int, dtype: Any, compute_capability: int) -> Blocks:
