@@ -50,8 +50,8 @@ class Problem(NamedTuple):
 class Operands(NamedTuple):
     """What every backend takes.
 
-    q, k and v have one dtype and are 0 at padding. Value head h goes with query/key head h // (H / G). `segments` is None
-    without documents and padding.
+    q, k and v have one dtype and are 0 at padding. Value head h goes with query/key head h // (H / G). `segments` is
+    None without documents and padding.
     """
 
     q: Float[Array, "B N G K"]
