@@ -15,8 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Places
+from transnormer_jax.layers.lrpe import reflect_and_rotate
 from transnormer_jax.models import TransNormerConfig
-from transnormer_jax.ops import activation, householder, rotary, token_positions, transnormer_rms_norm
+from transnormer_jax.ops import (
+    activation,
+    token_positions,
+    transnormer_rms_norm,
+)
 from transnormer_jax.papers.ops import cosformer_features, favor_features
 
 # Those whose output is a matrix times the values, be it normalised afterwards.
@@ -107,7 +112,7 @@ def scores(
         q, k = phi(q), phi(k)
     if "householder" in own:
         place = where.position % config.block_size if word.startswith("diag") else where.position
-        q, k = (rotary(householder(x, own["householder"]), own["theta"], place) for x in (q, k))
+        q, k = (reflect_and_rotate(x, own["theta_offset"], own["householder"], place) for x in (q, k))
     return jnp.einsum("bnhk,bmhk->bhnm", q, k)
 
 
