@@ -15,12 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers import Places
+from transnormer_jax.layers.lrpe import reflect_and_rotate
 from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.ops import (
     activation,
-    householder,
-    rotary,
-    rotary_frequencies,
     token_positions,
     transnormer_rms_norm,
 )
@@ -114,9 +112,7 @@ def scores(
         q, k = phi(q), phi(k)
     if "householder" in own:
         place = where.position % config.block_size if word.startswith("diag") else where.position
-        vector = own["householder"] / jnp.linalg.norm(own["householder"])
-        theta = rotary_frequencies(q.shape[-1]) + own["theta_offset"]
-        q, k = (rotary(householder(x, vector), theta, place) for x in (q, k))
+        q, k = (reflect_and_rotate(x, own["theta_offset"], own["householder"], place) for x in (q, k))
     return jnp.einsum("bnhk,bmhk->bhnm", q, k)
 
 

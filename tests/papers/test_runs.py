@@ -131,7 +131,10 @@ def test_what_does_not_fit_together_is_told(tmp_path):
     masked.data.data_dir = str(tmp_path / "datasets")
     assert "set it to 260" in error(masked, model__vocab_size=259)  # the mask is a token more
     assert "did you mean" in error(classification(tmp_path), task__name="clasification").lower()
-    assert "architecture='transnormer'" in error(bilstm(tmp_path), task__name="classification")
+    recurrent = bilstm(tmp_path)
+    assert "unknown config key config.task.frames_per_token" in error(recurrent, task__name="classification")
+    del recurrent.task.frames_per_token
+    assert "architecture='transnormer'" in error(recurrent)
     config = classification(tmp_path)
     config.data.data_dir = str(tmp_path / "datasets")
     assert "set it to 2" in error(config, task__num_classes=1)

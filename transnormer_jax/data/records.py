@@ -71,7 +71,7 @@ def open_builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
     except tfds.core.DatasetNotFoundError as error:
         known = [*DATASETS, *tfds.list_builders(with_community_datasets=False)]
         close = difflib.get_close_matches(config.dataset, known, n=1)
-        mend = did_you_mean(config.dataset, close or DATASETS)
+        mend = did_you_mean(config.dataset, close or ("plain_text", "python_source"))
         more = "" if close else " TFDS offers more datasets if TensorFlow is installed."
         raise UserError(f"TFDS has no dataset {config.dataset!r}: {mend}{more}") from error
     except Exception as error:  # For instance an unknown config of a known dataset.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.lrpe import reflect_and_rotate
+from transnormer_jax.layers.lrpe import lrpe_parameters, reflect_and_rotate
 from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import (
@@ -55,7 +55,8 @@ class DiagAttention(nn.Module):
         q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("lrpe"):
             # Positions within the block keep the angles small, and so exact.
-            q, k = reflect_and_rotate(self, q, k, places.position % self.block_size)
+            offset, vector = lrpe_parameters(self, q.shape[-1])
+            q, k = (reflect_and_rotate(x, offset, vector, places.position % self.block_size) for x in (q, k))
         with jax.named_scope("diagonal_attention"):
             if state is None:
                 out = diagonal_attention(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.lrpe import reflect_and_rotate
+from transnormer_jax.layers.lrpe import lrpe_parameters, reflect_and_rotate
 from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.ops import (
@@ -57,7 +57,8 @@ class NormAttention(nn.Module):
             phi = activation(_ACTIVATIONS[self.variant])
             q, k = phi(q), phi(k)
         with jax.named_scope("lrpe"):
-            q, k = reflect_and_rotate(self, q, k, places.position)
+            offset, vector = lrpe_parameters(self, q.shape[-1])
+            q, k = (reflect_and_rotate(x, offset, vector, places.position) for x in (q, k))
         with jax.named_scope("linear_attention"):
             out, new_state = linear_attention(
                 q,
