@@ -130,7 +130,6 @@ class Record:
           UserError: the directory cannot be made, or `output` does not end in `.json`.
         """
         self.name, self._command_line, self._settings = name, command_line, settings
-        self.private: Sequence[str] = ()  # paths of this machine, of which the last part alone is recorded
         if output:
             self.path = _with_directory(Path(output))
 
@@ -148,8 +147,6 @@ class Record:
         """Writes the file whole. Called after everything that was measured, so that an interruption loses nothing."""
         made = {"command": self._command_line, "environment": self.environment}
         text = json.dumps(made | {"settings": dataclasses.asdict(self._settings)} | content, indent=1)
-        for path in self.private:
-            text = text.replace(path, Path(path).name)
         unfinished = self.path.with_name(f"{self.path.name}.unfinished")
         unfinished.write_text(text + "\n")
         unfinished.replace(self.path)

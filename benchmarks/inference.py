@@ -1,8 +1,7 @@
 """What generation costs, by the length of the context: time to the first token, tokens per second, bytes remembered.
 
-A TransNormerLLM, by the functions that `Generator` calls; a softmax Transformer of as many parameters with a KV cache;
-and, where it is installed, the released PyTorch code on the CPU, in a process of its own, at batch 1 and the first
-context (three times, of which the fastest counts). Weights are random: speed does not depend on them.
+A TransNormerLLM, by the functions that `Generator` calls, and a softmax Transformer of as many parameters with a KV
+cache. Weights are random: speed does not depend on them.
 
 - Times are medians. A prompt of at most --read_tokens is read whole; that is the time to the first token.
 - Otherwise a state is placed at the end of the context instead: that of a shorter prompt with its position changed, or
@@ -12,30 +11,24 @@ context (three times, of which the fastest counts). Weights are random: speed do
 
     python -m benchmarks.inference
     python -m benchmarks.inference --kinds=linear --weights=int8
-    python -m benchmarks.inference --reference_python=VENV/bin/python --reference_code=TNL-MoE/smoe/models/tnl
 """
 
 import dataclasses
 import functools
 import json
-import os
 import statistics
-import subprocess
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import inference_reference
 from benchmarks.common import (
     Panel,
     Record,
     check_known,
     check_positive,
-    last_words,
     main,
     time_calls,
     time_in_turn,
@@ -72,8 +65,6 @@ class Settings:
       seconds: how long the calls at each context are repeated, three times at least.
       read_tokens: prompts up to this are read.
       max_gigabytes: states that need more are left out; 10^9 bytes.
-      reference_python: a Python with torch, transformers 4 and einops; "" leaves the reference out.
-      reference_code: directory of the released code, with `modeling_transnormer.py`.
     """
 
     models: tuple[str, ...] = tuple(MODELS)
@@ -86,8 +77,6 @@ class Settings:
     seconds: float = 1.0
     read_tokens: int = 4096
     max_gigabytes: float = 1.0
-    reference_python: str = ""
-    reference_code: str = ""
 
     def __post_init__(self):
         check_positive(self)
@@ -97,10 +86,6 @@ class Settings:
         check_known("weights", [self.weights], ("dtype", "int8"))
         if min(self.contexts) > self.read_tokens:
             raise UserError(f"read_tokens is {self.read_tokens}: one of the contexts must be no longer.")
-        if bool(self.reference_python) != bool(self.reference_code):
-            raise UserError("give both of --reference_python and --reference_code, or neither.")
-        if self.reference_python and self.dtype != "float32":
-            raise UserError(f"the reference computes in float32, not {self.dtype}: leave it out, or --dtype.")
 
 
 class Linear:
@@ -232,13 +217,10 @@ def softmax_config(config: TransNormerLLMConfig, dtype: str) -> TransNormerConfi
 
 def run(settings: Settings, record: Record) -> dict[str, Any]:
     """Measures, prints and records as it goes, then plots, and returns the summary."""
-    record.private = [path for path in (settings.reference_python, settings.reference_code) if path]
     contexts = tuple(sorted(set(settings.contexts)))
-    rows, parameters, reference = list[Row](), dict[str, dict[str, Any]](), dict[str, Row]()
+    rows, parameters = list[Row](), dict[str, dict[str, Any]]()
     summary = dict[str, Any]()
     for model in settings.models:
-        if settings.reference_python:
-            reference[model] = _reference(model, contexts[0], settings)
         parameters[model] = {}
         for kind in settings.kinds:
             subject = KINDS[kind](MODELS[model], settings)
@@ -246,8 +228,8 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
             for found in _measure(subject, contexts, settings):
                 rows.append({"model": model, "kind": kind, **found})
                 print(json.dumps(rows[-1]), flush=True)
-        summary[model] = _summary(model, rows, reference.get(model), contexts)
-        record.write(parameters=parameters, rows=rows, reference=reference, summary=summary)
+        summary[model] = _summary(model, rows, contexts[0])
+        record.write(parameters=parameters, rows=rows, summary=summary)
     panels = [_panel(model, rows, settings) for model in settings.models]
     record.plot(panels, title=f"Generation, {settings.dtype}", xlabel="tokens of context")
     return summary
@@ -289,32 +271,8 @@ def _measure(subject: Linear | Softmax, contexts: Sequence[int], settings: Setti
                 }
 
 
-def _reference(model: str, context: int, settings: Settings) -> Row:
-    """The fastest of three runs of the released code: two threads that wait for each other suffer most from others.
-
-    Raises:
-      UserError: it fails.
-    """
-    if jax.default_backend() != "cpu":
-        raise UserError("the reference is timed on the CPU: leave it out, or set JAX_PLATFORMS=cpu.")
-    fields = inference_reference.fields(MODELS[model])
-    arguments = {"fields": fields, "context": context, "seconds": 5 * settings.seconds, "threads": os.cpu_count()}
-    code = str(Path(settings.reference_code).absolute())
-    command = [settings.reference_python, inference_reference.__file__, code, json.dumps(arguments)]
-    try:
-        outs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(3)]
-    except OSError as error:
-        raise UserError(f"cannot start {settings.reference_python!r} ({error}): give a Python.") from error
-    except subprocess.CalledProcessError as error:
-        last = last_words(error.stderr, error.returncode)
-        raise UserError(f"the reference failed ({last}): mend reference_python or reference_code.") from error
-    runs = [json.loads(out.splitlines()[-1]) for out in outs]
-    best = max(runs, key=lambda run: run["tokens_per_second"])
-    return {"context": context, **best, "tokens_per_second_of_each_run": [run["tokens_per_second"] for run in runs]}
-
-
-def _summary(model: str, rows: Sequence[Row], reference: Row | None, contexts: Sequence[int]) -> dict[str, Any]:
-    """Ratios: to the shortest context, to softmax attention, to the reference."""
+def _summary(model: str, rows: Sequence[Row], first: int) -> dict[str, Any]:
+    """Ratios: to the first context, and to softmax attention."""
     linear, softmax = (
         {
             (row["batch"], row["context"]): row["tokens_per_second"]
@@ -323,8 +281,7 @@ def _summary(model: str, rows: Sequence[Row], reference: Row | None, contexts: S
         }
         for kind in ("linear", "softmax")
     )
-    first = contexts[0]
-    summary: dict[str, Any] = {
+    return {
         "time_of_a_token_over_that_at_the_shortest_context": {
             f"batch {batch}, {context}": round(linear[batch, first] / speed, 3)
             for (batch, context), speed in linear.items()
@@ -336,9 +293,6 @@ def _summary(model: str, rows: Sequence[Row], reference: Row | None, contexts: S
             if (batch, context) in linear
         },
     }
-    if reference is not None and (1, first) in linear:
-        summary["linear_over_reference"] = round(linear[1, first] / reference["tokens_per_second"], 2)
-    return summary
 
 
 def _panel(model: str, rows: Sequence[Row], settings: Settings) -> Panel:

@@ -110,6 +110,10 @@ def run_study(study: Study, settings: Settings, record: Record) -> dict[str, Any
     for job, row in zip(jobs, rows, strict=True):
         row["published"] = study.variants[job.label].published
         if "failed" not in row:
+            # JAX starts here: before, it would hold memory of an accelerator that the runs need.
+            config = read_config(job.workdir)
+            shapes = jax.eval_shape(make_task(config).init, jax.random.key(0))
+            row |= {"parameters": tree_size(shapes), "seed": config.seed, "batch_size": config.batch_size}
             values = [line[study.metric] for line in row["evaluations"]]
             row |= {"final": values[-1], "best": max(values) if study.higher_is_better else min(values)}
         shown = ("parameters", "steps", "final", "best", "published", "training_seconds", "failed")
@@ -219,9 +223,9 @@ def read_row(job: Job) -> Row:
 
 
 def _run(job: Job, cores: list[int]) -> Row:
-    if "failed" not in read_row(job):
+    if "failed" not in (row := read_row(job)):
         print(f"{job.label}: already run, in {job.workdir}", flush=True)
-        return _described(job)
+        return row
     job.workdir.mkdir(parents=True, exist_ok=True)
     log = job.workdir / "train.log"
     print(f"{job.label}: training; see {log}", flush=True)
@@ -235,16 +239,7 @@ def _run(job: Job, cores: list[int]) -> Row:
     if status:
         return read_row(job) | {"failed": _message(log.read_text(), status)}
     (job.workdir / _ENVIRONMENT).write_text(json.dumps(describe_versions()))
-    return _described(job)
-
-
-def _described(job: Job) -> Row:
-    row = read_row(job)
-    if "failed" not in row:
-        config = read_config(job.workdir)
-        shapes = jax.eval_shape(make_task(config).init, jax.random.key(0))
-        row |= {"parameters": tree_size(shapes), "seed": config.seed, "batch_size": config.batch_size}
-    return row
+    return read_row(job)
 
 
 def _environment(cores: list[int]) -> dict[str, str]:

@@ -1,13 +1,11 @@
 """The benchmark of generation, with tiny models: what it writes, leaves out and refuses."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import inference, inference_reference
+from benchmarks import inference
 from benchmarks.inference import KINDS, MODELS, Settings, softmax_config
 from tests.benchmarks.runs import run_benchmark
 from transnormer_jax.errors import UserError
@@ -71,45 +69,6 @@ def test_both_models_have_the_same_size(name, size):
         assert sum(x.size for x in jax.tree.leaves(params)) == pytest.approx(size, rel=0.01)
 
 
-def _python(tmp_path, does):
-    program = tmp_path / "python"
-    program.write_text(f"#!/bin/sh\n{does}\n")
-    program.chmod(0o755)
-    return {"reference_python": str(program), "reference_code": str(tmp_path)}
-
-
-def test_the_fastest_run_of_the_reference_is_set_beside_batch_1(tmp_path):
-    (tmp_path / "speeds").write_text("1 10 2")
-    program = [
-        f"cd {tmp_path}",
-        'echo "$@" > arguments',
-        'read -r speed rest < speeds; echo "$rest" > speeds',
-        'echo Warning; printf \'{"tokens_per_second": %s.0}\\n\' "$speed"',
-    ]
-    given = _python(tmp_path, "\n".join(program))
-    summary, record = _run(tmp_path, kinds=("linear",), contexts=(16,), **given)
-    (speed,) = (row["tokens_per_second"] for row in record["rows"] if row.get("batch") == 1)
-    assert summary["linear_over_reference"] == pytest.approx(speed / 10, abs=0.01)
-    assert record["reference"]["tiny"] == {
-        "context": 16,
-        "tokens_per_second": 10.0,
-        "tokens_per_second_of_each_run": [1.0, 10.0, 2.0],
-    }
-    file, code, arguments = (tmp_path / "arguments").read_text().split(maxsplit=2)
-    assert file == inference_reference.__file__
-    assert record["settings"]["reference_python"] == "python"  # no path of this machine
-    assert code == str(tmp_path)
-    fields = json.loads(arguments)["fields"]
-    assert (fields["decoder_embed_dim"], fields["linear_use_lrpe_list"]) == (64, [1, 0])
-
-
-def test_a_reference_that_fails_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"the reference failed \(No module named 'torch'\)"):
-        _run(tmp_path, **_python(tmp_path, "echo \"No module named 'torch'\" >&2; exit 1"))
-    with pytest.raises(UserError, match="cannot start 'nowhere'"):
-        _run(tmp_path, reference_python="nowhere", reference_code="x")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -118,11 +77,6 @@ def test_a_reference_that_fails_is_told(tmp_path):
         ({"contexts": ()}, "contexts is empty"),
         ({"contexts": (8192,)}, "read_tokens is 4096: one of the contexts"),
         ({"dtype": "float16"}, "unknown name 'float16' in dtype"),
-        (
-            {"reference_python": "python", "reference_code": "code", "dtype": "bfloat16"},
-            "the reference computes in float32",
-        ),
-        ({"reference_python": "python"}, "give both of --reference_python and --reference_code"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
