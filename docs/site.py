@@ -121,7 +121,9 @@ def api_page(room: str) -> str:
     blocks = [f"# transnormer_jax.{room}", (module.__doc__ or "").strip()]
     for name in module.__all__:
         # By the module that defines it: a function may bear the name of its module.
-        home = getattr(getattr(module, name), "__module__", None) or module.__name__
+        member = getattr(module, name)
+        is_code = isinstance(member, type) or callable(member)
+        home = member.__module__ if is_code and member.__name__ == name else module.__name__
         blocks.append(f"::: {home if home.startswith('transnormer_jax') else module.__name__}.{name}")
     return "\n\n".join(blocks) + "\n"
 
