@@ -66,8 +66,8 @@ def test_what_fails_or_is_wrong_is_not_timed(tmp_path, monkeypatch):
     def failing(*operands, **options):
         raise NotImplementedError("no kernel for this device\nand much detail")
 
-    def wrong(q, k, v, log_decay, state, segments, **options):
-        return 1.01 * v, state, None
+    def wrong(operands, **options):
+        return 1.01 * operands.v, operands.state, None
 
     monkeypatch.setitem(BACKENDS, "quadratic", Backend(failing))
     monkeypatch.setitem(BACKENDS, "recurrent", Backend(wrong))
