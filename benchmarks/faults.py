@@ -236,11 +236,15 @@ class Run:
         self._draw = random.Random(f"{settings.seed} {plan.number}")
         self._directory = scratch / (name or f"run_{plan.number}")
         self._directory.mkdir()
+        self._network = self._disk = self._proxy = None
         missing = fault_lab.missing()
-        self._network = Network(plan.processes) if plan.processes > 1 and "cut_network" not in missing else None
-        self._proxy = Proxy(store.port) if plan.in_bucket and store else None
-        on_disk = not (plan.in_bucket or "full_disk" in missing)
-        self._disk = Disk(self._directory / "disk", _DISK_MEGABYTES) if on_disk else None
+        if plan.in_bucket and store:
+            self._proxy = Proxy(store.port)  # on this machine, which hosts of a network do not see
+        else:
+            if plan.processes > 1 and "cut_network" not in missing:
+                self._network = Network(plan.processes)
+            if "full_disk" not in missing:
+                self._disk = Disk(self._directory / "disk", _DISK_MEGABYTES)
         self.workdir = f"gs://faults/{self._directory.name}" if plan.in_bucket else f"{self._directory}/disk/workdir"
 
     def __enter__(self) -> "Run":
@@ -355,6 +359,7 @@ class Run:
             "victim": victim,
             "during_startup": startup,
             "after_step": after,
+            "at_the_end": after == self._settings.num_steps,
             "seconds_to_end": round(time.monotonic() - begin, 1),
         }
         self._settle(row, processes, heals and all(one.status in (None, _DONE) for one in processes))
@@ -450,6 +455,8 @@ def _as_documented(row: Row) -> bool:
     """Whether the exit statuses are those that the documentation names for such a fault."""
     victim, statuses = row["exit_statuses"][row["victim"]], set(row["exit_statuses"])
     others = {status for i, status in enumerate(row["exit_statuses"]) if i != row["victim"]}
+    if row["at_the_end"]:
+        others.discard(_DONE)
     if row["during_startup"]:
         # Before the processes have met, nobody can tell another of a loss, and a scheduler ends those that wait.
         return statuses <= {-signal.SIGKILL, _USER_ERROR, _LOST, _STOPPED}

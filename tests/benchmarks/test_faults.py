@@ -26,6 +26,7 @@ def row(kind, statuses, victim=0, **others):
         "hung": None in statuses,
         "survived": False,
         "during_startup": False,
+        "at_the_end": False,
         "seconds_to_end": 1.0,
         "steps_lost": 0,
     } | others
