@@ -43,6 +43,17 @@ def test_a_signal_before_the_first_step_ends_in_one_line(wait, number):
     assert result == (75, "", sentence)
 
 
+def test_a_signal_while_the_interpreter_shuts_down_ends_in_one_line():
+    """No thread can be started by then."""
+    program = (
+        "import atexit, os, signal; from transnormer_jax import start; "
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM); start.begin()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    sentence = "stopped by SIGTERM before the first step; run the same command to resume\n"
+    assert (done.returncode, done.stderr) == (75, sentence)
+
+
 def test_others_are_told_before(tmp_path):
     program = (
         "from pathlib import Path; from transnormer_jax import start; start.begin(); "

@@ -3,6 +3,7 @@
 This module is imported first, so it imports nothing large. The training loop's handler takes over at its first step.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -66,8 +67,9 @@ def _stop(number: int, frame: FrameType | None = None) -> None:
     reason = f"stopped by {signal.Signals(number).name} {when}"
     # In a thread, since this one may hold the lock of what it interrupted.
     speaker = threading.Thread(target=lambda: [farewell(reason) for farewell in _farewells], daemon=True)
-    speaker.start()
-    speaker.join(timeout=5.0)
+    with contextlib.suppress(RuntimeError):  # no thread can be started while the interpreter shuts down
+        speaker.start()
+        speaker.join(timeout=5.0)
     os.write(2, f"{reason}; run the same command to resume\n".encode())
     os._exit(STOPPED)
 
