@@ -2,15 +2,18 @@
 
 import re
 
+import httpx
 import jax
 import numpy as np
 import pytest
 
 from tests.commands import ROOT, assert_fails, run
+from tests.serve.test_server import served
 from transnormer_jax.data import DATASETS
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import MIXERS, TransNormer
 from transnormer_jax.registry import Registry, load_plugin
+from transnormer_jax.run_flags import load_generator
 from transnormer_jax.tasks import TASKS
 from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
 
@@ -78,6 +81,11 @@ def test_a_mixer(tmp_path, plugin):
     for i in range(8, 12):
         logits, cache = step(tokens[:, i : i + 1], cache)
         np.testing.assert_allclose(logits[:, 0], expected[:, i], atol=1e-4)
+
+    [text] = load_generator(tmp_path / "run").generate(["line 7"], max_new_tokens=8)
+    with served(loaded.params, config=loaded.model_config) as (url, _):
+        body = {"prompt": "line 7", "max_tokens": 8, "temperature": 0}
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"] == text
 
     # A process of its own finds the file through the run's configuration.
     status, _, errors = run("eval.py", f"--workdir={tmp_path / 'run'}")
