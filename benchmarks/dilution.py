@@ -112,7 +112,7 @@ def attention_matrices(config: Any, params: Any, rows: int, length: int) -> list
 
     @jax.jit
     def read(params: Any, batch: dict[str, jax.Array]) -> list[jax.Array]:
-        _, caught = catch(lambda: setup.task.sums(params, batch))
+        _, caught = catch(lambda: setup.task.loss_and_metrics(params, batch))
         ids, found = batch["segment_ids"], []
         for layer, word in enumerate(model.attentions):
             s = scores(model, layer, params, Caught(**caught[layer]), places(ids))

@@ -152,7 +152,7 @@ def loss_and_gradients(
     """The mean loss, its gradient by the parameters, and that by the scores of each layer, [B, H, N, N]."""
 
     def mean_loss(params: Any, nudges: jax.Array) -> Any:
-        sums, caught = catch(lambda: task.sums(params, batch), nudges)
+        sums, caught = catch(lambda: task.loss_and_metrics(params, batch), nudges)
         return sums.loss / sums.predictions, caught
 
     nothing = jnp.zeros((config.num_layers, *batch["inputs"].shape, config.model_dim))

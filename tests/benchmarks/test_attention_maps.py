@@ -49,7 +49,7 @@ def test_the_matrices_are_those_of_the_model(causal):
 
     @jax.jit
     def look(params, batch):
-        sums, caught = catch(lambda: task.sums(params, batch))
+        sums, caught = catch(lambda: task.loss_and_metrics(params, batch))
         mixed, biases, rows = [], [], []
         loss, by_params, by_scores = gradient_spread.loss_and_gradients(task, config, params, batch)
         ids = batch["segment_ids"]

@@ -23,7 +23,7 @@ def test_every_matrix_is_gathered_twice(remat):
     tokens = jax.ShapeDtypeStruct((8, 64), jnp.int32, sharding=batch_sharding(mesh, (8, 64)))
     batch = dict.fromkeys(("inputs", "targets", "segment_ids"), tokens)
     with jax.set_mesh(mesh):
-        gradient = jax.jit(jax.grad(lambda params, batch: task.sums(params, batch).loss))
+        gradient = jax.jit(jax.grad(lambda params, batch: task.loss_and_metrics(params, batch).loss))
         program = read_program(gradient.lower(params, batch).compile().as_text(), dict(mesh.shape))
     (gathers,) = [one for one in program.collectives if one.kind == "all-gather"]
     matrices = sum(x.size for x in jax.tree.leaves(params["layers_0"]))

@@ -24,7 +24,7 @@ params = place_params(jax.eval_shape(task.init, jax.random.key(0)), mesh)
 tokens = jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=batch_sharding(mesh, (4, 1024)))
 batch = {name: tokens for name in ("inputs", "targets", "segment_ids")}
 with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-    gradient = jax.jit(jax.grad(lambda params, batch: task.sums(params, batch).loss))
+    gradient = jax.jit(jax.grad(lambda params, batch: task.loss_and_metrics(params, batch).loss))
     print(gradient.lower(params, batch).compile().as_text())
 """
 _COLLECTIVE = re.compile(

@@ -93,7 +93,7 @@ def test_causal_language_model(name):
 
     def loss(params):
         batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": jnp.ones_like(ids[:, 1:])}
-        sums = CausalLM(model).sums(params, batch)
+        sums = CausalLM(model).loss_and_metrics(params, batch)
         return sums.loss / sums.predictions
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)

@@ -29,7 +29,7 @@ def batch():
 
 
 def test_sums_equal_the_definition(task, params, batch):
-    sums = task.sums(params, batch)
+    sums = task.loss_and_metrics(params, batch)
     logits = apply_of(task.model)({"params": params}, batch["inputs"], segment_ids=batch["segment_ids"])
     real = np.asarray(batch["segment_ids"]) != 0
     log_probs = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(batch["targets"])[..., None], -1)
@@ -40,7 +40,7 @@ def test_sums_equal_the_definition(task, params, batch):
 
 def test_slices_of_logits_change_nothing(task, params, batch, monkeypatch):
     def loss_and_gradient():
-        return jax.jit(jax.value_and_grad(lambda params: task.sums(params, batch).loss))(params)
+        return jax.jit(jax.value_and_grad(lambda params: task.loss_and_metrics(params, batch).loss))(params)
 
     whole = loss_and_gradient()
     monkeypatch.setattr(cross_entropy, "_MAX_LOGITS", 3 * 259 * 5)  # at most 4 tokens of the sequence at one time
@@ -53,15 +53,15 @@ def test_padding_has_no_loss_and_no_gradient(task, params, batch):
     rubbish = {name: x.at[1, 20:].set(7) if name != "segment_ids" else x for name, x in batch.items()}
 
     def gradient(batch):
-        return jax.jit(jax.grad(lambda params: task.sums(params, batch).loss))(params)
+        return jax.jit(jax.grad(lambda params: task.loss_and_metrics(params, batch).loss))(params)
 
     for a, b in zip(jax.tree.leaves(gradient(batch)), jax.tree.leaves(gradient(rubbish)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_windows_with_carried_state_equal_one_pass(task, params, batch):
-    whole = task.sums(params, batch)
-    cache, parts, sums_from = task.model.init_cache(3), [], jax.jit(task.sums_from)
+    whole = task.loss_and_metrics(params, batch)
+    cache, parts, sums_from = task.model.init_cache(3), [], jax.jit(task.loss_and_metrics_from)
     for window in (slice(0, 8), slice(8, 16), slice(16, 24)):
         # Row 0 begins another document at 10, inside a window, so no state has to be cleared from outside.
         sums, cache = sums_from(params, {name: x[:, window] for name, x in batch.items()}, cache)

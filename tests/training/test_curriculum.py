@@ -27,7 +27,7 @@ def config(tmp_path):
 
 def test_a_cut_row_is_as_many_short_ones():
     task = CausalLM(TransNormerLLM(TransNormerLLMConfig.preset("tiny", vocab_size=32, dtype="float32")))
-    params, key, sums = jax.jit(task.init)(jax.random.key(0)), jax.random.key(0), jax.jit(task.sums)
+    params, key, sums = jax.jit(task.init)(jax.random.key(0)), jax.random.key(0), jax.jit(task.loss_and_metrics)
     tokens = jax.random.randint(key, (2, 24), 0, 32)
     whole = {"inputs": tokens, "targets": jnp.roll(tokens, -1, 1), "segment_ids": jnp.ones_like(tokens)}
     pieces = [{name: array[:, start : start + 8] for name, array in whole.items()} for start in (0, 8, 16)]

@@ -27,7 +27,7 @@ def documents():
 )
 def test_windows_equal_documents_alone(documents, mesh_config):
     params = jax.jit(TASK.init)(jax.random.key(0))
-    score = jax.jit(TASK.sums)
+    score = jax.jit(TASK.loss_and_metrics)
     loss = 0.0
     for tokens in documents.documents:
         inputs = np.concatenate([[1], tokens]).astype(np.int32)[None]

@@ -17,7 +17,11 @@ def test_count_agrees_with_the_compiler():
     shape = jax.ShapeDtypeStruct((4, 64), jnp.int32)
     batch = dict.fromkeys(("inputs", "targets", "segment_ids"), shape)
     params = jax.eval_shape(task.init, jax.random.key(0))
-    compiled = jax.jit(jax.grad(lambda params, batch: task.sums(params, batch).loss)).lower(params, batch).compile()
+    compiled = (
+        jax.jit(jax.grad(lambda params, batch: task.loss_and_metrics(params, batch).loss))
+        .lower(params, batch)
+        .compile()
+    )
     counted = compiled.cost_analysis()["flops"] / (4 * 64)
     assert counted == pytest.approx(training_flops_per_token(config, params), rel=0.15)
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import RULES, auto_axes, that_divide
-from transnormer_jax.tasks.task import Sums
+from transnormer_jax.tasks.task import LossSums
 
 # Logits that exist at one time on a device, in numbers: at a vocabulary of 64,000 this is 1,024 tokens and 256 MB.
 _MAX_LOGITS = 2**26
@@ -24,7 +24,7 @@ def cross_entropy_sums(
     targets: Array,
     weights: Float[Array, "B N"],
     vocab_size: int,
-) -> Sums:
+) -> LossSums:
     """Cross-entropy of `unembed(readout, hidden)` [B, N, V] with targets [B, N], by slices of the sequence.
 
     The logits of a slice are made again in the backward pass, so that all of them never exist at one time. On a mesh
@@ -61,18 +61,18 @@ def cross_entropy_sums(
     on_mesh = jax.shard_map(
         on_device, in_specs=in_specs, out_specs=PartitionSpec(counted or None), axis_names=set(manual), check_vma=False
     )
-    return Sums(*jnp.sum(on_mesh(copies, hidden, targets, weights), axis=0))
+    return LossSums(*jnp.sum(on_mesh(copies, hidden, targets, weights), axis=0))
 
 
 def _sums_by_slices(
     unembed: Callable[[Any, Array], Array], readout: Any, hidden: Array, targets: Array, weights: Array, vocab_size: int
-) -> Sums:
-    def slice_sums(readout: Any, hidden: Array, targets: Array, weights: Array) -> Sums:
+) -> LossSums:
+    def slice_sums(readout: Any, hidden: Array, targets: Array, weights: Array) -> LossSums:
         logits = unembed(readout, hidden)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         correct = jnp.argmax(logits, axis=-1) == targets
         count = jnp.sum(weights)
-        return Sums(jnp.sum(loss * weights), count, jnp.sum(correct * weights), count)
+        return LossSums(jnp.sum(loss * weights), count, jnp.sum(correct * weights), count)
 
     batch, length = targets.shape
     slices = _num_slices(length, batch * length * vocab_size)
@@ -82,10 +82,10 @@ def _sums_by_slices(
     def split(x: Array) -> Array:
         return jnp.moveaxis(x.reshape(batch, slices, length // slices, *x.shape[2:]), 1, 0)
 
-    def add(total: Sums, one: tuple[Array, ...]) -> tuple[Sums, None]:
+    def add(total: LossSums, one: tuple[Array, ...]) -> tuple[LossSums, None]:
         return jax.tree.map(jnp.add, total, jax.checkpoint(slice_sums)(readout, *one)), None
 
-    return jax.lax.scan(add, Sums.zero(), (split(hidden), split(targets), split(weights)))[0]
+    return jax.lax.scan(add, LossSums.zero(), (split(hidden), split(targets), split(weights)))[0]
 
 
 def _num_slices(length: int, num_logits: int) -> int:

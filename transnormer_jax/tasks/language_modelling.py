@@ -18,8 +18,8 @@ from transnormer_jax.tasks.task import (
     TASKS,
     Batch,
     HeldOutRows,
+    LossSums,
     Params,
-    Sums,
     Task,
     TrainingRows,
     check_vocabulary,
@@ -48,11 +48,11 @@ class LanguageModelling(Task):
         """Parameters at initialisation; see `Task`."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+    def loss_and_metrics(self, params: Params, batch: Batch, key: Array | None = None) -> LossSums:
         """Sums over the batch, each row read from nothing; see `Task`."""
         return self._sums(params, batch, None, key)[0]
 
-    def report(self, totals: Sums) -> dict[str, float]:
+    def report(self, totals: LossSums) -> dict[str, float]:
         """Loss in nats per token, perplexity per token, accuracy."""
         loss = float(totals.loss / totals.predictions)
         return {
@@ -104,7 +104,7 @@ class LanguageModelling(Task):
     def _rows(self, config: "Config", packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:
         """The rows of the task from rows of text."""
 
-    def _sums(self, params: Params, batch: Batch, cache: Cache | None, key: Array | None) -> tuple[Sums, Any]:
+    def _sums(self, params: Params, batch: Batch, cache: Cache | None, key: Array | None) -> tuple[LossSums, Any]:
         variables = {"params": params}
         hidden: Any
         after: Any
@@ -160,7 +160,7 @@ class CausalLM(LanguageModelling):
         documents = load_split(config.data, tokenizer, split)
         return documents.sample(max_tokens) if max_tokens else documents
 
-    def sums_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[Sums, Cache]:
+    def loss_and_metrics_from(self, params: Params, batch: Batch, cache: Cache) -> tuple[LossSums, Cache]:
         """Sums of `params` over the `batch`, each row going on from `cache`, and the cache after it."""
         return self._sums(params, batch, cache, None)
 

@@ -22,7 +22,7 @@ Batch = Mapping[str, Array]
 """A batch: arrays by name, [B, ...] each; the docstring of a task says which, and of what dtype."""
 
 
-class Sums(NamedTuple):
+class LossSums(NamedTuple):
     """Sums over a batch, float32 scalars: divide once, after adding up micro-batches, hosts and windows.
 
     Attributes:
@@ -38,7 +38,7 @@ class Sums(NamedTuple):
     tokens: Float[Array, ""]
 
     @classmethod
-    def zero(cls) -> "Sums":
+    def zero(cls) -> "LossSums":
         """Nothing yet."""
         return cls(*[jnp.zeros((), jnp.float32)] * 4)
 
@@ -121,7 +121,7 @@ class Task(abc.ABC):
         """Parameters at initialisation, drawn by `key`, a random key."""
 
     @abc.abstractmethod
-    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+    def loss_and_metrics(self, params: Params, batch: Batch, key: Array | None = None) -> LossSums:
         """Sums over the batch; with a key as in training, without one as in evaluation.
 
         Args:
@@ -134,7 +134,7 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def report(self, totals: Sums) -> dict[str, float]:
+    def report(self, totals: LossSums) -> dict[str, float]:
         """The metrics of an evaluation from its sums."""
 
     @abc.abstractmethod

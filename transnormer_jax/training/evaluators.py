@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transnormer_jax.data import TokenizedDocuments, Tokenizer, evaluation_windows
 from transnormer_jax.distributed import RULES, batch_sharding
 from transnormer_jax.models import Cache
-from transnormer_jax.tasks import Batch, CausalLM, Params, Sums, Task
+from transnormer_jax.tasks import Batch, CausalLM, LossSums, Params, Task
 from transnormer_jax.training.config import EvaluationConfig
 from transnormer_jax.training.placement import place_cache
 
@@ -44,7 +44,7 @@ class RowEvaluator:
         """
         self._task, self._batches, self._num_bytes = task, batches, num_bytes
         self._mesh = mesh
-        self._sums, self._whole = jax.jit(task.sums), _WholeParameters(mesh)
+        self._sums, self._whole = jax.jit(task.loss_and_metrics), _WholeParameters(mesh)
 
     def __call__(self, params: Params, on_batch: OnBatch = _go_on) -> dict[str, float]:
         """Returns the task's report and `seconds`."""
@@ -95,7 +95,7 @@ class DocumentEvaluator:
             }
         )
 
-    def _window_by_window(self, params: Params) -> Iterator[Sums]:
+    def _window_by_window(self, params: Params) -> Iterator[LossSums]:
         model: Any = self._task.model
         cache = jax.device_put(model.init_cache(self._config.batch_size), self._cache_layout)
         windows = evaluation_windows(
@@ -110,11 +110,11 @@ class DocumentEvaluator:
             cache, sums = self._step(params, cache, _on_devices(window, self._mesh))
             yield sums
 
-    def _window_sums(self, params: Params, cache: Cache, batch: Batch) -> tuple[Cache, Sums]:
+    def _window_sums(self, params: Params, cache: Cache, batch: Batch) -> tuple[Cache, LossSums]:
         keep = ~batch["restart"]
         states = jax.tree.map(lambda x: jnp.where(keep.reshape(1, -1, *[1] * (x.ndim - 2)), x, 0), cache.states)
         cache = Cache(jnp.where(keep, cache.position, 0), states)
-        sums, cache = self._task.sums_from(params, batch, cache)
+        sums, cache = self._task.loss_and_metrics_from(params, batch, cache)
         return cache, sums
 
 
@@ -147,7 +147,7 @@ def _without(axes: Any, removed: Collection[str]) -> Any:
     return left or None
 
 
-def _by_bytes(totals: Sums, num_bytes: int) -> dict[str, float]:
+def _by_bytes(totals: LossSums, num_bytes: int) -> dict[str, float]:
     """What is comparable between tokenizers."""
     return {"bits_per_byte": float(totals.loss / np.log(2) / num_bytes), "bytes": num_bytes}
 
@@ -159,17 +159,17 @@ def _on_devices(batch: HostBatch, mesh: Mesh) -> Batch:
     }
 
 
-def _total(sums: Iterable[Sums], on_batch: OnBatch) -> Sums:
+def _total(sums: Iterable[LossSums], on_batch: OnBatch) -> LossSums:
     """Adds up, some batches late so that the device never waits; in float64, since float32 stops counting at 2^24."""
-    total, waiting = np.zeros(len(Sums._fields)), list[Sums]()
+    total, waiting = np.zeros(len(LossSums._fields)), list[LossSums]()
     for one in sums:
         waiting.append(one)
         if len(waiting) == 2 * _READ_TOGETHER:
             total += _read(waiting[:_READ_TOGETHER])
             del waiting[:_READ_TOGETHER]
         on_batch()
-    return Sums._make(total + _read(waiting))
+    return LossSums._make(total + _read(waiting))
 
 
-def _read(sums: list[Sums]) -> np.ndarray:
+def _read(sums: list[LossSums]) -> np.ndarray:
     return np.array(jax.device_get(sums), np.float64).sum(axis=0)

@@ -15,14 +15,14 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import batch_sharding
-from transnormer_jax.tasks import Batch, Params, Sums
+from transnormer_jax.tasks import Batch, LossSums, Params
 
 # Beyond this, the time of a message is that of its bytes, and the model should not be whole on every device.
 MAX_BYTES = 2**28
 _AXES = ("data", "fsdp")
 
 # (params, batch, key) -> gradient of the summed loss, and the sums.
-Gradient = Callable[[Params, Batch, Array], tuple[Params, Sums]]
+Gradient = Callable[[Params, Batch, Array], tuple[Params, LossSums]]
 
 
 def saves_messages(params: Params, mesh: Mesh) -> bool:
@@ -50,16 +50,16 @@ def joined(gradient: Gradient, layout: Any) -> Gradient:
     shardings, tree = jax.tree.flatten(layout)
     mesh, specs = shardings[0].mesh, [sharding.spec for sharding in shardings]
 
-    def on_device(params: Params, batch: Batch, key: Array) -> tuple[Params, Sums]:
+    def on_device(params: Params, batch: Batch, key: Array) -> tuple[Params, LossSums]:
         shards = jax.tree.leaves(params)
         gradients, sums = gradient(jax.tree.unflatten(tree, _gathered(shards, specs)), batch, key)
         whole = jax.tree.leaves(gradients)
         total = jax.lax.psum(_flat([*whole, *sums]), _AXES)
         *whole, loss, predictions, correct, tokens = _split(total, [*whole, *sums])
         own = [_own(x, spec) for x, spec in zip(whole, specs, strict=True)]
-        return jax.tree.unflatten(tree, own), Sums(loss, predictions, correct, tokens)
+        return jax.tree.unflatten(tree, own), LossSums(loss, predictions, correct, tokens)
 
-    def call(params: Params, batch: Batch, key: Array) -> tuple[Params, Sums]:
+    def call(params: Params, batch: Batch, key: Array) -> tuple[Params, LossSums]:
         spec_tree = jax.tree.unflatten(tree, specs)
         rows = {name: batch_sharding(mesh, x.shape).spec for name, x in batch.items()}
         whole = PartitionSpec()

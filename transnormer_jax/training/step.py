@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from transnormer_jax.tasks import Batch, Params, Sums, Task
+from transnormer_jax.tasks import Batch, LossSums, Params, Task
 from transnormer_jax.training.joined_gradients import joined
 from transnormer_jax.training.optimizer import global_norm, learning_rate
 
@@ -116,18 +116,18 @@ def make_train_step(
 
 def accumulate_gradients(
     task: Task, params: Params, batch: Batch, steps: int, key: Array, joined_layout: Any = None
-) -> tuple[Params, Sums]:
+) -> tuple[Params, LossSums]:
     """Gradient of the mean loss over all predictions of the batch, by `steps` micro-batches.
 
     Micro-batches with more padding weigh less: losses are summed and divided by all predictions once. Without any
     prediction the gradient is 0. With `joined_layout`, the shardings of the parameters, see `joined_gradients`.
     """
 
-    def summed_loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Sums]:
-        sums = task.sums(params, batch, key)
+    def summed_loss(params: Params, batch: Batch, key: Array) -> tuple[Array, LossSums]:
+        sums = task.loss_and_metrics(params, batch, key)
         return sums.loss, sums
 
-    def summed(params: Params, batch: Batch, key: Array) -> tuple[Params, Sums]:
+    def summed(params: Params, batch: Batch, key: Array) -> tuple[Params, LossSums]:
         gradient = jax.grad(summed_loss, has_aux=True)
         if steps == 1:
             return gradient(params, batch, key)
@@ -137,7 +137,7 @@ def accumulate_gradients(
         def add(total: Any, one: tuple[Batch, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient(params, *one)), None
 
-        zero = (jax.tree.map(jnp.zeros_like, params), Sums.zero())
+        zero = (jax.tree.map(jnp.zeros_like, params), LossSums.zero())
         return jax.lax.scan(add, zero, (micro, jax.random.split(key, steps)))[0]
 
     on_devices = summed if joined_layout is None else joined(summed, joined_layout)

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from transnormer_jax.papers.models import DualEncoder, SequenceClassifier
 from transnormer_jax.papers.tasks.labelled import ClassesConfig, LabelledTask
-from transnormer_jax.tasks import TASKS, Batch, Params, Sums
+from transnormer_jax.tasks import TASKS, Batch, LossSums, Params
 from transnormer_jax.tasks.language_modelling import require_model
 from transnormer_jax.tasks.task import random_streams
 from transnormer_jax.training import Config
@@ -39,7 +39,7 @@ class Classification(LabelledTask):
         inputs = (token, token) * (2 if self.pair_apart else 1)
         return self.model.init(key, *inputs)["params"]
 
-    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+    def loss_and_metrics(self, params: Params, batch: Batch, key: Array | None = None) -> LossSums:
         """Sums over the batch: one prediction a row. See `Task`."""
         names = ["inputs", "segment_ids"]
         if self.pair_apart:
@@ -49,11 +49,11 @@ class Classification(LabelledTask):
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         tokens = sum(jnp.sum(batch[name] != 0) for name in names if name.startswith("segment_ids"))
-        return Sums(
+        return LossSums(
             jnp.sum(loss * weights), jnp.sum(weights), jnp.sum(correct * weights), jnp.asarray(tokens, jnp.float32)
         )
 
-    def report(self, totals: Sums) -> dict[str, float]:
+    def report(self, totals: LossSums) -> dict[str, float]:
         """Loss in nats per example, and accuracy."""
         return {
             "loss": float(totals.loss / totals.predictions),

@@ -12,7 +12,7 @@ from transnormer_jax.papers.data import ImageRows
 from transnormer_jax.papers.models import ImageModel
 from transnormer_jax.papers.tasks.labelled import PositiveOptions, describe, open_examples, rows_to_read
 from transnormer_jax.papers.tasks.mixture_of_logistics import likeliest_mean, mixture_of_logistics_nll
-from transnormer_jax.tasks import TASKS, Batch, HeldOutRows, Params, Sums, Task, TaskConfig, TrainingRows
+from transnormer_jax.tasks import TASKS, Batch, HeldOutRows, LossSums, Params, Task, TaskConfig, TrainingRows
 from transnormer_jax.tasks.language_modelling import EVALUATION_SEED, require_model
 from transnormer_jax.tasks.task import random_streams
 from transnormer_jax.training import Config
@@ -53,16 +53,16 @@ class AutoregressiveImages(Task):
         """Parameters at initialisation; see `Task`."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
-    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+    def loss_and_metrics(self, params: Params, batch: Batch, key: Array | None = None) -> LossSums:
         """Sums over the batch; a prediction is correct where the likeliest mean rounds to the byte. See `Task`."""
         mixtures: Array = self.model.apply({"params": params}, batch["inputs"], rngs=random_streams(key))  # type: ignore[assignment]
         weights = (batch["segment_ids"] != 0).astype(jnp.float32)
         loss = mixture_of_logistics_nll(mixtures, batch["targets"])
         correct = likeliest_mean(mixtures) == batch["targets"]
         count = jnp.sum(weights)
-        return Sums(jnp.sum(loss * weights), count, jnp.sum(correct * weights), count)
+        return LossSums(jnp.sum(loss * weights), count, jnp.sum(correct * weights), count)
 
-    def report(self, totals: Sums) -> dict[str, float]:
+    def report(self, totals: LossSums) -> dict[str, float]:
         """Loss in nats per byte, bits per dimension (the same over ln 2), accuracy."""
         loss = float(totals.loss / totals.predictions)
         return {

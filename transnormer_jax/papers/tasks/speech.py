@@ -10,7 +10,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.papers.models import BiLSTMConfig, SpeechModel
 from transnormer_jax.papers.tasks.ctc import ctc_loss, edit_distance, greedy_ctc_decode
 from transnormer_jax.papers.tasks.labelled import ClassesConfig, LabelledTask
-from transnormer_jax.tasks import TASKS, Batch, Params, Sums, TaskConfig
+from transnormer_jax.tasks import TASKS, Batch, LossSums, Params, TaskConfig
 from transnormer_jax.tasks.language_modelling import require_model
 from transnormer_jax.tasks.task import random_streams
 from transnormer_jax.training import Config
@@ -62,7 +62,7 @@ class SpeechRecognition(LabelledTask):
         frames = jnp.zeros((1, 1, self.num_features * self.frames_per_token))
         return self.model.init(key, frames, jnp.ones((1, 1), jnp.int32))["params"]
 
-    def sums(self, params: Params, batch: Batch, key: Array | None = None) -> Sums:
+    def loss_and_metrics(self, params: Params, batch: Batch, key: Array | None = None) -> LossSums:
         """Sums over the batch: a prediction is a label, and `correct` is labels less edits of the greedy path.
 
         For the arguments see `Task`.
@@ -75,9 +75,9 @@ class SpeechRecognition(LabelledTask):
         decoded, is_label = greedy_ctc_decode(logits, real)
         edits = edit_distance(decoded, jnp.sum(is_label, axis=1), labels, lengths)
         count = jnp.sum(lengths).astype(jnp.float32)
-        return Sums(jnp.sum(loss), count, count - jnp.sum(edits), jnp.sum(real).astype(jnp.float32))
+        return LossSums(jnp.sum(loss), count, count - jnp.sum(edits), jnp.sum(real).astype(jnp.float32))
 
-    def report(self, totals: Sums) -> dict[str, float]:
+    def report(self, totals: LossSums) -> dict[str, float]:
         """CTC loss in nats per label, and the label (phone) error rate: edits over labels."""
         return {
             "loss": float(totals.loss / totals.predictions),
