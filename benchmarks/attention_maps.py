@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Places
+from transnormer_jax.layers import TokenPositions
 from transnormer_jax.layers.lrpe import reflect_and_rotate
 from transnormer_jax.models import TransNormerConfig
 from transnormer_jax.ops import (
@@ -92,7 +92,7 @@ def check_mapped(config: Any) -> TransNormerConfig:
 
 
 def scores(
-    config: TransNormerConfig, layer: int, params: Any, caught: Caught, where: Places
+    config: TransNormerConfig, layer: int, params: Any, caught: Caught, where: TokenPositions
 ) -> Float[Array, "B H N N"]:
     """s_ij of the paper's appendix (arXiv 2210.10340): q_i . k_j / sqrt(K), or phi(q_i) . phi(k_j); float32.
 
@@ -122,14 +122,14 @@ def visible(config: TransNormerConfig, layer: int, segment_ids: Int[Array, "B N"
     if config.causal:
         same &= jnp.tri(segment_ids.shape[1], dtype=bool)[None]
     if config.attentions[layer].startswith("diag"):
-        block = places(segment_ids).position // config.block_size
+        block = positions(segment_ids).position // config.block_size
         same &= block[:, :, None] == block[:, None, :]
     return same[:, None]
 
 
-def places(segment_ids: Int[Array, "B N"]) -> Places:
+def positions(segment_ids: Int[Array, "B N"]) -> TokenPositions:
     """The positions that a model gives its tokens."""
-    return Places(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
+    return TokenPositions(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
 
 
 def matrix(word: str, s: Float[Array, "B H N N"], seen: Bool[Array, "B 1 N N"]) -> Float[Array, "B H N N"]:

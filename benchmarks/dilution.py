@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from benchmarks.attention_maps import Caught, catch, check_mapped, distribution, places, scores, visible
+from benchmarks.attention_maps import Caught, catch, check_mapped, distribution, positions, scores, visible
 from benchmarks.common import Panel, Record, check_positive, main
 from transnormer_jax.distributed import make_mesh
 from transnormer_jax.errors import UserError
@@ -115,7 +115,7 @@ def attention_matrices(config: Any, params: Any, rows: int, length: int) -> list
         _, caught = catch(lambda: setup.task.loss_and_metrics(params, batch))
         ids, found = batch["segment_ids"], []
         for layer, word in enumerate(model.attentions):
-            s = scores(model, layer, params, Caught(**caught[layer]), places(ids))
+            s = scores(model, layer, params, Caught(**caught[layer]), positions(ids))
             found.append(distribution(word, s, visible(model, layer, ids)))
         return found
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.attention_maps import Caught, catch, check_mapped, mix, places, scores, visible
+from benchmarks.attention_maps import Caught, catch, check_mapped, mix, positions, scores, visible
 from benchmarks.common import Panel, Record, check_positive, main
 from transnormer_jax.data import DataConfig, batches_of
 from transnormer_jax.distributed import make_mesh
@@ -162,7 +162,7 @@ def loss_and_gradients(
     for layer, word in enumerate(config.attentions):
         passed, ids = Caught(**caught[layer]), batch["segment_ids"]
         seen = visible(config, layer, ids)
-        s = scores(config, layer, params, passed, places(ids))
+        s = scores(config, layer, params, passed, positions(ids))
         _, pull_back = jax.vjp(lambda s, word=word, seen=seen, v=passed.v: mix(word, s, seen, v), s)
         by_scores += pull_back(by_mixed[layer])
     return loss, by_params, by_scores

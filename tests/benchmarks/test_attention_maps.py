@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import gradient_spread
-from benchmarks.attention_maps import MAPPED, Caught, catch, check_mapped, distribution, mix, places, scores, visible
+from benchmarks.attention_maps import MAPPED, Caught, catch, check_mapped, distribution, mix, positions, scores, visible
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormer, TransNormerConfig
 from transnormer_jax.tasks import CausalLM, MaskedLM
@@ -58,7 +58,7 @@ def test_the_matrices_are_those_of_the_model(causal):
             seen = visible(config, layer, ids)
 
             def from_queries(q, layer=layer, passed=passed):
-                return scores(config, layer, params, passed._replace(q=q), places(ids))
+                return scores(config, layer, params, passed._replace(q=q), positions(ids))
 
             s, pull_back = jax.vjp(from_queries, passed.q)
             mixed.append((mix(word, s, seen, passed.v), passed.mixed))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import DiagAttention, NormAttention, Places, SoftmaxAttention, make_norm
+from transnormer_jax.layers import DiagAttention, NormAttention, SoftmaxAttention, TokenPositions, make_norm
 from transnormer_jax.ops import token_positions
 from transnormer_jax.papers.mixers import CosformerAttention, LinearTransformerAttention, PerformerAttention
 
@@ -86,7 +86,7 @@ class Case:
     def parameters(self):
         """Random, as large as at initialisation, biases too; a Householder vector has length 1."""
         x = jax.ShapeDtypeStruct((1, LENGTH, MODEL_DIM), jnp.float32)
-        shapes = jax.eval_shape(self.module.init, jax.random.key(0), x, places(LENGTH))
+        shapes = jax.eval_shape(self.module.init, jax.random.key(0), x, positions(LENGTH))
 
         def draw(path, shape):
             value = self.normal(*shape.shape)
@@ -96,14 +96,14 @@ class Case:
 
     def alone(self, x):
         """Outputs for rows that are a document each."""
-        return self.apply(self.variables, x, places(x.shape[1]))[0]
+        return self.apply(self.variables, x, positions(x.shape[1]))[0]
 
     @functools.cached_property
     def program(self):
         """(variables, x, segment_ids, weights) -> outputs, and gradients of their weighted sum, for LENGTH tokens."""
 
         def run(variables, x, segment_ids, weights):
-            tokens = places(LENGTH, segment_ids)
+            tokens = positions(LENGTH, segment_ids)
             out, pull_back = jax.vjp(lambda *both: self.module.apply(*both, tokens)[0], variables, x)
             return out, *pull_back(weights)
 
@@ -115,10 +115,10 @@ class Case:
 case_of = functools.cache(Case)
 
 
-def places(length: int, segment_ids=None) -> Places:
+def positions(length: int, segment_ids=None) -> TokenPositions:
     if segment_ids is None:
-        return Places(jnp.arange(length, dtype=jnp.int32)[None])
-    return Places(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
+        return TokenPositions(jnp.arange(length, dtype=jnp.int32)[None])
+    return TokenPositions(token_positions(segment_ids, jnp.zeros(segment_ids.shape[0], jnp.int32)), segment_ids)
 
 
 def assert_close(actual, expected):
@@ -190,7 +190,7 @@ def test_recurrent_is_parallel(mixer, direction):
     state, start, states = case.module.init_state(2, sum(lengths), MODEL_DIM), 0, {}
     for length in lengths:
         position = jnp.full((2, 1), start) + jnp.arange(length)[None]
-        out, state = case.apply(case.variables, x[:, start : start + length], Places(position), state)
+        out, state = case.apply(case.variables, x[:, start : start + length], TokenPositions(position), state)
         assert_close(out, expected[:, start : start + length])
         start += length
         states[start] = state
@@ -199,7 +199,7 @@ def test_recurrent_is_parallel(mixer, direction):
     read = (prefill, prefill + 2)
     state = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), *(states[n] for n in read))
     token = jnp.stack([x[row, n] for row, n in enumerate(read)])[:, None]
-    out, _ = case.apply(case.variables, token, Places(jnp.asarray(read)[:, None]), state)
+    out, _ = case.apply(case.variables, token, TokenPositions(jnp.asarray(read)[:, None]), state)
     assert_close(out[:, 0], jnp.stack([expected[row, n] for row, n in enumerate(read)]))
 
 
@@ -218,7 +218,7 @@ def test_bfloat16(mixer, direction):
     case = case_of(mixer, direction)
     module = mixer.build(num_heads=NUM_HEADS, causal=direction == "causal", dtype=jnp.dtype("bfloat16"))
     x = case.normal(2, 3 * BLOCK, MODEL_DIM)
-    out, _ = jit(module.apply)(case.variables, x, places(3 * BLOCK))
+    out, _ = jit(module.apply)(case.variables, x, positions(3 * BLOCK))
     assert out.dtype == jnp.bfloat16
     expected = case.alone(x)
     assert np.sqrt(np.mean(np.square(out.astype(jnp.float32) - expected))) < 0.05 * np.std(expected)
@@ -232,6 +232,6 @@ def test_mistakes_are_told():
         (LinearTransformerAttention(num_heads=2, causal=True, backend="chunk"), "unknown backend 'chunk'"),
     ]:
         with pytest.raises(UserError, match=message):
-            module.init(jax.random.key(0), x, places(4))
+            module.init(jax.random.key(0), x, positions(4))
     with pytest.raises(UserError, match="unknown norm 'layernorm': did you mean 'layer_norm'"):
         make_norm("layernorm", 1e-6, jnp.float32, jnp.float32, "norm")

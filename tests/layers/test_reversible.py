@@ -6,25 +6,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.reversible import ReversibleBlocks
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.papers.mixers.lsh import LSHAttention
 
-PLACES = Places(jnp.zeros((1, 1), jnp.int32))
+PLACES = TokenPositions(jnp.zeros((1, 1), jnp.int32))
 
 
 class AttentionBranch(nn.Module):
     @nn.compact
-    def __call__(self, x, places):
+    def __call__(self, x, positions):
         attention = LSHAttention(num_heads=2, causal=True, chunk_size=8, num_rounds=2)
-        return attention(nn.LayerNorm()(x), places)[0]
+        return attention(nn.LayerNorm()(x), positions)[0]
 
 
 class FeedForwardBranch(nn.Module):
     hidden: int = 24
 
     @nn.compact
-    def __call__(self, x, places):
+    def __call__(self, x, positions):
         return nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(self.hidden)(nn.LayerNorm()(x))))
 
 
@@ -33,24 +33,24 @@ def blocks(depth):
 
 
 def example(depth, shape=(2, 24, 8)):
-    """Module, parameters, inputs and places of the tokens, of packed rows with padding."""
+    """Module, parameters, inputs and positions of the tokens, of packed rows with padding."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape), jnp.float32)
     length = shape[1]
     ids = jnp.asarray(np.repeat([[1, 2, 0]], [length // 2, length // 3, length - length // 2 - length // 3], axis=1))
-    places = Places(jnp.arange(length)[None], jnp.broadcast_to(ids, shape[:2]))
+    positions = TokenPositions(jnp.arange(length)[None], jnp.broadcast_to(ids, shape[:2]))
     module = ReversibleBlocks(blocks(depth))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, places)["params"]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, positions)["params"]
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape, scale=0.3), jnp.float32), shapes)
-    return module, params, x, places
+    return module, params, x, positions
 
 
-def plain(blocks, params, x, places):
+def plain(blocks, params, x, positions):
     """The equations with autodiff's own gradient."""
     first, second = x, x
     for i, (attention, feed_forward) in enumerate(blocks):
-        first = first + attention.apply({"params": params[f"attention_{i}"]}, second, places)
-        second = second + feed_forward.apply({"params": params[f"feed_forward_{i}"]}, first, places)
+        first = first + attention.apply({"params": params[f"attention_{i}"]}, second, positions)
+        second = second + feed_forward.apply({"params": params[f"feed_forward_{i}"]}, first, positions)
     return (first + second) / 2
 
 
@@ -60,14 +60,14 @@ def assert_near(actual, expected, tolerance):
 
 def test_gradient_is_that_of_the_plain_composition():
     depth = 2
-    module, params, x, places = example(depth)
+    module, params, x, positions = example(depth)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
 
     def loss(apply):
         return jax.jit(jax.value_and_grad(lambda params, x: jnp.sum(weight * apply(params, x)), argnums=(0, 1)))
 
-    value, gradients = loss(lambda params, x: module.apply({"params": params}, x, places))(params, x)
-    expected, expected_gradients = loss(lambda params, x: plain(blocks(depth), params, x, places))(params, x)
+    value, gradients = loss(lambda params, x: module.apply({"params": params}, x, positions))(params, x)
+    expected, expected_gradients = loss(lambda params, x: plain(blocks(depth), params, x, positions))(params, x)
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     jax.tree.map(lambda actual, like: assert_near(actual, like, 2e-5), gradients, expected_gradients)
     assert np.abs(gradients[0]["attention_0"]["LSHAttention_0"]["qk"]["kernel"]).max() > 0
@@ -78,7 +78,7 @@ class Noise(nn.Module):
 
     stream: str
 
-    def __call__(self, x, places):
+    def __call__(self, x, positions):
         return x * jax.random.normal(self.make_rng(self.stream), x.shape)
 
 
@@ -132,6 +132,6 @@ def test_parameters_are_those_of_the_branches():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_output_has_the_dtype_of_the_input(dtype):
-    module, params, x, places = example(1)
-    out = jax.eval_shape(lambda x: module.apply({"params": params}, x, places), x.astype(dtype))
+    module, params, x, positions = example(1)
+    out = jax.eval_shape(lambda x: module.apply({"params": params}, x, positions), x.astype(dtype))
     assert out.dtype == dtype

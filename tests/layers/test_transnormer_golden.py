@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import DiagAttention, FeedForward, NormAttention, Places
+from transnormer_jax.layers import DiagAttention, FeedForward, NormAttention, TokenPositions
 from transnormer_jax.ops import householder, rotary, rotary_frequencies, transnormer_rms_norm
 
 # Relative to the root mean square of each array.
@@ -43,11 +43,11 @@ def check_attention(module, golden, dtype):
     params["theta_offset"] = theta - rotary_frequencies(2 * len(theta))
     params["householder"] = jnp.asarray(golden["param/urpe.v"], dtype)
     x = jnp.asarray(golden["in/x"], dtype)
-    places = Places(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
+    positions = TokenPositions(jnp.arange(x.shape[1], dtype=jnp.int32)[None])
 
     @jit
     def run(params, x, cotangent):
-        out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, places)[0], params, x)
+        out, pull_back = jax.vjp(lambda params, x: module.apply({"params": params}, x, positions)[0], params, x)
         return out, *pull_back(cotangent)
 
     out, d_params, d_x = run(params, x, jnp.asarray(golden["in/cotangent"], dtype))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import Places
+from transnormer_jax.layers import TokenPositions
 from transnormer_jax.models import TransNormer, TransNormerConfig
 from transnormer_jax.models.block import Stack, init_states
 from transnormer_jax.ops import rotary_frequencies
@@ -170,13 +170,13 @@ def test_linear_transformer_stack():
     x = arrays["in/x"]
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
     apply = jax.jit(lambda *inputs: Stack(config).apply({"params": params}, *inputs))
-    y, _ = apply(x, Places(positions))
+    y, _ = apply(x, TokenPositions(positions))
     assert_close(y, arrays["out/y"])
     # The same as a recurrent network, token by token.
     states = init_states(config, len(x))
     rows = []
     for t in range(x.shape[1]):
-        row, states = apply(x[:, t : t + 1], Places(positions[:, t : t + 1]), states)
+        row, states = apply(x[:, t : t + 1], TokenPositions(positions[:, t : t + 1]), states)
         rows.append(row)
     assert_close(jnp.concatenate(rows, axis=1), arrays["out/y_recurrent"])
 

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.lrpe import lrpe_parameters, reflect_and_rotate
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.ops import (
     DiagonalState,
     diagonal_attention,
@@ -42,7 +42,7 @@ class DiagAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: DiagonalState | None = None
+        self, x: Float[Array, "B N D"], positions: TokenPositions, state: DiagonalState | None = None
     ) -> tuple[Float[Array, "B N D"], DiagonalState | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
@@ -56,7 +56,7 @@ class DiagAttention(nn.Module):
         with jax.named_scope("lrpe"):
             # Positions within the block keep the angles small, and so exact.
             offset, vector = lrpe_parameters(self, q.shape[-1])
-            q, k = (reflect_and_rotate(x, offset, vector, places.position % self.block_size) for x in (q, k))
+            q, k = (reflect_and_rotate(x, offset, vector, positions.position % self.block_size) for x in (q, k))
         with jax.named_scope("diagonal_attention"):
             if state is None:
                 out = diagonal_attention(
@@ -66,12 +66,12 @@ class DiagAttention(nn.Module):
                     block_size=self.block_size,
                     weights=weights,
                     causal=self.causal,
-                    segment_ids=places.segment_ids,
+                    segment_ids=positions.segment_ids,
                     count_padding=self.count_padding,
                 )
             else:
                 out, state = resume_diagonal_attention(
-                    q, k, v, state, places.position, places.segment_ids, weights=weights
+                    q, k, v, state, positions.position, positions.segment_ids, weights=weights
                 )
         out = out.reshape(x.shape)
         if self.variant == "t1":

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.layers.norm import make_norm
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import Projection
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.ops import activation, linear_attention, lrpe, lrpe_frequencies
 
 
@@ -51,7 +51,7 @@ class LightningAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        places: Places,
+        positions: TokenPositions,
         state: Float[Array, "B H K V"] | None = None,
         log_decay: Float[Array, " H"] | None = None,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K V"] | None]:
@@ -82,10 +82,10 @@ class LightningAttention(nn.Module):
                 theta = self.param(
                     "theta", lambda _: jnp.asarray(lrpe_frequencies(self.num_heads, self.head_dim), self.param_dtype)
                 )
-                q, k = (lrpe(x, theta, places.position) for x in (q, k))
+                q, k = (lrpe(x, theta, positions.position) for x in (q, k))
         with jax.named_scope("linear_attention"):
             out, new_state = linear_attention(
-                q, k, v, log_decay, initial_state=state, segment_ids=places.segment_ids, backend=self.backend
+                q, k, v, log_decay, initial_state=state, segment_ids=positions.segment_ids, backend=self.backend
             )
         with jax.named_scope("gate"):
             norm = make_norm(self.norm, self.norm_eps, self.dtype, self.param_dtype, name="out_norm")

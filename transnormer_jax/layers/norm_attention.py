@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.lrpe import lrpe_parameters, reflect_and_rotate
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.ops import (
     activation,
     linear_attention,
@@ -41,7 +41,7 @@ class NormAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H K K"] | None = None
+        self, x: Float[Array, "B N D"], positions: TokenPositions, state: Float[Array, "B H K K"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H K K"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token.
 
@@ -58,14 +58,14 @@ class NormAttention(nn.Module):
             q, k = phi(q), phi(k)
         with jax.named_scope("lrpe"):
             offset, vector = lrpe_parameters(self, q.shape[-1])
-            q, k = (reflect_and_rotate(x, offset, vector, places.position) for x in (q, k))
+            q, k = (reflect_and_rotate(x, offset, vector, positions.position) for x in (q, k))
         with jax.named_scope("linear_attention"):
             out, new_state = linear_attention(
                 q,
                 k,
                 v,
                 initial_state=state,
-                segment_ids=places.segment_ids,
+                segment_ids=positions.segment_ids,
                 causal=self.causal,
                 backend=self.backend,
             )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.token_positions import TokenPositions
 
 Streams = tuple[Array, Array]
 _RANDOM_STREAMS = ("dropout", "hash")
@@ -21,7 +21,7 @@ class ReversibleBlocks(nn.Module):
     compute in: what is undone must be what was done.
 
     Attributes:
-      blocks: pairs (attention, feed_forward) of modules from (x [B, N, D], places) to [B, N, D], norm included, made
+      blocks: pairs (attention, feed_forward) of modules from (x [B, N, D], positions) to [B, N, D], norm included,
         with parent=None. Their parameters are "attention_0", "feed_forward_0", and so on; they may have no variables
         but parameters, and no random streams but "dropout" and "hash".
     """
@@ -29,7 +29,7 @@ class ReversibleBlocks(nn.Module):
     blocks: tuple[tuple[nn.Module, nn.Module], ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], places: Places) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
         """Returns [B, N, D] in x's dtype."""
         modules, params, rngs = [], [], []
         for i, block in enumerate(self.blocks):
@@ -37,47 +37,49 @@ class ReversibleBlocks(nn.Module):
                 module = module.clone(parent=None, name=None)
                 modules.append(module)
                 rngs.append({stream: self.make_rng(stream) for stream in _RANDOM_STREAMS if self.has_rng(stream)})
-                params.append(self.param(f"{name}_{i}", _init(module), x, places, rngs[-1]))
-        return _run(tuple(modules), params, rngs, places, x.astype(jnp.float32)).astype(x.dtype)
+                params.append(self.param(f"{name}_{i}", _init(module), x, positions, rngs[-1]))
+        return _run(tuple(modules), params, rngs, positions, x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _init(module: nn.Module) -> Any:
-    def init(key: Array, x: Array, places: Places, rngs: dict[str, Array]) -> Any:
-        return module.init({"params": key, **rngs}, x, places).get("params", {})
+    def init(key: Array, x: Array, positions: TokenPositions, rngs: dict[str, Array]) -> Any:
+        return module.init({"params": key, **rngs}, x, positions).get("params", {})
 
     return init
 
 
-def _run(modules: tuple[nn.Module, ...], params: list[Any], rngs: list[Any], places: Places, x: Array) -> Array:
+def _run(
+    modules: tuple[nn.Module, ...], params: list[Any], rngs: list[Any], positions: TokenPositions, x: Array
+) -> Array:
     """All sublayers, with a gradient that keeps the last two streams and nothing else."""
 
-    def sublayer(i: int, params: Any, rngs: Any, places: Places, x: Array) -> Array:
-        return jnp.asarray(modules[i].apply({"params": params}, x, places, rngs=rngs), jnp.float32)
+    def sublayer(i: int, params: Any, rngs: Any, positions: TokenPositions, x: Array) -> Array:
+        return jnp.asarray(modules[i].apply({"params": params}, x, positions, rngs=rngs), jnp.float32)
 
-    def forward(params: list[Any], rngs: list[Any], places: Places, x: Array) -> Streams:
+    def forward(params: list[Any], rngs: list[Any], positions: TokenPositions, x: Array) -> Streams:
         # Sublayers add to the streams by turns, so a swap after each makes them all alike.
         first, second = x, x
         for i in range(len(modules)):
-            first, second = second, first + sublayer(i, params[i], rngs[i], places, second)
+            first, second = second, first + sublayer(i, params[i], rngs[i], positions, second)
         return first, second
 
     @jax.custom_vjp
-    def mean_of_streams(params: list[Any], rngs: list[Any], places: Places, x: Array) -> Array:
-        first, second = forward(params, rngs, places, x)
+    def mean_of_streams(params: list[Any], rngs: list[Any], positions: TokenPositions, x: Array) -> Array:
+        first, second = forward(params, rngs, positions, x)
         return (first + second) / 2
 
-    def run_forward(params: list[Any], rngs: list[Any], places: Places, x: Array) -> tuple[Array, Any]:
-        first, second = forward(params, rngs, places, x)
-        return (first + second) / 2, (params, rngs, places, first, second)
+    def run_forward(params: list[Any], rngs: list[Any], positions: TokenPositions, x: Array) -> tuple[Array, Any]:
+        first, second = forward(params, rngs, positions, x)
+        return (first + second) / 2, (params, rngs, positions, first, second)
 
     def run_backward(residuals: Any, d_out: Array) -> tuple[list[Any], None, None, Array]:
-        params, rngs, places, first, second = residuals
+        params, rngs, positions, first, second = residuals
         d_first = d_second = d_out / 2
         d_params: list[Any] = [None] * len(modules)
         for i in reversed(range(len(modules))):
 
             def added(params: Any, x: Array, i: int = i) -> Array:
-                return sublayer(i, params, rngs[i], places, x)
+                return sublayer(i, params, rngs[i], positions, x)
 
             what_was_added, pull_back = jax.vjp(added, params[i], first)
             d_params[i], d_input = pull_back(d_second)
@@ -90,4 +92,4 @@ def _run(modules: tuple[nn.Module, ...], params: list[Any], rngs: list[Any], pla
         return d_params, None, None, d_first + d_second
 
     mean_of_streams.defvjp(run_forward, run_backward)
-    return mean_of_streams(params, rngs, places, x)
+    return mean_of_streams(params, rngs, positions, x)

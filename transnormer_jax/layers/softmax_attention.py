@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.ops import KeyValueCache, resume_softmax_attention, softmax_attention
 
 
@@ -27,15 +27,15 @@ class SoftmaxAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: KeyValueCache | None = None
+        self, x: Float[Array, "B N D"], positions: TokenPositions, state: KeyValueCache | None = None
     ) -> tuple[Float[Array, "B N D"], KeyValueCache | None]:
         """Returns the mixed tokens [B, N, D] and, if a cache was given, the cache with them."""
         q, k, v = project_heads("qkv", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("softmax_attention"):
             if state is None:
-                out = softmax_attention(q, k, v, causal=self.causal, segment_ids=places.segment_ids)
+                out = softmax_attention(q, k, v, causal=self.causal, segment_ids=positions.segment_ids)
             else:
-                out, state = resume_softmax_attention(q, k, v, state, places.position, places.segment_ids)
+                out, state = resume_softmax_attention(q, k, v, state, positions.position, positions.segment_ids)
         return project_out(out, self.dtype, self.param_dtype), state
 
     @nn.nowrap

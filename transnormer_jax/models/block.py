@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import FeedForward, Places, ReversibleBlocks, make_norm
+from transnormer_jax.layers import FeedForward, ReversibleBlocks, TokenPositions, make_norm
 from transnormer_jax.models.mixers import make_attention, make_shared
 from transnormer_jax.models.model_config import ModelConfig
 
@@ -44,7 +44,7 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, states: tuple[State, ...] | None = None
+        self, x: Float[Array, "B N D"], positions: TokenPositions, states: tuple[State, ...] | None = None
     ) -> tuple[Float[Array, "B N D"], tuple[State, ...]]:
         """Returns the tokens and, if states were given (one for each group of layers), the states after them."""
         config = self.config
@@ -56,7 +56,7 @@ class Stack(nn.Module):
             blocks = [
                 (_Mixing(config, i, parent=None), _Feeding(config, parent=None)) for i in range(config.num_layers)
             ]
-            x = ReversibleBlocks(tuple(blocks), name="layers")(x, places)
+            x = ReversibleBlocks(tuple(blocks), name="layers")(x, positions)
         else:
             shared = make_shared(config, name="length_projection")
             log_decay = config.log_decays()
@@ -64,7 +64,7 @@ class Stack(nn.Module):
                 decay = None if log_decay is None else jnp.asarray(log_decay[group[0] : group[-1] + 1])
                 state = None if states is None else states[i]
                 layers = _scanned if config.scan_layers and shared is None else _alone
-                x, state = layers(config, group, shared)(x, decay, state, places)
+                x, state = layers(config, group, shared)(x, decay, state, positions)
                 new_states.append(state)
         if config.final_norm:
             x = norm_of(config, "final_norm")(x)
@@ -86,14 +86,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], log_decay: Float[Array, " H"] | None, state: State, places: Places
+        self, x: Float[Array, "B N D"], log_decay: Float[Array, " H"] | None, state: State, positions: TokenPositions
     ) -> tuple[Float[Array, "B N D"], State]:
         """Returns the tokens and, if a state was given, the mixer's state after them."""
         config = self.config
         attention_norm, feed_norm = norm_of(config, "attention_norm"), norm_of(config, "glu_norm")
         attention = make_attention(config, self.layer, self.shared, name="attention")
         decay = () if log_decay is None else (log_decay,)
-        mixed, state = attention(attention_norm(x) if config.norm_first else x, places, state, *decay)
+        mixed, state = attention(attention_norm(x) if config.norm_first else x, positions, state, *decay)
         x = constrain(x + dropout(self, mixed), "batch", "sequence", None)
         if not config.norm_first:
             x = attention_norm(x)
@@ -112,10 +112,10 @@ class _Mixing(nn.Module):
     layer: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], places: Places) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
         """Returns [B, N, D]."""
         x = norm_of(self.config, "attention_norm")(x)
-        return dropout(self, make_attention(self.config, self.layer, None, name="attention")(x, places)[0])
+        return dropout(self, make_attention(self.config, self.layer, None, name="attention")(x, positions)[0])
 
 
 class _Feeding(nn.Module):
@@ -124,9 +124,9 @@ class _Feeding(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], places: Places) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
         """Returns [B, N, D]; each token by itself."""
-        del places
+        del positions
         return dropout(self, feed_forward(self.config)(norm_of(self.config, "glu_norm")(x)))
 
 
@@ -221,8 +221,8 @@ def _alone(config: ModelConfig, group: Sequence[int], shared: nn.Module | None) 
         block = nn.map_variables(block, "params", _first, _stack_of_one, init=True)
     module = block(config, layer, shared, name=f"layers_{layer}")
 
-    def run(x: Array, log_decay: Array | None, state: State, places: Places) -> tuple[Array, State]:
-        x, state = module(x, _first(log_decay), _first(state), places)
+    def run(x: Array, log_decay: Array | None, state: State, positions: TokenPositions) -> tuple[Array, State]:
+        x, state = module(x, _first(log_decay), _first(state), positions)
         return x, _stack_of_one(state)
 
     return run

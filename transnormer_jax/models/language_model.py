@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Places
+from transnormer_jax.layers import TokenPositions
 from transnormer_jax.models.block import Stack, init_states, layer_groups
 from transnormer_jax.models.model_config import ModelConfig
 from transnormer_jax.ops import sinusoids, token_positions
@@ -91,11 +91,11 @@ class LanguageModel(nn.Module):
 
         `tokens`, `segment_ids` and `cache` are as for a call.
         """
-        places = places_of(tokens, segment_ids, cache)
-        x, states = self.stack(self.embed(tokens, places), places, None if cache is None else cache.states)
+        positions = positions_of(tokens, segment_ids, cache)
+        x, states = self.stack(self.embed(tokens, positions), positions, None if cache is None else cache.states)
         if cache is None:
             return x, None
-        read = cache.position + tokens.shape[1] if segment_ids is None else places.position[:, -1] + 1
+        read = cache.position + tokens.shape[1] if segment_ids is None else positions.position[:, -1] + 1
         return x, Cache(read, states)
 
     def unembed(self, hidden: Float[Array, "B N D"]) -> Float[Array, "B N V"]:
@@ -149,7 +149,7 @@ class Embedding(nn.Module):
             self.embedding_norm = nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype)
         self.dropout = nn.Dropout(config.dropout)
 
-    def __call__(self, tokens: Int[Array, "B N"], places: Places) -> Float[Array, "B N D"]:
+    def __call__(self, tokens: Int[Array, "B N"], positions: TokenPositions) -> Float[Array, "B N D"]:
         """Embeds."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
@@ -161,7 +161,7 @@ class Embedding(nn.Module):
         if config.scale_embedding:
             x *= jnp.asarray(np.sqrt(config.model_dim), dtype)
         if config.position in ("sinusoidal", "concatenated"):
-            table = sinusoids(places.position + config.first_position, x.shape[-1]).astype(dtype)
+            table = sinusoids(positions.position + config.first_position, x.shape[-1]).astype(dtype)
             table = jnp.broadcast_to(table, x.shape)
             x = x + table if config.position == "sinusoidal" else jnp.concatenate([x, table], axis=-1)
         if config.position == "learned":
@@ -169,16 +169,16 @@ class Embedding(nn.Module):
                 raise UserError(
                     f"{tokens.shape[1]} tokens are more than max_length={config.max_length} learned positions."
                 )
-            x = x + jnp.asarray(self.positions, dtype)[places.position]
+            x = x + jnp.asarray(self.positions, dtype)[positions.position]
         if config.embedding_norm:
             x = self.embedding_norm(x)
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
         return constrain(x, "batch", "sequence", None)
 
 
-def places_of(
+def positions_of(
     tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"] | None = None, cache: Cache | None = None
-) -> Places:
+) -> TokenPositions:
     """Positions int32 within documents; the first document of a row goes on from the cache, if there is one.
 
     Args:
@@ -188,8 +188,8 @@ def places_of(
     """
     start = jnp.zeros(1, jnp.int32) if cache is None else cache.position
     if segment_ids is not None:
-        return Places(token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1])), segment_ids)
-    return Places(start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
+        return TokenPositions(token_positions(segment_ids, jnp.broadcast_to(start, tokens.shape[:1])), segment_ids)
+    return TokenPositions(start[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None])
 
 
 def unstack_layers(

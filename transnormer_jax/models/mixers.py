@@ -18,7 +18,7 @@ MIXERS = Registry[Callable[..., nn.Module]]("attention")
 """The token mixers, by the names that `config.model.attention` may have.
 
 A mixer is a function (config, layer, **fields) -> module. The fields are those of every mixer: `num_heads`, `causal`,
-`dtype`, `param_dtype`, and Flax's `name` or `parent`. The module maps (x [B, N, D], places, state) to (x, state). It
+`dtype`, `param_dtype`, and Flax's `name` or `parent`. The module maps (x [B, N, D], positions, state) to (x, state). It
 has a method `init_state` if it can be run token by token. A mixer with a method `make_shared` gets what that returns as
 `shared`, one module for all layers.
 """

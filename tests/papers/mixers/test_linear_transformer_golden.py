@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import FeedForward, Places
+from transnormer_jax.layers import FeedForward, TokenPositions
 from transnormer_jax.ops import activation, linear_attention, normalized_linear_attention
 from transnormer_jax.papers.mixers import LinearTransformerAttention
 
@@ -93,11 +93,11 @@ class Encoder(nn.Module):
     """Two layers with norms after the sums, as the reference builds them."""
 
     @nn.compact
-    def __call__(self, x, places, states):
+    def __call__(self, x, positions, states):
         after = []
         for layer, state in enumerate(states):
             attention = LinearTransformerAttention(num_heads=4, causal=True, name=f"attention_{layer}")
-            mixed, state = attention(x, places, state)
+            mixed, state = attention(x, positions, state)
             after.append(state)
             x = nn.LayerNorm(epsilon=1e-5, name=f"norm1_{layer}")(x + mixed)
             x = nn.LayerNorm(epsilon=1e-5, name=f"norm2_{layer}")(x + FeedForward(48, name=f"feed_{layer}")(x))
@@ -125,11 +125,11 @@ def test_encoder_in_parallel_and_step_by_step():
         }
     x = jnp.asarray(golden["in/x"])
     apply = jit(Encoder().apply)
-    out, _ = apply({"params": params}, x, Places(jnp.arange(20)[None]), [None, None])
+    out, _ = apply({"params": params}, x, TokenPositions(jnp.arange(20)[None]), [None, None])
     assert_golden(out, golden["out/y"])
 
     attention = LinearTransformerAttention(num_heads=4, causal=True)
     states = [attention.init_state(2, 20, 32)] * 2
     for step in range(20):
-        out, states = apply({"params": params}, x[:, step : step + 1], Places(jnp.full((1, 1), step)), states)
+        out, states = apply({"params": params}, x[:, step : step + 1], TokenPositions(jnp.full((1, 1), step)), states)
         assert_golden(out[:, 0], golden["out/y_recurrent"][:, step])

@@ -12,14 +12,14 @@ from tests.ops.test_golden import load
 from tests.papers.ops.test_linformer_attention import assert_near
 from tests.shared import shared_file
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.papers.mixers.linformer import LengthProjection, LinformerAttention
 from transnormer_jax.papers.ops.linformer_attention import linformer_attention
 
 WIDE = pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 
 
-PLACES = Places(jnp.zeros((1, 1), jnp.int32))
+PLACES = TokenPositions(jnp.zeros((1, 1), jnp.int32))
 
 
 def golden_of(name, wide):
@@ -246,10 +246,10 @@ def test_cross_attention_reads_the_context_and_not_its_padding():
 def test_one_projection_for_all_layers():
     class Layers(nn.Module):
         @nn.compact
-        def __call__(self, x, places):
+        def __call__(self, x, positions):
             shared = LengthProjection(5, 30, name="length_projection")
             for i in range(3):
-                x += LinformerAttention(2, False, 5, 30, length_projection=shared, name=f"layers_{i}")(x, places)[0]
+                x += LinformerAttention(2, False, 5, 30, length_projection=shared, name=f"layers_{i}")(x, positions)[0]
             return x
 
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 24, 8)), jnp.float32)

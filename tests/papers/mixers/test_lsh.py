@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.papers.mixers.lsh import LSHAttention
 
-PLACES = Places(jnp.zeros((1, 1), jnp.int32))
+PLACES = TokenPositions(jnp.zeros((1, 1), jnp.int32))
 
 
 def example(length=29, **options):
@@ -50,8 +50,8 @@ def test_padding_never_leaks(causal):
 def test_causal_by_gradient():
     """A token's features decide the hash as well, which has no gradient."""
     module, params, x = example()
-    places = Places(jnp.arange(29)[None])
-    jacobian = jax.jit(jax.jacobian(lambda x: module.apply({"params": params}, x, places)[0][0].sum(-1)))(x)
+    positions = TokenPositions(jnp.arange(29)[None])
+    jacobian = jax.jit(jax.jacobian(lambda x: module.apply({"params": params}, x, positions)[0][0].sum(-1)))(x)
     influence = np.abs(jacobian[:, 0]).sum(-1)
     assert (np.triu(influence, 1) == 0).all()
     assert (np.tril(influence, -1) > 0).sum() > 29

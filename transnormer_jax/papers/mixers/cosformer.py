@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.models import MIXERS, TransNormerConfig
 from transnormer_jax.papers.mixers.linear_transformer import LinearTransformerAttention
 from transnormer_jax.papers.ops import cosformer_features
@@ -22,11 +22,11 @@ class CosformerAttention(LinearTransformerAttention):
     horizon: int = 512
 
     def features(
-        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], places: Places
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], positions: TokenPositions
     ) -> tuple[Float[Array, "B N H 2*K"], Float[Array, "B N H 2*K"]]:
         """relu(q) and relu(k), each times a cosine and a sine of its place."""
-        return cosformer_features(q, places.position, self.horizon), cosformer_features(
-            k, places.position, self.horizon
+        return cosformer_features(q, positions.position, self.horizon), cosformer_features(
+            k, positions.position, self.horizon
         )
 
     @nn.nowrap

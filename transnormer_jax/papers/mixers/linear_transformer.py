@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.models import MIXERS, TransNormerConfig
 from transnormer_jax.ops import activation, normalized_linear_attention
 
@@ -37,39 +37,39 @@ class LinearTransformerAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: Float[Array, "B H F V+1"] | None = None
+        self, x: Float[Array, "B N D"], positions: TokenPositions, state: Float[Array, "B H F V+1"] | None = None
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H F V+1"] | None]:
         """Returns the mixed tokens [B, N, D] and, if a state was given, the state after the last token."""
         q, k = project_heads("qk", x, self.num_heads, self.dtype, self.param_dtype, head_dim=self.query_dim)
         (v,) = project_heads("v", x, self.num_heads, self.dtype, self.param_dtype)
         with jax.named_scope("features"):
-            q, k = self.features(q, k, places)
+            q, k = self.features(q, k, positions)
         with jax.named_scope("linear_attention"):
             out, new_state = normalized_linear_attention(
                 q,
                 k,
                 v,
                 initial_state=state,
-                segment_ids=places.segment_ids,
+                segment_ids=positions.segment_ids,
                 causal=self.causal,
                 backend=self.backend,
             )
         return project_out(out, self.dtype, self.param_dtype), None if state is None else new_state
 
     def features(
-        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], places: Places
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], positions: TokenPositions
     ) -> tuple[Float[Array, "B N H F"], Float[Array, "B N H F"]]:
         """phi(q) and phi(k), not negative.
 
         Args:
           q: [B, N, H, K] queries.
           k: [B, N, H, K] keys.
-          places: of the tokens, for a phi that depends on them.
+          positions: of the tokens, for a phi that depends on them.
 
         Returns:
           Both as [B, N, H, F], F = `num_features_of(K)`, in the dtype of `q`.
         """
-        del places
+        del positions
         phi = activation("1+elu")
         return phi(q), phi(k)
 

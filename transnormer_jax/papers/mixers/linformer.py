@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.models import MIXERS, TransNormerConfig
 from transnormer_jax.papers.ops import (
     convolve_length,
@@ -124,7 +124,7 @@ class LinformerAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B N D"],
-        places: Places,
+        positions: TokenPositions,
         state: None = None,
         *,
         context: Float[Array, "B M E"] | None = None,
@@ -147,7 +147,7 @@ class LinformerAttention(nn.Module):
                 f"unknown Linformer attention {self.attention!r}: {did_you_mean(self.attention, _ATTENTIONS)}"
             )
 
-        source, segment_ids = (x, places.segment_ids) if context is None else (context, context_segment_ids)
+        source, segment_ids = (x, positions.segment_ids) if context is None else (context, context_segment_ids)
         head_dim = self.head_dim or x.shape[-1] // self.num_heads
         kv_heads = 1 if self.one_kv_head else self.num_heads
         project = functools.partial(project_heads, dtype=self.dtype, param_dtype=self.param_dtype, head_dim=head_dim)

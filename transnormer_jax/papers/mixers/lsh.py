@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers.places import Places
 from transnormer_jax.layers.projection import project_heads, project_out
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.models import MIXERS, TransNormerConfig
 from transnormer_jax.papers.ops import bucket_factors, lsh_attention
 
@@ -41,7 +41,7 @@ class LSHAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B N D"], places: Places, state: None = None
+        self, x: Float[Array, "B N D"], positions: TokenPositions, state: None = None
     ) -> tuple[Float[Array, "B N D"], None]:
         """Returns the mixed tokens [B, N, D], and None for a state.
 
@@ -70,7 +70,7 @@ class LSHAttention(nn.Module):
                 chunk_size=self.chunk_size,
                 causal=self.causal,
                 factors=factors,
-                segment_ids=places.segment_ids,
+                segment_ids=positions.segment_ids,
             )
         return project_out(out, self.dtype, self.param_dtype), None
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from transnormer_jax.layers.places import Places
+from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.models import MIXERS, TransNormerConfig
 from transnormer_jax.papers.mixers.linear_transformer import LinearTransformerAttention
 from transnormer_jax.papers.ops import favor_features, orthogonal_gaussian
@@ -25,10 +25,10 @@ class PerformerAttention(LinearTransformerAttention):
     num_features: int = 64
 
     def features(
-        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], places: Places
+        self, q: Float[Array, "B N H K"], k: Float[Array, "B N H K"], positions: TokenPositions
     ) -> tuple[Float[Array, "B N H M"], Float[Array, "B N H M"]]:
         """FAVOR+ of q and k."""
-        del places
+        del positions
         directions = self.param(
             "directions",
             lambda key: orthogonal_gaussian(key, self.num_features, q.shape[-1]).astype(self.param_dtype),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.models.block import Stack
-from transnormer_jax.models.language_model import Embedding, places_of
+from transnormer_jax.models.language_model import Embedding, positions_of
 from transnormer_jax.models.model_config import ModelConfig
 from transnormer_jax.papers.models.dense import dense
 
@@ -68,9 +68,9 @@ class SequenceEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B N"], segment_ids: Int[Array, "B N"]) -> Float[Array, "B D"]:
         """Returns the mean over the real tokens, zero where there is none."""
-        places = places_of(tokens, segment_ids)
-        x = Embedding(self.config, name="embed")(tokens, places)
-        x, _ = Stack(self.config, name="stack")(x, places)
+        positions = positions_of(tokens, segment_ids)
+        x = Embedding(self.config, name="embed")(tokens, positions)
+        x, _ = Stack(self.config, name="stack")(x, positions)
         real = (segment_ids != 0)[..., None]
         total = jnp.sum(jnp.where(real, x, 0).astype(jnp.float32), axis=1)
         return (total / jnp.maximum(jnp.sum(real, axis=1), 1)).astype(x.dtype)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from transnormer_jax.models.block import Stack, init_states
-from transnormer_jax.models.language_model import Cache, Embedding, places_of
+from transnormer_jax.models.language_model import Cache, Embedding, positions_of
 from transnormer_jax.models.model_config import ModelConfig
 from transnormer_jax.papers.models.dense import dense
 
@@ -26,9 +26,9 @@ class ImageModel(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "B N"], cache: Cache | None = None) -> Any:
         """Returns the mixtures [B, N, 3 M] float32, for `mixture_of_logistics`; with a cache, also the new one."""
-        places = places_of(tokens, cache=cache)
-        x = Embedding(self.config, name="embed")(tokens, places)
-        x, states = Stack(self.config, name="stack")(x, places, None if cache is None else cache.states)
+        positions = positions_of(tokens, cache=cache)
+        x = Embedding(self.config, name="embed")(tokens, positions)
+        x, states = Stack(self.config, name="stack")(x, positions, None if cache is None else cache.states)
         mixtures = dense(self.config, 3 * self.num_mixtures, "head")(x).astype(jnp.float32)
         return mixtures if cache is None else (mixtures, Cache(cache.position + tokens.shape[1], states))
 

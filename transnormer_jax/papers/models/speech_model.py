@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import Places
+from transnormer_jax.layers import TokenPositions
 from transnormer_jax.models.block import Stack, dropout
 from transnormer_jax.models.model_config import ModelConfig
 from transnormer_jax.ops import sinusoids
@@ -42,9 +42,9 @@ class SpeechModel(nn.Module):
         if isinstance(config, BiLSTMConfig):
             x = BiLSTM(config, name="bilstm")(frames.astype(config.dtype), segment_ids)
         else:
-            places = Places(jnp.arange(frames.shape[1], dtype=jnp.int32)[None], segment_ids)
+            positions = TokenPositions(jnp.arange(frames.shape[1], dtype=jnp.int32)[None], segment_ids)
             x = dense(config, config.model_dim, "frames")(frames.astype(config.dtype))
             if config.position != "none":
-                x = x + sinusoids(places.position, config.model_dim).astype(x.dtype)
-            x, _ = Stack(config, name="stack")(dropout(self, x), places)
+                x = x + sinusoids(positions.position, config.model_dim).astype(x.dtype)
+            x, _ = Stack(config, name="stack")(dropout(self, x), positions)
         return dense(config, self.num_labels + 1, "head")(x).astype(jnp.float32)

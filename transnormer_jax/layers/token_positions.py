@@ -5,8 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Int
 
 
-class Places(NamedTuple):
-    """Places of the tokens of a batch.
+class TokenPositions(NamedTuple):
+    """Positions and documents of the tokens of a batch.
 
     Attributes:
       position: [B, N] or [1, N] int32, how many tokens of the same document came before.
