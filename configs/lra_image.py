@@ -8,7 +8,7 @@ and DIR/test instead. As in Long Range Arena, the last tenth of the training spl
 
 Published accuracies: vanilla 42.44, local 41.46, sparse 44.24, Longformer 42.22, Linformer 38.56, Reformer 38.07,
 BigBird 40.83, linear 42.34, Performer 42.77. TransNormer's averages over five tasks are 64.80 (T2) and 63.71 (T1),
-beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores by task are not at hand.
+beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores by task are not available.
 
 Of the published settings (AdamW without decay of weights, no clipping, GELU, a norm before each branch) two are not
 here: the norm is a LayerNorm, where theirs is over the batch (SyncBatchNorm), within NormAttention as well, where it is

@@ -8,7 +8,7 @@ The first run generates the 100,000 expressions, with the distribution of Long R
 Published accuracies: vanilla 36.37, local 15.82, sparse 17.07, Longformer 35.63, Linformer 35.70, Reformer 37.27,
 BigBird 36.05, linear 16.13, Performer 18.01. Always the commonest answer is right in 17.4% of the cases, the commonest
 answer for the root operator in 36.9%. TransNormer's averages over five tasks are 64.80 (T2) and 63.71 (T1), beside its
-own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores by task are not at hand.
+own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores by task are not available.
 
 Of the published settings (AdamW without decay of weights, no clipping, GELU, a norm before each branch) two are not
 here: the norm is a LayerNorm, where theirs is over the batch (SyncBatchNorm), within NormAttention as well, where it is

@@ -8,7 +8,7 @@ The first run draws the 200,000 images, with the distribution of Long Range Aren
 Published accuracies: T2 76.80, vanilla 65.26 (TransNormer's own); vanilla 71.40, local 66.63, sparse 71.71, Longformer
 69.71, Linformer 76.34, Reformer 68.50, BigBird 74.87, linear 75.30, Performer 77.05 (Long Range Arena's). TransNormer's
 averages over five tasks are 64.80 (T2) and 63.71 (T1), beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its
-scores by task are not at hand.
+scores by task are not available.
 
 Of the published settings (AdamW without decay of weights, no clipping, GELU, a norm before each branch) two are not
 here: the norm is a LayerNorm, where theirs is over the batch (SyncBatchNorm), within NormAttention as well, where it is

@@ -7,7 +7,7 @@ The first run draws the 200,000 images, with the distribution of Long Range Aren
 
 Published: no model of Long Range Arena is better than chance, 50%; TransNormer's paper gives no figure. TransNormer's
 averages over five tasks are 64.80 (T2) and 63.71 (T1), beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its
-scores by task are not at hand.
+scores by task are not available.
 
 Of the published settings (AdamW without decay of weights, no clipping, GELU, a norm before each branch) two are not
 here: the norm is a LayerNorm, where theirs is over the batch (SyncBatchNorm), within NormAttention as well, where it is

@@ -9,7 +9,7 @@ models it is compared with.
 Published accuracies: vanilla 57.46, local 53.39, sparse 59.59, Longformer 56.89, Linformer 52.27, Reformer 53.40,
 BigBird 59.29, linear 53.09, Performer 53.82; later work with other code has 79 for most of them. TransNormer's averages
 over five tasks are 64.80 (T2) and 63.71 (T1), beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores
-by task are not at hand.
+by task are not available.
 
 Of the published settings (AdamW without decay of weights, no clipping, GELU, a norm before each branch) two are not
 here: the norm is a LayerNorm, where theirs is over the batch (SyncBatchNorm), within NormAttention as well, where it is
@@ -17,7 +17,7 @@ SimpleRMSNorm as in the language models; and their LRPE is a rotation of fixed a
 the one of the language models. Heads are 4, as published for the lower half; the upper half has 8 there. The steps are
 the published 20 epochs; the published cosine is laid over 50,000 steps, here it ends with the run.
 
-Made for one GPU with 40 GB. It has not been run: the texts are not at hand.
+Made for one GPU with 40 GB. It has not been run: the texts are not available.
 """
 
 from transnormer_jax.training.config import default_config

@@ -8,7 +8,7 @@ linformer, lsh, performer, softmax and so on are the models it is compared with.
 
 Published accuracies: vanilla 64.27, local 52.98, sparse 63.58, Longformer 62.85, Linformer 53.94, Reformer 56.10,
 BigBird 64.02, linear 65.90, Performer 65.40. TransNormer's averages over five tasks are 64.80 (T2) and 63.71 (T1),
-beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores by task are not at hand.
+beside its own vanilla of 57.37 (arXiv 2210.10340, table 6); its scores by task are not available.
 
 Of the published settings (AdamW without decay of weights, no clipping, GELU, a norm before each branch) two are not
 here: the norm is a LayerNorm, where theirs is over the batch (SyncBatchNorm), within NormAttention as well, where it is

@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages made of what lies outside docs/, and formulas as MathML, which browsers draw by themselves.
 
-README.md becomes the first page; CHANGELOG.md, CONTRIBUTING.md, every notebook, every room's `__all__` and every source
-file that a document names become pages too, so that a link works on GitHub and on the site.
+README.md becomes the first page; CHANGELOG.md, CONTRIBUTING.md, every notebook, every subpackage's `__all__` and every
+source file that a document names become pages too, so that a link works on GitHub and on the site.
 """
 
 import html
@@ -19,7 +19,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-ROOMS = ("ops", "layers", "models", "tasks", "training", "inference", "data", "distributed", "convert")
+SUBPACKAGES = ("ops", "layers", "models", "tasks", "training", "inference", "data", "distributed", "convert")
 # Of the source files that become pages, by their suffix.
 _LANGUAGES = {
     ".py": "python",
@@ -41,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[f"notebooks/{notebook.stem}.md"], made = MarkdownExporter().from_filename(str(notebook), names)
         for name, picture in made["outputs"].items():
             files.append(File.generated(config, f"notebooks/{name}", content=picture))
-    pages |= {f"api/{room}.md": api_page(room) for room in ROOMS}
+    pages |= {f"api/{subpackage}.md": api_page(subpackage) for subpackage in SUBPACKAGES}
     pages["api/index.md"] = api_index()
     documents = pages | {file.src_uri: file.content_string for file in files.documentation_pages()}
     for page, text in documents.items():
@@ -107,18 +107,19 @@ def source_page(path: str) -> str:
 
 
 def api_index() -> str:
-    """The rooms with a public surface, and what each of them is."""
-    lines = ["# API", "", "What each room offers; everything else in it may change without notice.", ""]
-    for room in ROOMS:
-        module = importlib.import_module(f"transnormer_jax.{room}")
-        lines.append(f"- [`transnormer_jax.{room}`]({room}.md): {(module.__doc__ or '').partition(chr(10))[0]}")
+    """The subpackages with a public surface, and what each of them is."""
+    lines = ["# API", "", "What each subpackage offers; everything else in it may change without notice.", ""]
+    for subpackage in SUBPACKAGES:
+        module = importlib.import_module(f"transnormer_jax.{subpackage}")
+        summary = (module.__doc__ or "").partition("\n")[0]
+        lines.append(f"- [`transnormer_jax.{subpackage}`]({subpackage}.md): {summary}")
     return "\n".join(lines) + "\n"
 
 
-def api_page(room: str) -> str:
-    """The public names of a room, each by its docstring."""
-    module = importlib.import_module(f"transnormer_jax.{room}")
-    blocks = [f"# transnormer_jax.{room}", (module.__doc__ or "").strip()]
+def api_page(subpackage: str) -> str:
+    """The public names of a subpackage, each by its docstring."""
+    module = importlib.import_module(f"transnormer_jax.{subpackage}")
+    blocks = [f"# transnormer_jax.{subpackage}", (module.__doc__ or "").strip()]
     for name in module.__all__:
         # By the module that defines it: a function may bear the name of its module.
         member = getattr(module, name)

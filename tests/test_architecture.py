@@ -1,4 +1,4 @@
-"""The rooms and the direction of imports, as docs/architecture.md draws them."""
+"""The subpackages and the direction of imports, as docs/architecture.md draws them."""
 
 import re
 import subprocess
@@ -45,7 +45,7 @@ def test_a_step_passes_through_the_rooms_in_order(tmp_path):
     mesh = make_mesh(config.mesh)
     setup = load_setup(config, mesh)
     batches = batches_on_mesh(setup.training.rows, config.batch_size, 0, mesh)
-    reading = rooms_entered(lambda: next(batches))
+    reading = subpackages_entered(lambda: next(batches))
     assert {"data", "distributed"} <= set(reading)
 
     schedule = make_schedule(config.optimizer, config.num_steps)
@@ -53,25 +53,25 @@ def test_a_step_passes_through_the_rooms_in_order(tmp_path):
     step = make_train_step(setup.task, optimizer, schedule, accumulation_steps=1)
     state = place_state(setup.task, optimizer, mesh)
     with jax.set_mesh(mesh):
-        entered = rooms_entered(lambda: jax.eval_shape(step, state, next(batches)))
+        entered = subpackages_entered(lambda: jax.eval_shape(step, state, next(batches)))
     way = ["training", "tasks", "models", "layers", "ops"]
-    assert [room for room in entered if room in way] == way
+    assert [name for name in entered if name in way] == way
     drawing = (ROOT / "docs" / "architecture.md").read_text()
     assert re.findall(r"^\d\. `(\w+)`:", drawing, flags=re.MULTILINE) == ["data", "distributed", *way]
 
 
-def rooms_entered(function) -> list[str]:
-    """The rooms whose functions run inside a call, in the order of their first."""
-    rooms = dict[str, None]()
+def subpackages_entered(function) -> list[str]:
+    """The subpackages whose functions run inside a call, in the order of their first."""
+    entered = dict[str, None]()
     package = str(ROOT / "transnormer_jax")
 
     def enter(frame, event, _):
         if event == "call" and frame.f_code.co_filename.startswith(package):
-            rooms.setdefault(Path(frame.f_code.co_filename).relative_to(package).parts[0])
+            entered.setdefault(Path(frame.f_code.co_filename).relative_to(package).parts[0])
 
     sys.setprofile(enter)
     try:
         function()
     finally:
         sys.setprofile(None)
-    return list(rooms)
+    return list(entered)

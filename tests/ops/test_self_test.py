@@ -1,4 +1,4 @@
-""" "auto" takes a kernel only where it was measured, and only after a check on the machine at hand."""
+""" "auto" takes a kernel only where it was measured, and only after a check on the machine that it runs on."""
 
 from unittest.mock import Mock
 

@@ -22,7 +22,7 @@ class ReversibleBlocks(nn.Module):
 
     Attributes:
       blocks: pairs (attention, feed_forward) of modules from (x [B, N, D], positions) to [B, N, D], norm included,
-        with parent=None. Their parameters are "attention_0", "feed_forward_0", and so on; they may have no variables
+        made with parent=None. Their parameters are "attention_0", "feed_forward_0", and so on; they may have no variables
         but parameters, and no random streams but "dropout" and "hash".
     """
 

@@ -23,7 +23,7 @@ class Hardware(NamedTuple):
 
 
 def target_hardware() -> Hardware:
-    """That of the mesh at hand where it names one, as in ahead-of-time compilation, else the default device."""
+    """That of the current mesh where it names one, as in ahead-of-time compilation, else the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         kind = device.device_kind

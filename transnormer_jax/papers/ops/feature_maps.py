@@ -79,7 +79,7 @@ def cosformer_features(
     Args:
       x: [B, N, H, K] queries or keys.
       position: [B, N] or [1, N] int32, less than `horizon`; from there on, features and weights may be negative.
-      horizon: m. The paper takes the length of the row at hand. Here it is the greatest length, once and for all:
+      horizon: m. The paper takes the length of the row. Here it is the greatest length, once and for all:
         otherwise the weight of a pair would change with every token that follows, and a state could not be carried on.
 
     Returns:
