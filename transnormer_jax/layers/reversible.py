@@ -22,8 +22,8 @@ class ReversibleBlocks(nn.Module):
 
     Attributes:
       blocks: pairs (attention, feed_forward) of modules from (x [B, N, D], positions) to [B, N, D], norm included,
-        made with parent=None. Their parameters are "attention_0", "feed_forward_0", and so on; they may have no variables
-        but parameters, and no random streams but "dropout" and "hash".
+        made with parent=None. Their parameters are "attention_0", "feed_forward_0", and so on; they may have no
+        variables but parameters, and no random streams but "dropout" and "hash".
     """
 
     blocks: tuple[tuple[nn.Module, nn.Module], ...]
