@@ -24,24 +24,6 @@ has a method `init_state` if it can be run token by token. A mixer with a method
 """
 
 
-@MIXERS.register("lightning")
-@MIXERS.register("lightning_lrpe")
-def _lightning(config: "TransNormerLLMConfig", layer: int, *, causal: bool, **fields: Any) -> nn.Module:
-    del causal
-    return LightningAttention(
-        head_dim=config.head_dim,
-        use_lrpe=config.attentions[layer] == "lightning_lrpe",
-        activation=config.activation,
-        use_bias=config.use_bias,
-        norm_eps=config.norm_eps,
-        kernel_init=nn.initializers.normal(config.init_std),
-        backend=config.backend,
-        use_gate=config.use_gate,
-        norm=config.norm,
-        **fields,
-    )
-
-
 @MIXERS.register("norm_t1")
 @MIXERS.register("norm_t2")
 def _norm(config: "TransNormerConfig", layer: int, **fields: Any) -> nn.Module:
@@ -61,9 +43,29 @@ def _softmax(config: "TransNormerConfig", layer: int, **fields: Any) -> nn.Modul
     return SoftmaxAttention(**fields)
 
 
+def _lightning(config: "TransNormerLLMConfig", layer: int, *, causal: bool, **fields: Any) -> nn.Module:
+    del causal
+    return LightningAttention(
+        head_dim=config.head_dim,
+        use_lrpe=config.attentions[layer] == "lightning_lrpe",
+        activation=config.activation,
+        use_bias=config.use_bias,
+        norm_eps=config.norm_eps,
+        kernel_init=nn.initializers.normal(config.init_std),
+        backend=config.backend,
+        use_gate=config.use_gate,
+        norm=config.norm,
+        **fields,
+    )
+
+
+# Of TransNormerLLM alone, whose configuration has the options.
+_LIGHTNING = {"lightning": _lightning, "lightning_lrpe": _lightning}
+
+
 def make_attention(config: "ModelConfig", layer: int, shared: nn.Module | None, **module: Any) -> nn.Module:
     """The mixer of a layer; `shared` is that of `make_shared`."""
-    mixer = MIXERS[config.attentions[layer]]
+    mixer = _mixer(config.attentions[layer])
     if hasattr(mixer, "make_shared"):
         module["shared"] = shared
     return mixer(
@@ -79,5 +81,9 @@ def make_attention(config: "ModelConfig", layer: int, shared: nn.Module | None, 
 
 def make_shared(config: "ModelConfig", **module: Any) -> nn.Module | None:
     """The module that the mixers of all layers share, if there is one."""
-    makers = [mixer.make_shared for name in config.attentions if hasattr(mixer := MIXERS[name], "make_shared")]
+    makers = [mixer.make_shared for name in config.attentions if hasattr(mixer := _mixer(name), "make_shared")]
     return makers[0](config, **module) if makers else None
+
+
+def _mixer(name: str) -> Callable[..., nn.Module]:
+    return _LIGHTNING.get(name) or MIXERS[name]
