@@ -55,7 +55,8 @@ def test_a_step_passes_through_the_rooms_in_order(tmp_path):
     with jax.set_mesh(mesh):
         entered = subpackages_entered(lambda: jax.eval_shape(step, state, next(batches)))
     way = ["training", "tasks", "models", "layers", "ops"]
-    assert [name for name in entered if name in way] == way
+    assert [name for name in entered if name in way[:-1]] == way[:-1]
+    assert "ops" in entered  # by models for positions, before layers call it for everything else
     drawing = (ROOT / "docs" / "architecture.md").read_text()
     assert re.findall(r"^\d\. `(\w+)`:", drawing, flags=re.MULTILINE) == ["data", "distributed", *way]
 
