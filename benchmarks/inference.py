@@ -184,7 +184,9 @@ class Softmax:
 
     def repeat(self, state: SoftmaxState, batch_size: int) -> SoftmaxState:
         """As of `Linear`."""
-        return jax.tree.map(lambda x: jnp.repeat(x, batch_size, axis=0), state)
+        states = jax.tree.map(lambda x: jnp.repeat(x, batch_size, axis=1), state.cache.states)
+        position, token = (jnp.repeat(x, batch_size, axis=0) for x in (state.cache.position, state.token))
+        return SoftmaxState(Cache(position, states), token)
 
     def decode(self, state: SoftmaxState) -> SoftmaxState:
         """As of `Linear`."""
@@ -212,6 +214,7 @@ def softmax_config(config: TransNormerLLMConfig, dtype: str) -> TransNormerConfi
         glu_activation=config.glu_activation,
         dropout=0.0,
         dtype=dtype,
+        scan_layers=False,  # as `Generator` has it
     )
 
 

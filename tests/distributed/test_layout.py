@@ -156,6 +156,6 @@ def test_the_head_of_a_transnormer_is_split_by_the_vocabulary():
     config = TransNormerConfig.preset("tiny", vocab_size=256, tie_embeddings=False, position="learned")
     shapes = jax.eval_shape(TransNormer(config).init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
     shardings = parameter_shardings(shapes, mesh_of_all_axes(), parameter_axes)
-    assert shardings["head"]["kernel"].spec == P(("fsdp", "context"), "tensor")
-    assert shardings["head"]["bias"].spec[0][0] == "tensor"
+    assert shardings["head"].spec == P("tensor", ("fsdp", "context"))
+    assert shardings["head_bias"].spec[0][0] == "tensor"
     assert shardings["positions"].spec[-1] == ("fsdp", "context")

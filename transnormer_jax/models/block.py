@@ -63,8 +63,11 @@ class Stack(nn.Module):
             for i, group in enumerate(groups):
                 decay = None if log_decay is None else jnp.asarray(log_decay[group[0] : group[-1] + 1])
                 state = None if states is None else states[i]
-                layers = _scanned if config.scan_layers and shared is None else _alone
-                x, state = layers(config, group, shared)(x, decay, state, positions)
+                if config.scan_layers and shared is None:
+                    layers = _scanned(config, group)
+                else:
+                    layers = _alone(config, group[0], shared, init=self.is_initializing())
+                x, state = layers(x, decay, state, positions)
                 new_states.append(state)
         if config.final_norm:
             x = norm_of(config, "final_norm")(x)
@@ -201,7 +204,7 @@ def dropout(module: nn.Module, x: Array) -> Array:
     return nn.Dropout(rate, deterministic=not module.has_rng("dropout"))(x) if rate else x
 
 
-def _scanned(config: ModelConfig, group: Sequence[int], shared: nn.Module | None) -> nn.Module:
+def _scanned(config: ModelConfig, group: Sequence[int]) -> Callable[..., Any]:
     """Blocks, rematerialised by the named policy and scanned over the layers."""
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat]),
@@ -210,15 +213,14 @@ def _scanned(config: ModelConfig, group: Sequence[int], shared: nn.Module | None
         in_axes=(0, 0, nn.broadcast),
         length=len(group),
     )
-    return scanned(config, group[0], shared, name=f"layers_{group[0]}")
+    return scanned(config, group[0], name=f"layers_{group[0]}")
 
 
-def _alone(config: ModelConfig, group: Sequence[int], shared: nn.Module | None) -> Callable[..., Any]:
+def _alone(config: ModelConfig, layer: int, shared: nn.Module | None, *, init: bool) -> Callable[..., Any]:
     """The block of one layer, whose parameters and state are stacks of one all the same."""
-    [layer] = group
     block = Block if config.remat == "none" else nn.remat(Block, prevent_cse=False, policy=_REMAT[config.remat])
     if shared is None:  # a module that several layers share is no part of a stack
-        block = nn.map_variables(block, "params", _first, _stack_of_one, init=True)
+        block = nn.map_variables(block, "params", _first, _stack_of_one, init=init)
     module = block(config, layer, shared, name=f"layers_{layer}")
 
     def run(x: Array, log_decay: Array | None, state: State, positions: TokenPositions) -> tuple[Array, State]:

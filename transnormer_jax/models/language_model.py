@@ -34,7 +34,7 @@ class Cache(NamedTuple):
 class LanguageModel(nn.Module):
     """A causal language model, or with `config.causal=False` a masked one with the head of RoBERTa.
 
-    >>> from transnormer_jax import TransNormerLLMConfig
+    >>> from transnormer_jax.models import TransNormerLLMConfig
     >>> model = LanguageModel(TransNormerLLMConfig.preset("tiny"))
     >>> tokens = jnp.ones((2, 16), jnp.int32)
     >>> variables = model.init(jax.random.key(0), tokens)

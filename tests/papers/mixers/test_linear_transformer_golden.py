@@ -100,7 +100,9 @@ class Encoder(nn.Module):
             mixed, state = attention(x, positions, state)
             after.append(state)
             x = nn.LayerNorm(epsilon=1e-5, name=f"norm1_{layer}")(x + mixed)
-            x = nn.LayerNorm(epsilon=1e-5, name=f"norm2_{layer}")(x + FeedForward(48, name=f"feed_{layer}")(x))
+            x = nn.LayerNorm(epsilon=1e-5, name=f"norm2_{layer}")(
+                x + FeedForward(48, "relu", gated=False, name=f"feed_{layer}")(x)
+            )
         return nn.LayerNorm(epsilon=1e-5, name="norm")(x), after
 
 
