@@ -212,7 +212,7 @@ def summarize(rows: Sequence[Row], settings: Settings) -> dict[str, Any]:
 
 
 class Run:
-    """A run in a place of its own: it is started, a fault is made, it ends or goes on, and is started again until done.
+    """A run in its own directory: it is started, a fault is made, it ends or goes on, and is started again until done.
 
     Attributes:
       rows: what became of each fault.
@@ -432,10 +432,10 @@ class Run:
         where = "host0:8476" if self._network else f"127.0.0.1:{fault_lab.free_port()}"
         processes = []
         for i in range(count):
-            told = (f"--coordinator={where}", f"--num_processes={count}", f"--process_id={i}") if count > 1 else ()
+            hosts = (f"--coordinator={where}", f"--num_processes={count}", f"--process_id={i}") if count > 1 else ()
             log = self._directory / f"attempt_{attempt}.process_{i}.log"
             host = self._network.hosts[i] if self._network else ""
-            processes.append(Process([*command, *told], environment, log, host))
+            processes.append(Process([*command, *hosts], environment, log, host))
         return processes
 
 

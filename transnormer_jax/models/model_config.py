@@ -72,11 +72,6 @@ class ModelConfig:
         """The norm, a name of `layers.make_norm`."""
         return self.norm
 
-    @property
-    def draws_random_numbers(self) -> bool:
-        """Whether a training step does."""
-        return self.dropout > 0 or "lsh" in self.attentions
-
     def layer_kind(self, layer: int) -> Hashable:
         """Equal for layers that differ in their parameters and their decay alone."""
         return self.attentions[layer]

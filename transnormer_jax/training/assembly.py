@@ -7,6 +7,7 @@ import optax
 from jax.sharding import Mesh
 
 from transnormer_jax.models import ModelConfig
+from transnormer_jax.models.block import has_constant_state
 from transnormer_jax.tasks import Batch, Task
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.curriculum import cut_rows
@@ -55,7 +56,8 @@ def jit_train_step(config: Config, assembly: Assembly, length: int) -> Any:
         config.seed,
         layout,
         join=isinstance(config.model, ModelConfig)
-        and not config.model.draws_random_numbers
+        and has_constant_state(config.model)
+        and not config.model.dropout  # then a step draws no random numbers
         and saves_messages(assembly.state.params, jax.tree.leaves(layout)[0].mesh),
     )
 
