@@ -21,6 +21,7 @@ def get_config():
     config.data.data_dir = {data_dir!r}
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 3
+    config.optimizer.schedule = "inverse_sqrt"  # runs of any number of steps are one compiled program
     config.num_steps = 40
     config.batch_size = 16
     config.sequence_length = 64

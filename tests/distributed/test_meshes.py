@@ -1,7 +1,6 @@
 """Eight devices, however they are arranged, train as one does."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,8 @@ from transnormer_jax.training.optimizer import make_optimizer, make_schedule
 from transnormer_jax.training.placement import check_mesh, place_state
 from transnormer_jax.training.step import TrainState, make_train_step
 
-MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
+# Each axis over all devices but `data`, which sums as `fsdp` does, and each pair of axes together.
+MESHES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 8), (2, 2, 2, 1), (2, 1, 2, 2), (1, 2, 2, 2)]
 BATCH, LENGTH, STEPS = 8, 64, 20
 
 
@@ -26,7 +26,7 @@ SIZES = {"model_dim": 64, "num_heads": 8, "vocab_size": 97, "dtype": "float32"}
 # Eight heads, so that `tensor` can be 8; a vocabulary that no axis divides.
 ONE_LAYER = TransNormerLLMConfig(num_layers=1, glu_dim=128, lrpe_layers=(0,), init_std=0.1, **SIZES)
 TWO_LAYERS = ONE_LAYER.replace(num_layers=2, lrpe_layers=(0, 1))
-TRANSNORMER = TransNormerConfig(num_layers=4, feed_forward_dim=128, block_size=16, dropout=0.0, **SIZES)
+TRANSNORMER = TransNormerConfig(num_layers=2, feed_forward_dim=128, block_size=16, dropout=0.0, **SIZES)
 
 
 def make_task(model: ModelConfig) -> CausalLM:
@@ -114,7 +114,7 @@ def test_every_mesh_of_eight_trains_as_one_device(sizes):
 @pytest.mark.slow
 def test_micro_batches_and_layers_on_a_mesh():
     """Two of each; one layer compiles in two thirds of the time."""
-    actual = on_mesh((1, 2, 2, 2), model=TWO_LAYERS, accumulation_steps=2)
+    actual = on_mesh((2, 2, 1, 2), model=TWO_LAYERS, accumulation_steps=2)
     assert_same(actual, on_one_device(model=TWO_LAYERS))
 
 
@@ -134,7 +134,7 @@ def test_the_tpu_kernels_train_on_parts_of_rows():
 @pytest.mark.parametrize("name", ["adafactor", "muon"])
 def test_optimizers_with_states_of_other_shapes(name):
     """Ten steps: both divide by what may be small, and rounding grows faster than under Adam."""
-    (_, actual), (_, expected) = on_mesh((1, 2, 2, 2), name), on_one_device(name)
+    (_, actual), (_, expected) = on_mesh((1, 4, 1, 2), name), on_one_device(name)
     np.testing.assert_allclose(actual[:10], expected[:10], rtol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_optimizers_with_states_of_other_shapes(name):
         ({"data": 8}, {"batch_size": 12}, "= 12 must be a multiple of config.mesh data x fsdp = 8"),
     ],
 )
-def test_a_mesh_that_does_not_divide_is_told(mesh, fields, message):
+def test_a_mesh_that_does_not_divide_is_refused(mesh, fields, message):
     run = {"batch_size": 16, "sequence_length": 64} | {
         key: fields[key] for key in ("batch_size", "sequence_length") if key in fields
     }

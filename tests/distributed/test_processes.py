@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import forked
-from tests.commands import assert_fails, start, write_tiny_config
+from tests.commands import start, write_tiny_config
 from transnormer_jax.distributed import processes
 from transnormer_jax.distributed.abort_handling import LOST
 from transnormer_jax.distributed.processes import Membership
@@ -43,8 +43,8 @@ def launch(
 
 
 def start_all(command: list[str], *, count: int, devices: int) -> list[forked.Program]:
-    told = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
-    members = [[*told, f"--process_id={i}"] for i in range(count)] if count > 1 else [[]]
+    shared = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={count}"]
+    members = [[*shared, f"--process_id={i}"] for i in range(count)] if count > 1 else [[]]
     return [start(*command, *member, JAX_NUM_CPU_DEVICES=str(devices)) for member in members]
 
 
@@ -155,8 +155,8 @@ def test_two_processes_evaluate_as_the_run_did(two_processes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "devices", "mesh"),
-    [(1, 4, "data=-1,fsdp=2"), (1, 1, "fsdp=1"), (2, 2, "tensor=2")],
-    ids=["4", "1", "2x2"],
+    [(1, 1, "fsdp=1"), (2, 2, "tensor=2")],
+    ids=["1", "2x2"],
 )
 def test_a_stopped_run_resumes_on_another_number_of_devices(
     config, stopped, one_process, tmp_path, count, devices, mesh
@@ -167,18 +167,6 @@ def test_a_stopped_run_resumes_on_another_number_of_devices(
     assert "resumed from checkpoint" in results[0][1]
     assert_same_losses(workdir, one_process)
     assert rows_read(workdir) == STEPS * 16
-
-
-@pytest.mark.slow
-def test_a_lost_shard_is_told(config, stopped, tmp_path):
-    workdir = tmp_path / "run"
-    shutil.copytree(stopped, workdir)
-    shards = [file for file in (workdir / "checkpoints").rglob("d/*") if "params" in file.parts]
-    assert shards
-    for file in shards:
-        file.unlink()
-    (result,) = finish(launch(config, workdir, count=1, devices=1, mesh="fsdp=1"))
-    assert_fails(result, "none of the", "checkpoints", "can be read")
 
 
 def lose(config: Path, workdir: Path, lost: int) -> None:
@@ -256,17 +244,16 @@ def test_the_same_error_everywhere_is_no_loss(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_a_signal_before_the_first_step_ends_all(tmp_path, number):
-    program = f"if process == 1: os.kill(os.getpid(), signal.{number})"
+def test_a_signal_before_the_first_step_ends_all(tmp_path):
+    program = "if process == 1: os.kill(os.getpid(), signal.SIGTERM)"
     (waiting, _, said), (stopped, _, err) = end_meeting(tmp_path, program)
     assert (waiting, stopped) == (STOPPED, STOPPED), (said, err)
-    assert f"stopped by {number} before the first step; run the same command to resume" in err
-    assert f"was stopped by {number} before the first step" in said
+    assert "stopped by SIGTERM before the first step; run the same command to resume" in err
+    assert "was stopped by SIGTERM before the first step" in said
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("membership", "words"),
     [
         (Membership(num_processes=2), ["--coordinator and --process_id missing", "all three"]),
         (Membership("host:1", 2), ["--process_id missing"]),
@@ -275,8 +262,8 @@ def test_a_signal_before_the_first_step_ends_all(tmp_path, number):
         (Membership("host:1", 2, -1), ["--process_id=-1"]),
     ],
 )
-def test_wrong_membership_is_told(told, words):
-    with pytest.raises(UserError) as caught, processes.joined(told):
+def test_wrong_membership_is_refused(membership, words):
+    with pytest.raises(UserError) as caught, processes.joined(membership):
         pass
     for word in words:
         assert word in str(caught.value)
@@ -291,14 +278,14 @@ def test_the_environment_fills_in_what_flags_leave_out(monkeypatch):
         pass
 
 
-def test_a_silent_address_is_told():
+def test_a_silent_address_is_one_sentence():
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"process 0 does not answer at {address} within 1 s"):  # noqa: SIM117
         with processes.joined(Membership(address, 2, 1), timeout_seconds=1):
             pass
 
 
-def test_a_port_in_use_is_told():
+def test_a_port_in_use_is_one_sentence():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -312,7 +299,7 @@ def test_one_process_starts_nothing():
         assert not jax.distributed.is_initialized()
 
 
-def test_where_nothing_is_told_or_detected_nothing_starts(tmp_path):
+def test_without_flags_or_a_cluster_nothing_starts(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import jax\n"

@@ -13,7 +13,8 @@ def small_config(directory, **model) -> ConfigDict:
     config.data.data_dir = str(directory / "datasets")
     config.num_steps, config.batch_size, config.sequence_length = 40, 16, 64
     config.log_every = config.checkpoint_every = 20
-    config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-2, 3
+    # A schedule that does not depend on the number of steps: runs of any length are one compiled program.
+    config.optimizer.schedule, config.optimizer.learning_rate, config.optimizer.warmup_steps = "inverse_sqrt", 1e-2, 3
     config.evaluation.every, config.evaluation.batch_size, config.evaluation.window = 0, 8, 32
     return config
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
-from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
+from transnormer_jax.training import Config, default_config, load_workdir, train
 from transnormer_jax.training.workdir import model_to_begin_with, write_model
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
@@ -27,7 +27,7 @@ def config(tmp_path):
     config = small_config(tmp_path)
     config.model = default_config(dtype="float32").model  # of the model, only the dtype counts
     config.data.files = write_counting(tmp_path)
-    config.num_steps, config.log_every, config.checkpoint_every = 30, 10, 10
+    config.num_steps = 2
     config.optimizer.warmup_steps = 1
     config.init_from = str(tmp_path / "converted")
     return config
@@ -45,16 +45,12 @@ def make_converted(directory):
 
 def test_a_run_begins_with_the_parameters_and_the_model_of_another(config, tmp_path):
     params = make_converted(tmp_path / "converted")
-    config.optimizer.learning_rate, config.num_steps = 0.0, 2
+    config.optimizer.learning_rate = 0.0
     train(Config.from_dict(config.to_dict()), tmp_path / "still")
     still = load_workdir(tmp_path / "still")
     assert still.model_config.num_layers == 1
     assert (still.model_config.dtype, still.model_config.param_dtype) == ("float32", "float32")
     jax.tree.map(lambda ours, theirs: np.testing.assert_array_equal(ours, np.float32(theirs)), still.params, params)
-
-    config.optimizer.learning_rate, config.num_steps = 1e-2, 30
-    result = train(Config.from_dict(config.to_dict()), tmp_path / "tuned")
-    assert result["loss"] < evaluate_run(tmp_path / "still")["loss"] - 1
 
 
 def test_a_run_goes_on_without_what_it_began_with(config, tmp_path):

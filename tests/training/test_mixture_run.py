@@ -1,4 +1,4 @@
-"""A run on a mixture: what it reads is told, and every source is evaluated."""
+"""A run on a mixture: what it reads is logged, and every source is evaluated."""
 
 import json
 
@@ -6,7 +6,9 @@ import pytest
 
 from tests.commands import assert_fails, run
 from tests.training.small_config import small_config
+from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.training import Config, evaluate_run, train
+from transnormer_jax.training.setup import load_setup
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
@@ -34,7 +36,7 @@ def config(tmp_path):
     return config
 
 
-def test_a_run_tells_what_it_read_of_every_source(config, tmp_path):
+def test_a_run_logs_what_it_read_of_every_source(config, tmp_path):
     workdir = tmp_path / "run"
     result = train(Config.from_dict(config.to_dict()), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -51,16 +53,13 @@ def test_a_run_tells_what_it_read_of_every_source(config, tmp_path):
     assert again["words/loss"] == result["words/loss"]
 
 
-def test_epochs_instead_of_weights(config, tmp_path):
+def test_epochs_instead_of_weights(config):
     for name, epochs in (("counting", 1.0), ("words", 3.0)):
         del config.data.mixture[name]["weight"]
         config.data.mixture[name]["epochs"] = epochs
-    config.num_steps = config.log_every = config.checkpoint_every = 4
-    workdir = tmp_path / "run"
-    train(Config.from_dict(config.to_dict()), workdir)
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    [last] = [line for line in lines if "data/words/epochs" in line]
-    assert last["data/words/epochs"] == pytest.approx(3 * last["data/counting/epochs"], rel=0.05)
+    setup = load_setup(Config.from_dict(config.to_dict()), make_mesh(MeshConfig()))
+    read = setup.training.consumption(64)
+    assert read["data/words/epochs"] == pytest.approx(3 * read["data/counting/epochs"], rel=0.05)
 
 
 @pytest.mark.slow

@@ -47,7 +47,6 @@ def test_a_moved_run_resumes_is_evaluated_and_generates(config, tmp_path):
     run = load_workdir(tmp_path / "there")
     assert run.tokenizer.fingerprint == fingerprint
     Generator(run.model_config, run.params, run.tokenizer).generate(["line 5"], max_new_tokens=2)
-    assert evaluate_run(tmp_path / "there")["step"] == 2
     assert evaluate_run(tmp_path / "there", config)["step"] == 2  # names the tokenizer that is gone
     assert train(dataclasses.replace(config, num_steps=3), tmp_path / "there") is not None
     with pytest.raises(UserError, match="another tokenizer"):

@@ -1,6 +1,8 @@
-"""A run that is told to stop: what it saves, when, and how it ends."""
+"""A run that stops: what it saves, when, how it ends, and how it goes on."""
 
+import dataclasses
 import errno
+import gc
 import json
 import os
 import signal
@@ -8,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import chex
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -16,7 +19,7 @@ from orbax.checkpoint._src.futures.synchronization import MultihostSynchronizedV
 from tests.training.small_config import small_config, write_counting
 from transnormer_jax import storage
 from transnormer_jax.errors import UserError
-from transnormer_jax.training import load_workdir, loop
+from transnormer_jax.training import load_workdir, loop, reading
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.goodput import Stopwatch
 from transnormer_jax.training.progress import window_means
@@ -72,9 +75,9 @@ def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, capfd):
 
 
 def test_checkpoints_by_time(tmp_path):
-    config = config_for(tmp_path, num_steps=12, checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=99)
+    config = config_for(tmp_path, num_steps=4, checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=99)
     loop.train(config, tmp_path / "run")
-    assert steps_in(tmp_path / "run") == list(range(1, 13))
+    assert steps_in(tmp_path / "run") == [1, 2, 3, 4]
 
 
 def test_no_more_than_the_interval_and_one_step_are_ever_at_risk(tmp_path, monkeypatch):
@@ -90,8 +93,8 @@ def test_no_more_than_the_interval_and_one_step_are_ever_at_risk(tmp_path, monke
 
     monkeypatch.setattr(loop, "Checkpoints", Slow)
     monkeypatch.setattr(loop.Profiler, "begin_step", lambda self, step: at_risk.append(step - max(made[0].complete, 0)))
-    loop.train(config_for(tmp_path, num_steps=14, checkpoint_every=4), tmp_path / "run")
-    assert at_risk == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2, 3, 4, 5, 2]
+    loop.train(config_for(tmp_path, num_steps=10, checkpoint_every=4), tmp_path / "run")
+    assert at_risk == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2]
 
 
 def test_the_newest_multiples_and_the_best_are_kept(tmp_path):
@@ -110,10 +113,12 @@ def test_the_newest_multiples_and_the_best_are_kept(tmp_path):
     assert steps_in(tmp_path / "run") == [4, 6, 10, 11, 12]  # best 4 and 10, multiple of six 6 and 12, newest 11 and 12
 
 
-def test_bytes_that_change_on_disk_are_noticed(tmp_path, capfd):
+def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(reading, "_RETRY_SECONDS", ())
     config = config_for(tmp_path, num_steps=6, checkpoint_every=3)
     workdir = tmp_path / "run"
     loop.train(config, workdir)
+    whole = load_workdir(workdir)
     array = max((workdir / "checkpoints" / "6" / "params").rglob("d/*"), key=lambda path: path.stat().st_size)
     torn = bytearray(array.read_bytes())
     for i in range(2000, 2064):
@@ -126,6 +131,42 @@ def test_bytes_that_change_on_disk_are_noticed(tmp_path, capfd):
     out = capfd.readouterr().out
     assert "checkpoint 6 is broken" in out
     assert "resumed from checkpoint 3" in out
+    assert (workdir / "broken_checkpoints" / "6").is_dir()
+    resumed = load_workdir(workdir)
+    assert (resumed.step, whole.step) == (6, 6)
+    chex.assert_trees_all_equal(resumed.params, whole.params)
+    assert [line["step"] for line in lines_of(workdir) if "grad_norm" in line] == list(range(1, 7))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines behind
+def test_without_a_readable_checkpoint_nothing_begins_and_nothing_is_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_RETRY_SECONDS", ())
+    config = config_for(tmp_path, num_steps=4, checkpoint_every=1)
+    loop.train(config, tmp_path / "run")
+    kept = steps_in(tmp_path / "run")
+    for step in kept:  # cut short, as by a dying machine, or gone
+        for file in (tmp_path / "run" / "checkpoints" / str(step)).rglob("d/*"):
+            file.write_bytes(file.read_bytes()[:50]) if step % 2 else file.unlink()
+    with pytest.raises(UserError, match=r"none of the 3 checkpoints .* can be read"):
+        loop.train(config, tmp_path / "run")
+    gc.collect()
+    assert steps_in(tmp_path / "run") == kept == [2, 3, 4]
+
+
+def test_more_steps_continue_a_finished_run(tmp_path, capfd):
+    config = config_for(tmp_path, num_steps=4, checkpoint_every=4)
+    loop.train(config, tmp_path / "run")
+    loop.train(dataclasses.replace(config, num_steps=6, seed=5), tmp_path / "run")
+    out = capfd.readouterr().out
+    assert "resumed from checkpoint 4" in out
+    assert out.count("warning: config.seed changed since the last start: the run goes on at row") == 1
+    assert lines_of(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_steps_that_are_not_finite_stop_the_run(tmp_path):
+    config = config_for(tmp_path, max_skipped_steps=3, optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
+    with pytest.raises(UserError, match=r"not finite in 3 steps in a row, up to step .*learning_rate"):
+        loop.train(config, tmp_path / "run")
 
 
 def test_goodput_is_the_share_of_wall_time_in_steps(tmp_path):

@@ -1,7 +1,7 @@
 """Which checkpoint of several is read: the newest that every process can read."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,8 @@ from transnormer_jax.log import log
 
 # Another model's checkpoint, or one that is too large for this machine, is whole; so is the one before.
 _NOT_ITS_FAULT = (UserError, MemoryError, jax.errors.JaxRuntimeError)
-# A store or a network disk may fail once and work again: seconds before each further try.
+# A store or a network disk may fail for a while and work again: seconds before each further try, of all checkpoints
+# together, so that several broken ones are passed over without waiting for each.
 _RETRY_SECONDS = (1.0, 5.0)
 
 
@@ -40,7 +41,7 @@ def newest_readable[T](
 ) -> Found[T] | None:
     """Reads checkpoints from the newest down to the first that can be read; called by all processes alike.
 
-    What cannot be read is read again twice, after some seconds.
+    What cannot be read is read again after some seconds, at most twice in all.
 
     Args:
       directory: of the checkpoints.
@@ -58,9 +59,10 @@ def newest_readable[T](
     # File systems differ in when they show a new directory: process 0 says which steps there are.
     left = multihost.broadcast_from_process0(sorted(steps))
     broken: dict[int, str] = {}
+    waits = iter(_RETRY_SECONDS)
     while left:
         step = left.pop()
-        result, reason = _read_patiently(read, check, step)
+        result, reason = _read_patiently(read, check, step, waits)
         if not reason:
             [content] = result
             return Found(step, content, broken)
@@ -74,9 +76,10 @@ def newest_readable[T](
     )
 
 
-def _read_patiently[T](read: Callable[[int], T], check: Callable[[T], None], step: int) -> tuple[list[T], str]:
+def _read_patiently[T](
+    read: Callable[[int], T], check: Callable[[T], None], step: int, waits: Iterator[float]
+) -> tuple[list[T], str]:
     """The content in a list, or the reason why some process cannot read it in the end."""
-    waits = iter(_RETRY_SECONDS)
     while True:
         content, reason = _attempt(read, step)
         reasons = list(filter(None, multihost.all_gather(reason, "reading a checkpoint")))
