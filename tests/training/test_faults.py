@@ -1,8 +1,6 @@
 """What a run does when something under it fails: the data, the disk, or time itself."""
 
-import os
 import runpy
-import shlex
 import subprocess
 import sys
 import time
@@ -12,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.commands import ROOT, assert_fails, write_tiny_config
+from tests.commands import ROOT, assert_fails, run, write_tiny_config
 from transnormer_jax.errors import UserError
 from transnormer_jax.training import loop
 from transnormer_jax.training.checkpoints import Checkpoints
@@ -80,7 +78,7 @@ def test_an_exception_saves_the_last_whole_step_and_goes_on(tmp_path, monkeypatc
     assert resumed["loss"] == whole["loss"]
 
 
-def test_a_disk_too_full_for_a_line_of_metrics_is_told(tmp_path, monkeypatch):
+def test_a_disk_too_full_for_a_line_of_metrics_is_one_sentence(tmp_path, monkeypatch):
     full = Path("/dev/full")
     if not full.is_char_device():
         pytest.skip("needs /dev/full")
@@ -92,7 +90,7 @@ def test_a_disk_too_full_for_a_line_of_metrics_is_told(tmp_path, monkeypatch):
     writer.close()
 
 
-def test_a_missing_wandb_is_told(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"wandb is missing: in a clone, pip install -e '\.\[wandb\]', or leave"):
         MetricWriter(tmp_path, first_step=1, wandb_project="p")
@@ -109,28 +107,43 @@ def test_a_state_that_was_donated_is_not_saved(tmp_path, gone):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+# Trains where the checkpoints are on a disk of their own, too small for the run, and again when it is larger.
+_SMALL_DISK = """
+import os, runpy, subprocess, sys
+
+checkpoints, *command = sys.argv[1:]
+os.unshare(os.CLONE_NEWNS)
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", checkpoints], check=True)
+
+def train():
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sys.argv = command
+    runpy.run_path(command[0], run_name="__main__")
+    sys.exit()
+
+status = train()
+print("kept", *os.listdir(checkpoints), flush=True)
+subprocess.run(["mount", "-o", "remount,size=20m", checkpoints], check=True)
+print("with room:", train(), flush=True)
+sys.exit(status)
+"""
+
+
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_the_run_resumes_where_there_is_room(tmp_path):
-    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+def test_a_full_disk_ends_the_run_which_resumes_where_there_is_room(tmp_path):
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
         pytest.skip("needs a name space of its own, in which to mount a small disk")
-    config, workdir = write_tiny_config(tmp_path), tmp_path / "run"
+    config, workdir, program = write_tiny_config(tmp_path), tmp_path / "run", tmp_path / "program.py"
     (workdir / "checkpoints").mkdir(parents=True)
-    command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}", "--config.keep_checkpoints=9"]
-    where = shlex.quote(str(workdir / "checkpoints"))
-    first, second = ([shlex.quote(str(tmp_path / f"{name}.{i}")) for name in ("out", "err")] for i in (1, 2))
-    script = f"""
-        mount -t tmpfs -o size=1500k tmpfs {where} || exit 99
-        {shlex.join(command)} > {first[0]} 2> {first[1]}; status=$?
-        ls {where} > {shlex.quote(str(tmp_path / "kept"))}
-        mount -o remount,size=20m {where} && {shlex.join(command)} > {second[0]} 2> {second[1]} || exit 98
-        exit $status
-    """
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    shell = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=ROOT, env=environment, check=False)
-    out, err = ((tmp_path / f"{name}.1").read_text() for name in ("out", "err"))
-    assert_fails((shell.returncode, out, err), "could not be written", "No space left on device", "make room")
-    kept = [int(name) for name in (tmp_path / "kept").read_text().split() if name.isdigit()]
+    program.write_text(_SMALL_DISK)
+    flags = [f"--config={config}", f"--workdir={workdir}", "--config.keep_checkpoints=9"]
+    status, out, err = run(program, workdir / "checkpoints", ROOT / "train.py", *flags)
+    first, _, second = out.partition("\nkept ")
+    assert_fails((status, first, err), "could not be written", "No space left on device", "make room")
+    kept = [int(name) for name in second.partition("\n")[0].split() if name.isdigit()]
     assert kept
-    again = (tmp_path / "out.2").read_text()
-    assert f"resumed from checkpoint {max(kept)}" in again
-    assert "held out" in again
+    assert f"resumed from checkpoint {max(kept)}" in second
+    assert "held out" in second
+    assert "with room: 0" in second
