@@ -46,21 +46,32 @@ def test_a_signal_before_the_first_step_ends_in_one_line(wait, number):
 def test_a_signal_while_the_interpreter_shuts_down_ends_in_one_line():
     """No thread can be started by then."""
     program = (
-        "import atexit, os, signal; from transnormer_jax import start; "
-        "atexit.register(os.kill, os.getpid(), signal.SIGTERM); start.begin()"
+        "import atexit, os, signal; from transnormer_jax import start; start.begin(); "
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     sentence = "stopped by SIGTERM before the first step; run the same command to resume\n"
     assert (done.returncode, done.stderr) == (75, sentence)
 
 
-def test_others_are_told_before(tmp_path):
+def test_a_signal_after_the_interpreter_has_dropped_its_handlers_changes_nothing():
+    """The run is over and has its status; a `__del__` of what modules hold runs as late as that."""
+    program = (
+        "import os, signal; from transnormer_jax import start; start.begin(); kill = os.kill, os.getpid(), 15\n"
+        "class Late:\n    def __del__(self, kill=kill): kill[0](*kill[1:])\n"
+        "late = Late(); raise SystemExit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_others_hear_of_it_first(tmp_path):
     program = (
         "from pathlib import Path; from transnormer_jax import start; start.begin(); "
-        f"start.on_stop(lambda reason: Path({str(tmp_path / 'told')!r}).write_text(reason)); {WAITS['an import']}"
+        f"start.on_stop(lambda reason: Path({str(tmp_path / 'reason')!r}).write_text(reason)); {WAITS['an import']}"
     )
     assert stopped(program, signal.SIGTERM)[0] == 75
-    assert (tmp_path / "told").read_text() == "stopped by SIGTERM before the first step"
+    assert (tmp_path / "reason").read_text() == "stopped by SIGTERM before the first step"
 
 
 def test_a_child_process_dies_of_its_own_signals():

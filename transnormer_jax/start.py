@@ -3,6 +3,7 @@
 This module is imported first, so it imports nothing large. The training loop's handler takes over at its first step.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -30,6 +31,9 @@ def begin() -> None:
         return
     for number in _SIGNALS:
         signal.signal(number, _stop)
+    # The last exit function to run: Python then restores the handlers of the system, and SIGTERM would end a run that
+    # is over with the status of one that was killed.
+    atexit.register(_ignore)
     # Python runs handlers in the main thread between two of its own instructions: not while XLA compiles, or while the
     # runtime waits for other processes. The thread hears of a signal at once.
     ear, mouth = os.pipe()
@@ -72,6 +76,12 @@ def _stop(number: int, frame: FrameType | None = None) -> None:
         speaker.join(timeout=5.0)
     os.write(2, f"{reason}; run the same command to resume\n".encode())
     os._exit(STOPPED)
+
+
+def _ignore() -> None:
+    for number in _SIGNALS:
+        if _listens_to(number):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _forget() -> None:
