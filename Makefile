@@ -1,5 +1,5 @@
 # Two commands do all set-up: `make quickstart` and `make test`. `make docs`, `make notebooks` and `make wheel` come on top.
-.PHONY: quickstart test lint docs notebooks wheel
+.PHONY: quickstart test test-quick lint docs notebooks wheel
 
 # Python keeps what it has compiled, whatever the environment says: dozens of processes import the same packages.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,6 +20,10 @@ quickstart: $(VENV)/installed
 # Install, check style, types and the direction of imports, and run every test.
 test: $(VENV)/installed-dev $(VENV)/libtpu lint
 	$(VENV)/bin/pytest -n 2 --dist=loadfile
+
+# The tests that take no longer than a second or two each.
+test-quick: $(VENV)/installed-dev
+	$(VENV)/bin/pytest -n 2 --dist=loadfile -m "not slow"
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
