@@ -15,7 +15,7 @@ FAULTS = [
     ("transnormer_jax/data/shuffle.py", "np.argsort(keys, kind=\"stable\")", "np.argsort(keys)[::-1]", _PACKING),
     ("transnormer_jax/data/pipeline.py", "self._first_row + batch", "batch", "tests/data/test_pipeline.py"),
     ("transnormer_jax/data/pipeline.py", "start + offset]", "start]", "tests/data/test_pipeline.py"),
-    ("transnormer_jax/data/mixture.py", "(np.arange(count) + 0.5)", "np.arange(count)", "tests/data/test_mixture.py"),
+    ("transnormer_jax/data/mixture.py", "(np.arange(count) + 0.5) / count", "np.arange(count)", "tests/data/test_mixture.py"),
     ("transnormer_jax/data/mixture.py", "period * self._per_period[source] + ", "", "tests/data/test_mixture.py"),
     # A run that resumes.
     ("transnormer_jax/training/loop.py", "self._first_row, self._mesh", "0, self._mesh", _STOPPING),
