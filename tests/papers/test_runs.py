@@ -1,9 +1,9 @@
-"""Every task through the whole training program: it trains, resumes as if nothing had been, and is evaluated."""
+"""Every task through the whole training program: it trains, and is evaluated."""
 
 import json
 from pathlib import Path
 
-import jax
+import chex
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -99,24 +99,26 @@ METRICS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", METRICS, ids=lambda make: make.__name__)
-def test_a_run_in_two_parts_equals_one(make, tmp_path):
+def test_every_task_trains_and_is_evaluated(make, tmp_path):
     config = make(tmp_path)
     config.data.data_dir = str(tmp_path / "datasets")
     whole = train(Config.from_dict(config.to_dict()), tmp_path / "whole")
     assert np.isfinite(whole[METRICS[make]])
-    # The learning rate is planned for all steps, so a run that a signal stops is played by its checkpoints.
-    parts = tmp_path / "parts"
-    (parts / "checkpoints").mkdir(parents=True)
-    (tmp_path / "whole" / "checkpoints" / "2").rename(parts / "checkpoints" / "2")
-    assert train(Config.from_dict(config.to_dict()), parts)["loss"] == whole["loss"]
-    jax.tree.map(np.testing.assert_array_equal, load_workdir(tmp_path / "whole").params, load_workdir(parts).params)
+    if make == duplication:  # it draws random numbers in every step, for dropout and hashes
+        # The learning rate is planned for all steps, so a run that a signal stops is played by its checkpoints.
+        resumed = tmp_path / "resumed"
+        (resumed / "checkpoints").mkdir(parents=True)
+        (tmp_path / "whole" / "checkpoints" / "2").rename(resumed / "checkpoints" / "2")
+        assert train(Config.from_dict(config.to_dict()), resumed)["loss"] == whole["loss"]
+        chex.assert_trees_all_equal(load_workdir(tmp_path / "whole").params, load_workdir(resumed).params)
     report = evaluate_run(tmp_path / "whole")
     assert report["loss"] == pytest.approx(whole["loss"], rel=1e-6)
     assert json.loads((tmp_path / "whole" / "eval.json").read_text()) == report
 
 
-def test_what_does_not_fit_together_is_told(tmp_path):
+def test_what_does_not_fit_together_is_refused(tmp_path):
     def error(config, **changes) -> str:
         for key, value in changes.items():
             section, _, name = key.rpartition("__")
