@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 
 class Steps(NamedTuple):
@@ -54,9 +55,14 @@ DOCUMENT_CASES = [
 ]
 GROUPED_CASES = [
     Case("grouped", (2, 150, 6, 16, 24), np.linspace(-2, -1e-4, 6).tolist(), True, True, key_heads=2),
-    Case("grouped_per_token", (2, 150, 6, 16, 24), Steps(1e-3, 1.0), True, True, key_heads=2),
     Case("grouped_documents", (2, 150, 6, 16, 24), Steps(1e-3, 1.0), True, True, key_heads=1, max_segments=7),
 ]
+
+
+def parametrize(cases: Sequence[Case], quick: Sequence[Case] = ()) -> pytest.MarkDecorator:
+    """`cases` as parameters "case"; those that are not among `quick` are slow."""
+    params = [pytest.param(one, id=one.name, marks=() if one in quick else pytest.mark.slow) for one in cases]
+    return pytest.mark.parametrize("case", params)
 
 
 class Inputs(NamedTuple):

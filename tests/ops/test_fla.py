@@ -80,7 +80,7 @@ def make_documents():
     return q, k, v, g, jnp.asarray(rng.random((len(STARTS) - 1, 2, 8, 8)), jnp.float32)
 
 
-@pytest.mark.parametrize("function", [fla.chunk_simple_gla, fla.fused_recurrent_simple_gla, fla.chunk_gla])
+@pytest.mark.parametrize("function", [fla.chunk_simple_gla, fla.chunk_gla])
 def test_packed_documents_are_rows_of_their_own(function):
     q, k, v, g, states = make_documents()
     if function is not fla.chunk_gla:

@@ -99,15 +99,16 @@ def check(actual, expected, value=2e-6, gradient=5e-6, decay=2e-5):
         assert relative_rms(x, y) <= limit, name
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS])
-@pytest.mark.parametrize("gates", ["mild", "wide", "-1e4", "-1e30", "-inf"])
+@pytest.mark.parametrize(
+    ("gates", "documents"),
+    [("mild", None), ("wide", DOCUMENTS), ("-1e4", None), ("-1e30", DOCUMENTS), ("-inf", None), ("-inf", DOCUMENTS)],
+)
 def test_it_equals_the_definition(gates, documents):
     inputs = make_inputs(gates, documents=documents)
     check(apply(*inputs), define(*inputs))
 
 
-@pytest.mark.parametrize("documents", [None, DOCUMENTS])
-@pytest.mark.parametrize("gates", ["wide", "-inf"])
+@pytest.mark.parametrize(("gates", "documents"), [("wide", None), ("-inf", DOCUMENTS)])
 def test_the_form_for_gpus_and_tpus(gates, documents, monkeypatch):
     monkeypatch.setattr(gated, "target_hardware", lambda: Hardware("tpu", "TPU v5e"))
     inputs = make_inputs(gates, documents=documents)
@@ -122,7 +123,7 @@ def test_gates_that_forget_everything():
     assert not any(np.asarray(x).any() for x in actual[5:])  # the true values are below the smallest float32
 
 
-@pytest.mark.parametrize("chunk_size", [1, 16, 512])
+@pytest.mark.parametrize("chunk_size", [1, 512])
 def test_chunk_sizes(chunk_size):
     inputs = make_inputs(documents=DOCUMENTS)
     check(apply(*inputs, chunk_size=chunk_size), define(*inputs))
@@ -140,9 +141,8 @@ def test_equal_channels_are_a_decay_per_head():
     log_decay = log_decay[..., 0]
     same = jnp.broadcast_to(log_decay[..., None], q.shape)
     options = {"initial_state": state, "segment_ids": ids}
-    for x, y in zip(
-        gated_linear_attention(q, k, v, same, **options), linear_attention(q, k, v, log_decay, **options), strict=True
-    ):
+    gated_results = jax.jit(gated_linear_attention)(q, k, v, same, **options)
+    for x, y in zip(gated_results, jax.jit(linear_attention)(q, k, v, log_decay, **options), strict=True):
         assert relative_rms(x, np.asarray(y, np.float64)) <= 2e-6
 
 
@@ -197,9 +197,10 @@ def test_no_rows_are_a_batch():
 def test_vmap():
     operands, _, _ = jax.tree.map(jnp.asarray, make_inputs())
     several = [jnp.stack([x, -x if i < 3 else x]) for i, x in enumerate(operands[:4])]
-    actual = jax.vmap(gated_linear_attention)(*several)
+    attend = jax.jit(gated_linear_attention)
+    actual = jax.vmap(attend)(*several)
     for i in range(2):
-        expected = gated_linear_attention(*(x[i] for x in several))
+        expected = attend(*(x[i] for x in several))
         for x, y in zip(actual, expected, strict=True):
             np.testing.assert_allclose(x[i], y, rtol=1e-5, atol=1e-5)
 

@@ -19,6 +19,7 @@ from tests.ops.definition import (
     define,
     define_gradients,
     make_inputs,
+    parametrize,
     relative_rms,
 )
 from transnormer_jax.errors import UserError
@@ -91,7 +92,7 @@ def assert_equals_definition(inputs: Inputs, backend: str, bounds: dict[str, flo
 FLOAT32 = {"out": 2e-6, "state": 2e-6, "all": 5e-6, "log_decay": 2e-5}
 
 
-@pytest.mark.parametrize("case", [*CASES, *TOKEN_CASES, *DOCUMENT_CASES, *GROUPED_CASES], ids=lambda case: case.name)
+@parametrize([*CASES, *TOKEN_CASES, DOCUMENT_CASES[0], *GROUPED_CASES], quick=[ALL, GROUPED_CASES[1]])
 @each_backend
 def test_float32_equals_definition(backend: str, case: Case):
     inputs = make_inputs(case)
@@ -111,7 +112,7 @@ def test_half_precision_equals_definition(backend: str, dtype):
     assert_equals_definition(make_inputs(ALL, dtype), backend, {"all": 5e-3})
 
 
-@pytest.mark.parametrize("case", [PER_TOKEN, GROUPED_CASES[2]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [PER_TOKEN, GROUPED_CASES[1]], ids=lambda case: case.name)
 def test_half_precision_per_token(case: Case):
     assert_equals_definition(make_inputs(case, jnp.bfloat16), "chunked", {"all": 5e-3})
 
@@ -123,14 +124,15 @@ def test_what_is_left_out_is_zero(backend: str):
         assert relative_rms(actual, expected) <= 2e-6
 
 
-@pytest.mark.parametrize("log_decay", [-0.7, -1e-5])
 @pytest.mark.parametrize("backend", ["recurrent", "associative_scan", "chunked", "chunked_associative_scan"])
-def test_long_rows_stay_finite(backend: str, log_decay: float):
+def test_long_rows_stay_finite(backend: str):
     # The decay's own gradient is the one that cancels: here it is held against float64 as well.
-    inputs = make_inputs(Case("long", (1, 65536, 4, 4, 4), [log_decay] * 4))
+    inputs = make_inputs(Case("long", (1, 65536, 4, 4, 4), [-0.7, -0.7, -1e-5, -1e-5]))
     outputs, grads = apply_with_gradients(inputs, backend)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((outputs, grads)))
-    assert relative_rms(grads["log_decay"], define_gradients(inputs)["log_decay"]) <= 2e-5
+    expected = define_gradients(inputs)["log_decay"]
+    for heads in (slice(0, 2), slice(2, 4)):
+        assert relative_rms(grads["log_decay"][heads], expected[heads]) <= 2e-5
 
 
 def test_causality_by_gradient():
@@ -269,7 +271,7 @@ def test_auto_takes_one_matrix_for_a_short_row():
         ({"initial_state": jnp.zeros((1, 2, 8, 8)), "max_segments": 3}, "initial_state has shape"),
     ],
 )
-def test_mistakes_are_told(change, message):
+def test_mistakes_are_one_sentence(change, message):
     arguments = dict.fromkeys(("q", "k", "v"), jnp.zeros((1, 4, 2, 8))) | change
     # The annotations themselves refuse some shapes here (conftest); users get the sentence.
     unchecked = linear_attention.__wrapped__ if hasattr(linear_attention, "__wrapped__") else linear_attention
@@ -347,8 +349,10 @@ def test_without_causality_half_precision_is_near():
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-3
 
 
-@pytest.mark.parametrize("axes", [(0, 0, 0, None), (0, 0, 0, 0), (None, 0, None, None)])
-@pytest.mark.parametrize("backend", [*ANYWHERE, "pallas_tpu"])
+@pytest.mark.parametrize(
+    ("backend", "axes"),
+    [*((name, (0, 0, 0, 0)) for name in [*ANYWHERE, "pallas_tpu"]), ("chunked", (None, 0, None, None))],
+)
 def test_vmap_equals_a_loop(backend: str, axes):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 3, 2, 20, 2, 4))
     log_decay = -jnp.exp(jax.random.normal(jax.random.key(1), (3, 2)))
@@ -378,7 +382,7 @@ def test_a_decay_may_be_a_number_a_list_or_an_array():
         np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_documents_that_do_not_occur_keep_their_state_and_more_are_told():
+def test_documents_that_do_not_occur_keep_their_state_and_too_many_are_nan():
     inputs = make_inputs(DOCUMENT_CASES[1])
     options = {"initial_state": inputs.initial_state, "segment_ids": inputs.segment_ids}
     attend = jax.jit(linear_attention, static_argnames="max_segments")

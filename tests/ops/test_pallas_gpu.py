@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
+from tests.ops.definition import CASES, Case, define, make_inputs, parametrize, relative_rms
 from tests.ops.emulation import assert_equals_definition
 from tests.ops.test_linear_attention import apply
 from transnormer_jax.errors import UserError
@@ -28,14 +28,13 @@ LARGE_CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", [*CASES, *LARGE_CASES], ids=lambda case: case.name)
+@parametrize([CASES[0], CASES[3], CASES[5], *LARGE_CASES], quick=[CASES[5]])
 def test_equals_definition(case: Case):
     assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
 
 
-@pytest.mark.parametrize("segments", [False, True])
-def test_splits_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
-    case = Case("", (1, 310, 1, 64, 64), [-1e-3], segments=segments, initial_state=True)
+def test_splits_equal_the_whole(monkeypatch: pytest.MonkeyPatch):
+    case = Case("", (1, 310, 1, 64, 64), [-1e-3], segments=True, initial_state=True)
     monkeypatch.setattr(sweeps, "_SHORTEST", 64)
     plan = make_plan(case.shape[:4], 64, 310, reverse=False, problems=1)
     assert (plan.splits, plan.chunks) == (3, 2)  # the last chunk is empty

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
 from tests.ops import test_linear_attention
-from tests.ops.definition import ALL, CASES, TOKEN_CASES, Case, Steps, define, make_inputs, relative_rms
+from tests.ops.definition import CASES, TOKEN_CASES, Case, Steps, define, make_inputs, parametrize, relative_rms
 from tests.ops.test_linear_attention import FLOAT32, apply, apply_with_gradients
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops import linear_attention
@@ -29,7 +29,6 @@ HEAD_CASES = [
     Case("four_heads_share", (1, 60, 8, 32, 32), list(np.linspace(-1, -1e-5, 8))),
     Case("values_share", (1, 90, 2, 128, 64), _GATES, initial_state=True),
     Case("across_registers", (1, 60, 2, 192, 96), [-0.5, -1e-3], segments=True),
-    Case("several_registers", (1, 60, 1, 256, 192), [-1e-3]),
     Case("more_heads_than_a_block", (1, 40, 48, 64, 64), _GATES),
     Case("grouped", (1, 40, 4, 128, 128), _GATES, segments=True, initial_state=True, key_heads=2),
     Case("grouped_values_share", (1, 40, 8, 128, 64), [-0.5] * 8, initial_state=True, key_heads=2),
@@ -37,7 +36,6 @@ HEAD_CASES = [
 ]
 # Several blocks of two chunks of 16 tokens; documents that end in chunks and between them, and slots without any.
 BLOCK_CASES = [
-    Case("constant", (3, 70, 2, 16, 24), [-0.5, -1e-5], segments=True, initial_state=True),
     Case("gates", (3, 71, 2, 16, 24), _GATES, segments=True, initial_state=True),
     Case("states", (3, 72, 2, 16, 24), [-0.5, -1e-5], segments=True, initial_state=True, max_segments=6),
     Case("states_gates", (1, 73, 4, 64, 64), _GATES, segments=True, initial_state=True, max_segments=4),
@@ -51,12 +49,12 @@ def assert_equals_definition(case: Case, dtype: Any, bounds: dict[str, float]) -
         test_linear_attention.assert_equals_definition(make_inputs(case, dtype), "pallas_tpu", bounds)
 
 
-@pytest.mark.parametrize("case", [*CASES, *TOKEN_CASES[1:2], *TOKEN_CASES[3:], *HEAD_CASES], ids=lambda case: case.name)
+@parametrize([*CASES, *TOKEN_CASES[1:2], *TOKEN_CASES[3:], *HEAD_CASES], quick=[CASES[-1], TOKEN_CASES[1]])
 def test_float32_equals_definition(case: Case):
     assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
-@pytest.mark.parametrize("case", BLOCK_CASES, ids=lambda case: case.name)
+@parametrize(BLOCK_CASES)
 def test_blocks_equal_the_definition(case: Case, monkeypatch):
     _, _, heads, key_dim, value_dim = case.shape
     block_bytes = 2 * 16 * heads * max(key_dim, value_dim) * 4
@@ -64,15 +62,14 @@ def test_blocks_equal_the_definition(case: Case, monkeypatch):
     assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
-@pytest.mark.parametrize("case", [ALL, TOKEN_CASES[1], *HEAD_CASES[:2], BLOCK_CASES[2]], ids=lambda case: case.name)
+@parametrize([TOKEN_CASES[1], HEAD_CASES[1], BLOCK_CASES[1]])
 def test_bfloat16_equals_definition(case: Case):
     assert_equals_definition(case, jnp.bfloat16, {"all": 5e-3, "log_decay": 2e-2})
 
 
-@pytest.mark.parametrize("segments", [False, True])
-def test_both_directions(segments: bool):
+def test_both_directions():
     # Without causality the row is swept in both directions, and so are its gradients.
-    case = Case("", (1, 40, 2, 64, 64), None, segments=segments, initial_state=True)
+    case = Case("", (1, 40, 2, 64, 64), None, segments=True, initial_state=True)
     inputs = jax.tree.map(jnp.asarray, make_inputs(case))
 
     def results(backend: str, chunk_size: int | None):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.ops.definition import CASES, Case, define, make_inputs, relative_rms
+from tests.ops.definition import CASES, Case, define, make_inputs, parametrize, relative_rms
 from tests.ops.emulation import assert_equals_definition
 from tests.ops.test_linear_attention import apply_with_gradients
 from transnormer_jax.errors import UserError
@@ -45,24 +45,24 @@ def _one_policy_of_fused_multiply_add(monkeypatch):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@parametrize([CASES[0], CASES[3], CASES[5]], quick=[CASES[0]])
 def test_float32_equals_definition(case: Case):
     assert_equals_definition("triton", case, jnp.float32, 2e-6)
 
 
 @needs_interpreter
-@pytest.mark.parametrize("segments", [False, True])
-def test_splits_equal_the_whole(segments: bool, monkeypatch: pytest.MonkeyPatch):
+def test_splits_equal_the_whole(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sweeps, "_SHORTEST", 64)
     assert split(Problem(2, 210, 2, 16, 16), choose_blocks(16, 16, jnp.float32, 90)) == (2, 112)
     # Two heads: the gradient of a single decay may happen to cancel.
-    case = Case("two_splits", (2, 210, 2, 16, 16), [-0.2, -1e-3], segments=segments, initial_state=True)
+    case = Case("two_splits", (2, 210, 2, 16, 16), [-0.2, -1e-3], segments=True, initial_state=True)
     assert_equals_definition("triton", case, jnp.float32, 2e-6)
 
 
 @needs_interpreter
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("case", [CASES[-1], TWO_VALUE_BLOCKS], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [(TWO_VALUE_BLOCKS, jnp.bfloat16), (CASES[0], jnp.float16)], ids=["bfloat16", "float16"]
+)
 def test_half_precision_equals_definition(case: Case, dtype):
     assert_equals_definition("triton", case, dtype, 5e-3)
 
