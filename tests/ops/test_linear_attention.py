@@ -376,9 +376,9 @@ def test_vmap_equals_a_loop(backend: str, axes):
 
 def test_a_decay_may_be_a_number_a_list_or_an_array():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 4))
-    expected, _ = linear_attention(q, k, v, jnp.full((1, 20, 2), -0.5))
+    expected, _ = jax.jit(linear_attention)(q, k, v, jnp.full((1, 20, 2), -0.5))
     for log_decay in (-0.5, [-0.5, -0.5], np.full(2, -0.5), jnp.float32(-0.5)):
-        out, _ = linear_attention(q, k, v, log_decay)
+        out, _ = jax.jit(lambda q, k, v, log_decay=log_decay: linear_attention(q, k, v, log_decay))(q, k, v)
         np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -24,13 +24,13 @@ _GATES = Steps(1e-3, 1.0)
 
 # The ways in which heads share the lanes of a register, and key heads their queries and keys.
 HEAD_CASES = [
-    Case("one_head_fills_a_register", (1, 140, 2, 128, 128), [-0.5, -1e-5], initial_state=True),
+    Case("one_head_fills_a_register", (1, 140, 2, 128, 128), [-30.0, -1e-5], initial_state=True),
     Case("two_heads_share", (1, 140, 4, 64, 64), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True),
     Case("four_heads_share", (1, 60, 8, 32, 32), list(np.linspace(-1, -1e-5, 8))),
-    Case("values_share", (1, 90, 2, 128, 64), _GATES, initial_state=True),
+    Case("values_share", (1, 90, 2, 128, 64), Steps(1e-3, 1.0, share=0.05, strong=1e4), initial_state=True),
     Case("across_registers", (1, 60, 2, 192, 96), [-0.5, -1e-3], segments=True),
     Case("more_heads_than_a_block", (1, 40, 48, 64, 64), _GATES),
-    Case("grouped", (1, 40, 4, 128, 128), _GATES, segments=True, initial_state=True, key_heads=2),
+    Case("grouped", (1, 40, 4, 128, 128), Steps(1e-4, 1e-2, share=0.5, strong=1e4), True, True, key_heads=2),
     Case("grouped_values_share", (1, 40, 8, 128, 64), [-0.5] * 8, initial_state=True, key_heads=2),
     Case("grouped_repeated", (1, 40, 4, 32, 64), _GATES, key_heads=2),
 ]
@@ -49,7 +49,7 @@ def assert_equals_definition(case: Case, dtype: Any, bounds: dict[str, float]) -
         test_linear_attention.assert_equals_definition(make_inputs(case, dtype), "pallas_tpu", bounds)
 
 
-@parametrize([*CASES, *TOKEN_CASES[1:2], *TOKEN_CASES[3:], *HEAD_CASES], quick=[CASES[-1], TOKEN_CASES[1]])
+@parametrize([CASES[0], *CASES[4:], TOKEN_CASES[1], TOKEN_CASES[4], *HEAD_CASES], quick=[CASES[-1], TOKEN_CASES[1]])
 def test_float32_equals_definition(case: Case):
     assert_equals_definition(case, jnp.float32, FLOAT32)
 
