@@ -88,9 +88,7 @@ def test_rounding_the_parameters_beforehand_changes_no_logit():
     params = random_params(model)
     rounded = Generator(config, params, Letters()).params
     assert rounded["embedding"].dtype == jnp.bfloat16
-    logits, expected = (
-        apply_of(model)({"params": tree}, jnp.arange(40)[None]) for tree in (rounded, params)
-    )
+    logits, expected = (apply_of(model)({"params": tree}, jnp.arange(40)[None]) for tree in (rounded, params))
     np.testing.assert_array_equal(logits, expected)
 
 
