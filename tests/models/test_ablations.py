@@ -51,7 +51,7 @@ def test_each_is_another_function():
     ],
     ids=str,
 )
-def test_one_layer_without_positions_cannot_tell_the_order_of_what_it_has_read(overrides, order_matters):
+def test_one_layer_without_positions_is_blind_to_order(overrides, order_matters):
     model, variables = make(**({"num_layers": 1, "decay": "none"} | overrides))
     shuffled = TOKENS.at[:, 1:-1].set(jnp.flip(TOKENS[:, 1:-1], axis=1))
     last, other = apply_of(model)(variables, jnp.concatenate([TOKENS, shuffled]))[:, -1]

@@ -202,14 +202,6 @@ def test_a_turn_ends_where_the_template_ends_it(params, generator):
     assert (choice["message"]["content"], choice["finish_reason"]) == (text[:end], "stop")
 
 
-def test_without_a_template_there_is_no_chat(params):
-    body = {"messages": [{"role": "user", "content": "x"}]}
-    with served(params, template=None) as (url, _):
-        answer = post(f"{url}/v1/chat/completions", json=body)
-    assert answer.status_code == 400
-    assert "no chat template: use /v1/completions" in answer.json()["error"]["message"]
-
-
 def test_models(client):
     assert [model.id for model in client.models.list()] == ["tiny"]
 
@@ -333,22 +325,23 @@ def test_neutral_and_unknown_fields_are_ignored(server):
     assert post(f"{server[0]}/v1/completions", json=body).status_code == 200
 
 
-def test_broken_and_oversized_bodies_are_refused(params, server):
+def test_broken_bodies_are_refused(server):
     answer = post(f"{server[0]}/v1/completions", content=b'{"prompt": ')
     assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
-    with served(params, max_body_bytes=1000) as (url, _):
+
+
+def test_a_key_no_template_and_small_bodies(params):
+    with served(params, template=None, max_body_bytes=1000, api_key="secret") as (url, _):
+        assert post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 401
+        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="secret") as client:
+            assert client.completions.create(model="tiny", prompt="x").choices
+            with pytest.raises(openai.BadRequestError, match="no chat template: use /v1/completions"):
+                client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
         for content in (b"x" * 2000, iter([b"x" * 600] * 2)):
             answer = post(f"{url}/v1/completions", content=content)
             assert answer.status_code == 413
             assert "more than 1,000 bytes" in answer.json()["error"]["message"]
-
-
-def test_a_key(params):
-    with served(params, api_key="secret") as (url, _):
-        assert post(f"{url}/v1/completions", json={"prompt": "x"}).status_code == 401
-        with openai.OpenAI(base_url=f"{url}/v1", api_key="secret") as client:
-            assert client.completions.create(model="tiny", prompt="x").choices
-        assert httpx.get(f"{url}/health").json() == {"status": "ok"}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -11,7 +11,6 @@ from transnormer_jax.distributed import MeshConfig, make_mesh
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.tasks import CausalLM, cross_entropy
 
-
 MODEL = TransNormerLLM(TransNormerLLMConfig.preset("tiny"))
 TASK = CausalLM(MODEL)
 INPUTS, TARGETS = np.random.default_rng(1).integers(3, 259, (2, 3, 24), dtype=np.int32)
