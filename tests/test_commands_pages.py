@@ -1,4 +1,4 @@
-"""Every command has a page and a --help, and what is wrong in a command line is told in one sentence."""
+"""Every command has a page and a --help, and a mistake in a command line is one sentence."""
 
 import pytest
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOW = "transnormer_jax.models.language_model"
 MODULES = [
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    pytest.param(name, marks=pytest.mark.slow) if name == SLOW else name
     for path in sorted((ROOT / "transnormer_jax").rglob("*.py"))
     if ">>> " in path.read_text()
+    for name in [".".join(path.relative_to(ROOT).with_suffix("").parts)]
 ]
 
 

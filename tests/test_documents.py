@@ -17,13 +17,13 @@ from transnormer_jax.training.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-# Those whose Python stands alone. docs/export.md and docs/extending.md have tests of their own, others show a part of a
-# config file.
+# Those whose Python stands alone. docs/export.md and docs/extending.md have tests of their own, others show a few
+# lines of a config file.
 PROGRAMS = [
-    "README.md",
-    "docs/coming_from.md",
+    pytest.param("README.md", marks=pytest.mark.slow),
+    pytest.param("docs/coming_from.md", marks=pytest.mark.slow),
     "docs/hardware.md",
-    "docs/tutorials/long_context.md",
+    pytest.param("docs/tutorials/long_context.md", marks=pytest.mark.slow),
 ]
 
 
@@ -101,11 +101,11 @@ def flags_of(module):
 
 def test_the_reference_of_the_configuration_has_every_choice():
     page = (ROOT / "docs" / "configuration.md").read_text()
-    told = page + " ".join(kind.__doc__ for kind in (Config, *ARCHITECTURES.values()))
-    assert [name for name in (*ARCHITECTURES, *TASKS, *MIXERS, *BACKENDS) if f'"{name}"' not in told] == []
+    text = page + " ".join(kind.__doc__ for kind in (Config, *ARCHITECTURES.values()))
+    assert [name for name in (*ARCHITECTURES, *TASKS, *MIXERS, *BACKENDS) if f'"{name}"' not in text] == []
 
 
-def test_every_place_says_the_same_version():
+def test_every_file_has_the_same_version():
     version = transnormer_jax.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.commands import ROOT, assert_fails, run
-from tests.serve.test_server import served
+from tests.serve.server import served
 from transnormer_jax.data import DATASETS
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import MIXERS, TransNormer
@@ -65,6 +65,7 @@ def test_blocks_that_are_no_files_run():
             exec(block, {})
 
 
+@pytest.mark.slow
 def test_a_mixer(tmp_path, plugin):
     config = small(tmp_path)
     config.plugins, config.model.attention = (plugin("retention.py"),), "retention"
@@ -94,6 +95,7 @@ def test_a_mixer(tmp_path, plugin):
     assert_fails(run("eval.py", f"--workdir={tmp_path / 'run'}"), "config.plugins: there is no file", "retention.py")
 
 
+@pytest.mark.slow
 def test_a_task_and_a_metric(tmp_path, plugin):
     config = small(tmp_path)
     config.plugins, config.task.name = (plugin("parity.py"),), "parity"
@@ -102,12 +104,14 @@ def test_a_task_and_a_metric(tmp_path, plugin):
     assert evaluate_run(tmp_path / "run")["error_rate"] == pytest.approx(result["error_rate"])
 
 
+@pytest.mark.slow
 def test_a_dataset(tmp_path, plugin):
     config = small(tmp_path)
     config.plugins, config.data.dataset, config.data.files = (plugin("squares.py"),), "squares", ""
     assert train(frozen(config), tmp_path / "run")["tokens"] > 1000
 
 
+@pytest.mark.slow
 def test_an_evaluation_and_a_callback(tmp_path, capsys):
     example = {}
     exec(FILES["evaluation.py"], example)

@@ -8,7 +8,7 @@ from transnormer_jax.training.config import Config
 from transnormer_jax.training.workdir import write_config
 
 
-def test_a_trained_run_tells_of_its_training_and_evaluation(tmp_path):
+def test_of_a_trained_run_it_has_training_and_evaluation(tmp_path):
     config = dataclasses.replace(Config(), batch_size=7, sequence_length=300)
     write_config(tmp_path, config)
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -27,7 +27,7 @@ def test_a_trained_run_tells_of_its_training_and_evaluation(tmp_path):
     assert "TODO" in card
 
 
-def test_a_converted_model_tells_nothing_of_training(tmp_path):
+def test_of_a_converted_model_it_has_no_training(tmp_path):
     write_config(tmp_path, Config())
     card = model_card(tmp_path, 0, 10)
     assert "steps of" not in card

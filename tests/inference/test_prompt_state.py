@@ -8,10 +8,10 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator, PromptState
 
 
-@pytest.mark.parametrize("length", [0, 3, 512, 1500])
+@pytest.mark.parametrize("length", [0, 3, 520])
 def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
     prefix = "".join(chr(3 + (7 * i * i) % 250) for i in range(length))
-    prompts, settings = ["The king", "", "y" * 600], {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.9}
+    prompts, settings = ["The king", "", "y" * 600, "z"], {"max_new_tokens": 12, "temperature": 1.0, "top_p": 0.9}
     generator.read(prefix).save(tmp_path / "state")
     state = PromptState.load(tmp_path / "state")
     assert state.num_tokens == 1 + length
@@ -22,29 +22,28 @@ def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
 
 
 def test_the_file_does_not_grow_with_the_prompt(generator, tmp_path):
-    for length in (1, 5000):
+    for length in (1, 1023):
         generator.read("x" * length).save(tmp_path / str(length))
-    short, long = ((tmp_path / str(length)).stat().st_size for length in (1, 5000))
+    short, long = ((tmp_path / str(length)).stat().st_size for length in (1, 1023))
     assert abs(long - short) < 200  # the last ids, as text
 
 
-@pytest.mark.parametrize("lengths", [(1, 7, 0, 30), (700, 3), (0, 0)])
+@pytest.mark.parametrize("lengths", [(1, 7, 0, 30), (520, 3, 0, 0), (0, 0, 0, 0)])
 def test_log_probabilities_are_those_of_one_pass(generator, params, lengths):
     draw = np.random.default_rng(0)
     texts = ["".join(map(chr, draw.integers(3, 259, length))) for length in lengths]
-    for text, told in zip(texts, generator.log_probabilities(texts), strict=True):
+    for text, scores in zip(texts, generator.log_probabilities(texts), strict=True):
         row = np.array([[1, *map(ord, text)]])
-        expected = np.asarray(log_probabilities(params, row))[0, :-1]
-        np.testing.assert_array_equal(told.tokens, row[0, 1:])
-        np.testing.assert_allclose(told.log_probs, expected[np.arange(len(text)), row[0, 1:]], atol=2e-5)
-        np.testing.assert_array_equal(told.likeliest, expected.argmax(axis=-1) == row[0, 1:])
+        expected = log_probabilities(params, row)[0, :-1]
+        np.testing.assert_array_equal(scores.tokens, row[0, 1:])
+        np.testing.assert_allclose(scores.log_probs, expected[np.arange(len(text)), row[0, 1:]], atol=2e-5)
+        np.testing.assert_array_equal(scores.likeliest, expected.argmax(axis=-1) == row[0, 1:])
 
 
 def test_greedy_text_is_likeliest_everywhere(generator):
     [text] = generator.generate(["The king"], max_new_tokens=20)
-    [told] = generator.log_probabilities([text], prefix=generator.read("The king"))
-    assert told.likeliest.all()
-    [other] = generator.log_probabilities([text[1:]], prefix=generator.read("The king"))
+    [scores, other] = generator.log_probabilities([text, text[1:]], prefix=generator.read("The king"))
+    assert scores.likeliest.all()
     assert not other.likeliest[0]
 
 

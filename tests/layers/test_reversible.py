@@ -10,7 +10,7 @@ from transnormer_jax.layers.reversible import ReversibleBlocks
 from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.papers.mixers.lsh import LSHAttention
 
-PLACES = TokenPositions(jnp.zeros((1, 1), jnp.int32))
+POSITIONS = TokenPositions(jnp.zeros((1, 1), jnp.int32))
 
 
 class AttentionBranch(nn.Module):
@@ -91,7 +91,7 @@ def test_random_streams_repeat_in_the_backward_pass():
     @jax.jit
     def loss(x, dropout, hash_):
         rngs = {"dropout": jax.random.key(dropout), "hash": jax.random.key(hash_)}
-        return jnp.sum(weight * module.apply({"params": params}, x, PLACES, rngs=rngs))
+        return jnp.sum(weight * module.apply({"params": params}, x, POSITIONS, rngs=rngs))
 
     params = {f"{name}_{i}": {} for name in ("attention", "feed_forward") for i in range(2)}
     slope = jnp.sum(jax.jit(jax.grad(loss))(x, 1, 2) * direction)
@@ -108,12 +108,12 @@ def test_memory_does_not_grow_with_depth_as_the_plain_form():
         branch = FeedForwardBranch(hidden=hidden, parent=None)
         module = ReversibleBlocks(((branch, branch),) * depth)
         x = jax.ShapeDtypeStruct((1, length, width), jnp.float32)
-        params = jax.eval_shape(module.init, jax.random.key(0), x, PLACES)["params"]
+        params = jax.eval_shape(module.init, jax.random.key(0), x, POSITIONS)["params"]
 
         def loss(params, x):
             if reversible:
-                return jnp.sum(module.apply({"params": params}, x, PLACES) ** 2)
-            return jnp.sum(plain(module.blocks, params, x, PLACES) ** 2)
+                return jnp.sum(module.apply({"params": params}, x, POSITIONS) ** 2)
+            return jnp.sum(plain(module.blocks, params, x, POSITIONS) ** 2)
 
         compiled = jax.jit(jax.grad(loss)).lower(params, x).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -124,14 +124,9 @@ def test_memory_does_not_grow_with_depth_as_the_plain_form():
     assert growth[True] < sublayers * length * (width + 1) * 4
 
 
-def test_parameters_are_those_of_the_branches():
-    _, params, _, _ = example(2)
-    assert set(params) == {"attention_0", "feed_forward_0", "attention_1", "feed_forward_1"}
-    assert set(params["attention_1"]) == {"LayerNorm_0", "LSHAttention_0"}
-
-
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_output_has_the_dtype_of_the_input(dtype):
     module, params, x, positions = example(1)
+    assert set(params) == {"attention_0", "feed_forward_0"}
     out = jax.eval_shape(lambda x: module.apply({"params": params}, x, positions), x.astype(dtype))
     assert out.dtype == dtype

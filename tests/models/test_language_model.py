@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.compiled import apply_of
+from tests.compiled import apply_of, random_params
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import (
     LanguageModel,
@@ -18,13 +18,32 @@ from transnormer_jax.models import (
 )
 from transnormer_jax.models.block import has_constant_state
 
-TRANSNORMER = {"num_layers": 4, "max_length": 128, "scale_embedding": False, "norm": "layer_norm"}
+TRANSNORMER = {"scale_embedding": False, "norm": "layer_norm"}
+# Of the last two, every field differs from the released models'.
 CONFIGS: dict[str, ModelConfig] = {
-    "transnormer_llm": TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2),
-    **{name: TransNormerConfig.preset("tiny", attention=name, **TRANSNORMER) for name in ("t2", "softmax")},
-    "hybrid": TransNormerConfig.preset("tiny", attention="diag_t1,linear,performer,cosformer", **TRANSNORMER),
+    "transnormer_llm": TransNormerLLMConfig.preset("tiny", num_layers=3),
+    "t2": TransNormerConfig.preset("tiny", num_layers=4, attention="t2", **TRANSNORMER),
+    "softmax": TransNormerConfig.preset("tiny", attention="softmax", **TRANSNORMER),
+    "hybrid": TransNormerConfig.preset("tiny", num_layers=3, attention="diag_t1,performer,cosformer", **TRANSNORMER),
+    "sinusoidal": TransNormerLLMConfig.preset(
+        "tiny", sinusoidal_position=True, decay="none", lrpe_layers=(), use_gate=False, norm="layer_norm", num_heads=1
+    ),
+    "lrpe_in_the_middle": TransNormerLLMConfig.preset(
+        "tiny",
+        num_layers=3,
+        lrpe_layers=(1,),
+        decay="paper",
+        decay_temperature=False,
+        activation="1+elu",
+        glu_activation="silu",
+        norm="rms_norm",
+        use_bias=True,
+        tie_embeddings=False,
+        scale_embedding=False,
+        num_heads=4,
+        backend="associative_scan",
+    ),
 }
-each_model = pytest.mark.parametrize("name", CONFIGS)
 
 # 385m, 1b and 7b: counted from the released checkpoints' shapes; the others follow from the paper's sizes.
 PARAMETERS = {
@@ -38,12 +57,25 @@ PARAMETERS = {
     "175b": 176_846_548_992,
 }
 
+LENGTH = 40
+# Two texts, read as one document each, and two others.
+TEXTS, OTHERS = np.random.default_rng(1).integers(3, 259, (2, 2, LENGTH), dtype=np.int32)
 
-def make(name: str = "transnormer_llm", **overrides):
-    config = CONFIGS[name].replace(**overrides)
-    model = LanguageModel(config)
-    tokens = jax.random.randint(jax.random.key(1), (2, 90), 3, config.vocab_size)
-    return model, jax.jit(model.init)(jax.random.key(0), tokens), tokens
+
+def make(name: str, **overrides):
+    """A model and its variables."""
+    model = LanguageModel(CONFIGS[name].replace(**overrides))
+    return model, {"params": random_params(model)}
+
+
+def whole_pass(name: str, tokens):
+    """The definition that everything else is compared with: logits of documents read at once, without a cache."""
+    model, variables = make(name)
+    return apply_of(model)(variables, tokens, segment_ids=np.ones_like(tokens))
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
@@ -53,131 +85,115 @@ def test_parameter_counts(preset):
     assert sum(x.size for x in jax.tree.leaves(shapes)) == PARAMETERS[preset]
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        *({"name": name} for name in CONFIGS),
-        {"lrpe_layers": (0, 1, 2)},
-        {"lrpe_layers": ()},
-        {"lrpe_layers": (1,), "use_bias": True, "tie_embeddings": False, "scale_embedding": False},
-        {"decay": "paper", "activation": "1+elu", "num_heads": 4},
-        {"num_heads": 1, "backend": "associative_scan"},
-    ],
-    ids=str,
-)
-def test_prefill_and_decoding_equal_the_full_pass(overrides):
-    model, variables, tokens = make(**overrides)
-    whole = apply_of(model)(variables, tokens)
-    step = jax.jit(lambda tokens, cache: model.apply(variables, tokens, cache=cache))
-    logits, cache = step(tokens[:, :80], model.init_cache(2))
-    pieces = [logits]
-    for i in range(80, 90):
-        logits, cache = step(tokens[:, i : i + 1], cache)
-        pieces.append(logits)
-    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=2e-4 * np.abs(whole).max())
-    assert cache.position.tolist() == [90, 90]
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_token_sees_later_ones_or_another_document(name: str):
+    model, variables = make(name)
+    whole, others = (whole_pass(name, tokens) for tokens in (TEXTS, OTHERS))
+    changed = whole_pass(name, np.concatenate([TEXTS[:, :20], OTHERS[:, 20:]], axis=1))
+    np.testing.assert_array_equal(changed[:, :20], whole[:, :20])
+    assert (np.abs(changed - others)[:, 20:].max(axis=-1) > 1e-3).all()  # each sees what comes before
+
+    packed = np.concatenate([OTHERS[:, 30:], TEXTS[:, :17], OTHERS[:, :13]], axis=1)  # neither begins a block or chunk
+    ids = np.repeat([[0, 7, 3]], [10, 17, 13], axis=1).repeat(2, axis=0)
+    logits = apply_of(model)(variables, packed, segment_ids=ids)
+    close(logits[:, 10:27], whole[:, :17])
+    close(logits[:, 27:], others[:, :13])
 
 
-def test_causality_by_gradient():
-    model, variables, tokens = make()
+@pytest.mark.parametrize("name", CONFIGS)
+def test_reading_in_pieces_is_one_pass(name: str):
+    """Prefill of a row that is padded on the left and one on the right, steps, and packed documents after a cache."""
+    model, variables = make(name)
+    apply, rows = apply_of(model), np.arange(2)
+    whole, others = (whole_pass(name, tokens) for tokens in (TEXTS, OTHERS))
+    tokens, ids = OTHERS.copy(), np.zeros_like(OTHERS)  # padding is no special token
+    tokens[0, 9:], ids[0, 9:] = TEXTS[0, :31], 1
+    tokens[1, :25], ids[1, :25] = TEXTS[1, :25], 1
+    logits, cache = apply(variables, tokens, segment_ids=ids, cache=model.init_cache(2))
+    close(logits[0, 9:], whole[0, :31])
+    close(logits[1, :25], whole[1, :25])
 
-    def logit_at_40(embedding):
-        params = {**variables["params"], "embedding": embedding[0]}
-        hidden, _ = apply_of(model)({"params": params}, tokens[:1], method="hidden")
-        return hidden[0, 40].sum()
+    steps = cache
+    for read in range(9):
+        np.testing.assert_array_equal(steps.position, read + np.array([31, 25]))
+        logits, steps = apply(variables, TEXTS[rows, steps.position][:, None], cache=steps)
+        close(logits[:, 0], whole[rows, steps.position - 1])
 
-    # Give every position an embedding of its own, so that the gradient tells positions apart.
-    length = 90
-    model, _, _ = make(vocab_size=length)
-    tokens = jnp.arange(length)[None]
-    variables = jax.jit(model.init)(jax.random.key(0), tokens)
-    gradient = jax.grad(logit_at_40)(variables["params"]["embedding"][None])[0]
-    touched = np.abs(gradient).sum(-1) > 0
-    assert touched[1:41].all()  # token 0 is the padding token, whose embedding is zero, but its gradient is not
-    assert not touched[41:].any()
-
-
-@each_model
-def test_packed_documents_do_not_see_each_other(name: str):
-    model, variables, tokens = make(name)
-    ids = jnp.concatenate([jnp.full((2, 37), 1), jnp.full((2, 53), 2)], axis=1)
-    packed = apply_of(model)(variables, tokens, segment_ids=ids)
-    for part in (slice(0, 37), slice(37, 90)):
-        alone = apply_of(model)(variables, tokens[:, part])
-        np.testing.assert_allclose(packed[:, part], alone, atol=2e-4 * np.abs(alone).max())
-
-
-@pytest.mark.parametrize("name", [name for name in CONFIGS if has_constant_state(CONFIGS[name])])
-def test_packed_documents_go_on_from_a_cache(name: str):
-    """The first document goes on, a later one begins anew, and the cache is that of the last one."""
-    model, variables, tokens = make(name)
-    apply = apply_of(model)
-    _, cache = apply(variables, tokens[:, :21], cache=model.init_cache(2))
-    ids = jnp.concatenate([jnp.full((2, 20), 5), jnp.full((2, 30), 2), jnp.zeros((2, 19))], axis=1).astype(jnp.int32)
-    packed, after = apply(variables, tokens[:, 21:], segment_ids=ids, cache=cache)
-    whole = apply(variables, tokens[:, :41])
-    np.testing.assert_allclose(packed[:, :20], whole[:, 21:], atol=2e-4 * np.abs(whole).max())
-    alone, alone_cache = apply(variables, tokens[:, 41:71], cache=model.init_cache(2))
-    np.testing.assert_allclose(packed[:, 20:50], alone, atol=2e-4 * np.abs(alone).max())
-    pieces = [apply(variables, tokens[:, 71:72], cache=x)[0] for x in (after, alone_cache)]
-    np.testing.assert_allclose(*pieces, atol=2e-4 * np.abs(alone).max())
+    if not has_constant_state(CONFIGS[name]):
+        return  # with a cache of softmax attention, a row is one document
+    # The first document goes on, another begins anew, and the cache is that of the last one.
+    tokens, ids = np.zeros_like(TEXTS), np.zeros_like(TEXTS)
+    tokens[0, :9], tokens[1, :9] = TEXTS[0, 31:], TEXTS[1, 25:34]
+    tokens[:, 9:29] = OTHERS[:, :20]
+    ids[:, :9], ids[:, 9:29] = 5, 2
+    logits, cache = apply(variables, tokens, segment_ids=ids, cache=cache)
+    close(logits[0, :9], whole[0, 31:])
+    close(logits[1, :9], whole[1, 25:34])
+    close(logits[:, 9:29], others[:, :20])
+    logits, cache = apply(variables, OTHERS[:, 20:21], cache=cache)
+    close(logits[:, 0], others[:, 20])
+    assert cache.position.tolist() == [21, 21]
 
 
-@each_model
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_matter(name: str, side: str):
-    model, variables, tokens = make(name)
-    alone, alone_cache = apply_of(model)(variables, tokens, cache=model.init_cache(2))
-    pad = ((0, 0), (13, 0) if side == "left" else (0, 13))
-    padded, ids = jnp.pad(tokens, pad), jnp.pad(jnp.ones_like(tokens), pad)
-    logits, cache = apply_of(model)(variables, padded, segment_ids=ids, cache=model.init_cache(2))
-    np.testing.assert_allclose(logits[ids == 1].reshape(alone.shape), alone, atol=1e-4 * np.abs(alone).max())
-    for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(alone_cache), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+@pytest.mark.slow
+def test_remat_changes_memory_alone():
+    def gradient(**overrides):
+        model, variables = make("transnormer_llm", num_layers=4, lrpe_layers=(), **overrides)
 
-
-@pytest.mark.parametrize(("name", "remat"), [("transnormer_llm", "dots"), ("transnormer_llm", "full"), ("t2", "full")])
-def test_remat_changes_memory_alone(remat: str, name: str):
-    model, variables, tokens = make(name)
-    other, _, _ = make(name, remat=remat)
-
-    def gradient(model):
         def loss(variables):
-            return jax.nn.logsumexp(model.apply(variables, tokens)).mean()
+            return jax.nn.logsumexp(model.apply(variables, TEXTS)).mean()
 
-        return jax.jit(jax.grad(loss)).lower(variables).compile()
+        compiled = jax.jit(jax.grad(loss)).lower(variables).compile()
+        return compiled(variables), compiled.memory_analysis().temp_size_in_bytes
 
-    plain, rematerialised = gradient(model), gradient(other)
-    for a, b in zip(jax.tree.leaves(plain(variables)), jax.tree.leaves(rematerialised(variables)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
-    saved = [x.memory_analysis().temp_size_in_bytes for x in (plain, rematerialised)]
-    assert saved[1] < saved[0]
+    expected, size = gradient()
+    for remat in ("dots", "full"):
+        rematerialised, smaller = gradient(remat=remat)
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(rematerialised), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+        assert smaller < size
 
 
 def test_bfloat16_computes_over_float32_parameters():
-    model, variables, tokens = make()
-    half, _, _ = make(dtype="bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), tokens))} == {
-        jnp.dtype("float32")
-    }
-    expected, (logits, cache) = (
-        apply_of(model)(variables, tokens),
-        apply_of(half)(variables, tokens, cache=half.init_cache(2)),
-    )
+    model, variables = make("transnormer_llm")
+    half, half_variables = make("transnormer_llm", dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(half_variables)} == {jnp.dtype("float32")}
+    expected = whole_pass("transnormer_llm", TEXTS)
+    ids = np.ones_like(TEXTS)
+    logits, cache = apply_of(half)(variables, TEXTS, segment_ids=ids, cache=model.init_cache(2))
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in cache.states} == {jnp.dtype("float32")}
     assert np.sqrt(np.mean((logits - expected) ** 2) / np.mean(expected**2)) < 0.03
 
 
 def test_initialisation():
-    _, variables, _ = make(use_bias=True)
-    params = variables["params"]
+    model = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, use_bias=True))
+    params = jax.jit(model.init)(jax.random.key(0), TEXTS[:1, :1])["params"]
     assert not params["embedding"][0].any()
     np.testing.assert_allclose(params["layers_1"]["attention"]["q"]["kernel"].std(), 0.2, rtol=0.05)
     assert not params["layers_1"]["attention"]["q"]["bias"].any()
     # The stacked layers are drawn independently.
     kernel = params["layers_1"]["glu"]["out"]["kernel"]
     assert abs(np.corrcoef(kernel[0].ravel(), kernel[1].ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(("name", "donate"), [("transnormer_llm", True), ("t2", False)])
+def test_layers_with_parameters_of_their_own_are_the_same_model(name, donate):
+    model, variables = make(name)
+    params, ids = jax.tree.map(jnp.copy, variables["params"]), np.ones_like(TEXTS)
+    expected, cache = apply_of(model)(variables, TEXTS, segment_ids=ids, cache=model.init_cache(2))
+    stacked = params[max(name for name in params if name.startswith("layers"))]["glu"]["out"]["kernel"]
+
+    own_config, own = unstack_layers(model.config, params, donate=donate)
+    assert stacked.is_deleted() == donate
+    unstacked = TransNormerLLM(own_config)
+    logits, own_cache = jax.jit(unstacked.apply)({"params": own}, TEXTS, segment_ids=ids, cache=unstacked.init_cache(2))
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * float(jnp.abs(expected).max()))
+    last = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *own_cache.states[-2:])
+    chex.assert_trees_all_close(last, jax.tree.map(lambda x: x[-2:], cache.states[-1]), atol=1e-5)
+    shapes = jax.eval_shape(unstacked.init, jax.random.key(0), TEXTS)["params"]
+    assert jax.tree.structure(own) == jax.tree.structure(shapes)
+    assert unstack_layers(own_config, own) == (own_config, own)
 
 
 @pytest.mark.parametrize(
@@ -189,38 +205,8 @@ def test_initialisation():
         ({"layers": 3}, "unknown model field 'layers'"),
     ],
 )
-def test_mistakes_are_told(fields, message):
+def test_mistakes_are_reported(fields, message):
     with pytest.raises(UserError, match=message):
         TransNormerLLMConfig.preset("tiny", **fields)
     with pytest.raises(UserError, match="did you mean '385m'"):
         TransNormerLLMConfig.preset("385M")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"lrpe_layers": (0, 1)},
-        {"lrpe_layers": (), "tie_embeddings": False},
-        {"name": "t2"},
-        {"name": "softmax", "tie_embeddings": False},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("donate", [False, True])
-def test_layers_with_parameters_of_their_own_are_the_same_model(options, donate):
-    model, variables, tokens = make(**{"num_layers": 4} | options)
-    config, tokens, params = model.config, tokens[:, :30], jax.device_put(variables["params"], jax.devices()[0])
-    expected, cache = apply_of(model)({"params": params}, tokens, cache=model.init_cache(2))
-    stacked = params[max(name for name in params if name.startswith("layers"))]["glu"]["out"]["kernel"]
-
-    own_config, own = unstack_layers(config, params, donate=donate)
-    assert stacked.is_deleted() == donate
-    unstacked = TransNormerLLM(own_config)
-    logits, own_cache = apply_of(unstacked)({"params": own}, tokens, cache=unstacked.init_cache(2))
-    np.testing.assert_allclose(logits, expected, atol=1e-5 * float(jnp.abs(expected).max()))
-    last = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), *own_cache.states[-2:])
-    chex.assert_trees_all_close(last, jax.tree.map(lambda x: x[-2:], cache.states[-1]), atol=1e-5)
-    shapes = jax.eval_shape(unstacked.init, jax.random.key(0), tokens)["params"]
-    assert jax.tree.structure(own) == jax.tree.structure(shapes)
-    assert unstack_layers(own_config, own) == (own_config, own)

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from tests.shared import shared_file
-from transnormer_jax.layers import TokenPositions
 from transnormer_jax.models import TransNormer, TransNormerConfig
-from transnormer_jax.models.block import Stack, init_states
 from transnormer_jax.ops import rotary_frequencies
 from transnormer_jax.tasks import CausalLM
 
@@ -106,15 +104,6 @@ def test_causal_language_model(name):
             assert_close(ours["theta_offset"], arrays[f"grad/layers.{i}.self_attn.urpe.theta"][0, 0])
         assert not np.any(ours["householder"])  # it is not trained
 
-    # Prefill and decoding are the same function.
-    apply = jax.jit(lambda ids, cache: model.apply({"params": params}, ids, cache=cache))
-    piece, cache = apply(ids[:, :23], model.init_cache(len(ids)))
-    pieces = [piece]
-    for t in range(23, ids.shape[1]):
-        piece, cache = apply(ids[:, t : t + 1], cache)
-        pieces.append(piece)
-    assert_close(jnp.concatenate(pieces, axis=1), arrays["out/logits"])
-
 
 def test_bidirectional_encoder():
     arrays, theirs = load("tn_encoder_t2_silu")
@@ -139,46 +128,6 @@ ROBERTA = {
     name: getattr(TransNormerConfig.preset("masked_lm"), name)
     for name in ("causal", "norm_first", "final_norm", "position", "scale_embedding", "embedding_norm")
 }
-
-
-def test_linear_transformer_stack():
-    arrays, theirs = load("lt_encoder_causal")
-    config = TransNormerConfig.preset(
-        "linear_transformer",
-        num_layers=theirs["layers"],
-        model_dim=theirs["model_dim"],
-        num_heads=theirs["heads"],
-        feed_forward_dim=theirs["feed_forward"],
-        dtype="float32",
-        scan_layers=False,
-    )
-
-    def layer(i):
-        names = {"q": "query", "k": "key", "v": "value", "out": "out"}
-        attention = {ours: dense(arrays, f"layers.{i}.attention.{name}_projection") for ours, name in names.items()}
-        feed_forward = {"in": dense(arrays, f"layers.{i}.linear1"), "out": dense(arrays, f"layers.{i}.linear2")}
-        return {
-            "attention": attention,
-            "attention_norm": layer_norm(arrays, f"layers.{i}.norm1"),
-            "feed_forward": feed_forward,
-            "glu_norm": layer_norm(arrays, f"layers.{i}.norm2"),
-        }
-
-    params = {f"layers_{i}": stacked(layer(i)) for i in range(theirs["layers"])} | {
-        "final_norm": layer_norm(arrays, "norm")
-    }
-    x = arrays["in/x"]
-    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    apply = jax.jit(lambda *inputs: Stack(config).apply({"params": params}, *inputs))
-    y, _ = apply(x, TokenPositions(positions))
-    assert_close(y, arrays["out/y"])
-    # The same as a recurrent network, token by token.
-    states = init_states(config, len(x))
-    rows = []
-    for t in range(x.shape[1]):
-        row, states = apply(x[:, t : t + 1], TokenPositions(positions[:, t : t + 1]), states)
-        rows.append(row)
-    assert_close(jnp.concatenate(rows, axis=1), arrays["out/y_recurrent"])
 
 
 def test_linformer_language_model():

@@ -9,9 +9,8 @@ from transnormer_jax.models import TransNormer, TransNormerConfig, TransNormerLL
 from transnormer_jax.papers.models import SpeechModel
 
 MODELS = {
-    "transnormer_llm": TransNormerLLM(TransNormerLLMConfig.preset("tiny")),
-    "lrpe_and_sinusoids": TransNormerLLM(TransNormerLLMConfig.preset("tiny", sinusoidal_position=True)),
-} | {name: TransNormer(TransNormerConfig.preset("tiny", attention=name)) for name in ("t1", "t2", "linear", "softmax")}
+    "transnormer_llm": TransNormerLLM(TransNormerLLMConfig.preset("tiny", sinusoidal_position=True)),
+} | {name: TransNormer(TransNormerConfig.preset("tiny", attention=name)) for name in ("t2", "linear", "softmax")}
 each_model = pytest.mark.parametrize("name", MODELS)
 
 

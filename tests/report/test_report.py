@@ -50,18 +50,20 @@ def workdir(tmp_path_factory, on_one_device):
     return directory / "run"
 
 
-def test_the_page_says_what_the_run_wrote(workdir):
-    text = render(workdir, "<b>3 and ", 8, 0.0)
+@pytest.fixture(scope="module")
+def text(workdir):
+    return render(workdir, "<b>3 and ", 8, 0.0)
+
+
+def test_the_page_says_what_the_run_wrote(workdir, text):
     page = Page(text)
     assert not page.open
     assert page.of("h1") == ["run: transnormer_llm, causal_lm"]
     loaded = load_workdir(workdir)
     total = sum(row.size for row in contents.parameter_table(loaded.params))
     assert f"{total:,}" in page.of("dd")
-    [last] = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if "eval/loss" in line][
-        -1:
-    ]
-    assert f"{last['eval/loss']:.4f}" in page.of("dd")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if "eval/loss" in line]
+    assert f"{lines[-1]['eval/loss']:.4f}" in page.of("dd")
     assert page.of("h3") == ["Step 2", "Step 4"]
     samples = [sample.text for sample in contents.samples(workdir, "<b>3 and ", 8, 0.0)]
     assert [text for text in page.of("pre") if text.startswith("<b>3 and ")] == samples
@@ -70,17 +72,30 @@ def test_the_page_says_what_the_run_wrote(workdir):
     assert '"vocab_size": 259' in "".join(page.of("pre"))
 
 
+def test_the_page_needs_nothing_besides_itself(text):
+    assert not re.search(r"<(script|link|img|iframe)", text)
+    assert not re.search(r"(src|href)=\"(?!#|data:)", text)
+
+
 def test_a_run_that_was_killed_or_diverged_has_a_page(workdir, tmp_path, capsys):
+    """One of the first version of this package, whose metrics have no seconds and no goodput."""
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
-    whole = (copy / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        {key: x for key, x in line.items() if key not in ("goodput", "time", "host") and not key.startswith("seconds/")}
+        for line in lines
+    ]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
     (copy / "metrics.jsonl").write_text(whole + '{"step": 5, "loss": null}\n{"step": 6, "lo')
     for file in (copy / "checkpoints" / "2" / "params").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:20])
-    page = Page(render(copy, "", 1, 0.0))
+    page = Page(render(copy, "", 8, 0.0))
     assert page.of("h3") == ["Step 4"]
     assert "no sample of step 2" in capsys.readouterr().err
+    assert "Where the time went" not in page.of("h2")
+    assert "goodput" not in page.of("dt")
 
 
 def test_the_sources_of_a_mixture_have_a_line_each():
@@ -95,30 +110,12 @@ def test_the_sources_of_a_mixture_have_a_line_each():
 def test_where_the_time_went_is_a_table(workdir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
-    # As the first runs of this package wrote them: no seconds, no goodput.
-    lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
-    lines = [{key: x for key, x in line.items() if key not in ("goodput", "time", "host")} for line in lines]
-    lines = [{key: x for key, x in line.items() if not key.startswith("seconds/")} for line in lines]
-    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    page = Page(render(copy, "", 1, 0.0))
-    assert "Where the time went" not in page.of("h2")
-    assert "goodput" not in page.of("dt")
-
-    spent = {
-        "step": 5400.0,
-        "data": 60.0,
-        "save": 120.0,
-        "evaluate": 300.0,
-        "compile": 90.0,
-        "start": 30.0,
-        "down": 1200,
-    }
+    spent = {"step": 5400, "data": 60, "save": 120, "evaluate": 300, "compile": 90, "start": 30, "down": 1200}
     last = {"step": 4, "loss": 1.0, "time": 1.8e9, "host": "node0", "goodput": 0.75}
-    last |= {f"seconds/{name}": seconds for name, seconds in spent.items()}
+    last |= {f"seconds/{name}": float(seconds) for name, seconds in spent.items()}
     with (copy / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(last) + "\n")
-    page = Page(render(copy, "", 1, 0.0))
-    assert "Where the time went" in page.of("h2")
+    page = Page(render(copy, "", 8, 0.0))
     cells = page.of("td")
     rows = list(zip(cells, cells[1:], cells[2:], strict=False))
     assert ("steps", "1h30m", "75.0%") in rows
@@ -132,12 +129,6 @@ def test_a_logarithmic_axis_of_a_decade_has_labels(low, high):
     svg = curves({"norm": [(1000, low), (2000, high)]}, "gradient norm", log=True)
     labels = [float(label) for label in re.findall(r">([\d.]+)</text>", svg)]
     assert len([label for label in labels if low <= label <= high]) >= 3
-
-
-def test_the_page_needs_nothing_besides_itself(workdir):
-    text = render(workdir, "", 1, 0.0)
-    assert not re.search(r"<(script|link|img|iframe)", text)
-    assert not re.search(r"(src|href)=\"(?!#|data:)", text)
 
 
 def test_the_memory_of_the_heads(workdir):

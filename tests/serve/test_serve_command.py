@@ -10,7 +10,8 @@ import pytest
 
 from tests.commands import assert_fails, run, start
 from tests.inference.letters import CONFIG, make_params
-from transnormer_jax.training.workdir import write_model
+from tests.tiny_run import write_run
+from transnormer_jax.data import ByteTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -19,12 +20,9 @@ MODULE = ("-m", "transnormer_jax.serve")
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("serve") / "little"
-    write_model(directory, CONFIG, make_params())
-    content = json.loads((directory / "config.json").read_text())
-    content["data"]["tokenizer"] = "bytes"
-    (directory / "config.json").write_text(json.dumps(content))
-    return directory
+    params = make_params()
+    endless = params | {"embedding": params["embedding"].at[ByteTokenizer().eos_id].set(0)}
+    return write_run(tmp_path_factory.mktemp("serve") / "little", CONFIG, endless)
 
 
 def test_a_stop_signal_lets_answers_end_in_time(workdir):
