@@ -55,7 +55,12 @@ def passes(directory: Path, tests: str) -> bool:
 
 def main(_: list[str]) -> None:
     """Plants all faults; status 1 if one of them is not caught."""
-    faults = [Fault(*fault) for fault in FAULTS if _ONLY.value in fault[0]]
+    faults = [
+        Fault(f"transnormer_jax/{path}", *texts, tests)
+        for path, (tests, pairs) in FAULTS.items()
+        for texts in pairs
+        if _ONLY.value in path
+    ]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -76,7 +81,9 @@ def main(_: list[str]) -> None:
     caught = sum(row["caught"] for row in rows)
     print(f"{caught} of {len(rows)} faults caught")
     if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(json.dumps({"faults": len(rows), "caught": caught, "rows": rows}, indent=1) + "\n")
+        Path(_OUTPUT.value).write_text(
+            json.dumps({"faults": len(rows), "caught": caught, "rows": rows}, indent=1) + "\n"
+        )
     sys.exit(caught < len(rows))
 
 

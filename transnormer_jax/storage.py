@@ -359,7 +359,7 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 @contextmanager
-def refusals_told(workdir: AnyPath) -> Iterator[None]:
+def report_write_errors(workdir: AnyPath) -> Iterator[None]:
     """A context in which the files of a workdir are written.
 
     Raises:

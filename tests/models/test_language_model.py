@@ -200,7 +200,7 @@ def test_layers_with_parameters_of_their_own_are_the_same_model(name, donate):
     ("fields", "message"),
     [
         ({"num_heads": 3}, "multiple of num_heads"),
-        ({"lrpe_layers": (7,)}, "must lie in 0"),
+        ({"lrpe_layers": (7,)}, "must be in 0"),
         ({"remat": "some"}, "unknown remat 'some'"),
         ({"layers": 3}, "unknown model field 'layers'"),
     ],

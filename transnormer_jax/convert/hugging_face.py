@@ -105,7 +105,7 @@ def _border_ids(tokenizer: Path) -> dict[str, int]:
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that `jax.device_put` takes on a CPU as it lies, without a copy."""
+    """An array that `jax.device_put` uses on a CPU without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face directory, in whatever files they lie: read one at a time, written shard by shard."""
+"""The tensors of a Hugging Face directory, whichever files hold them: read one at a time, written shard by shard."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Where every array of a run lies: parameters by the names of their dimensions, optimizer states like them."""
+"""How every array of a run is sharded: parameters by the names of their dimensions, optimizer states like them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -52,7 +52,7 @@ def parameter_shardings(params: Any, mesh: Mesh, names: DimensionNames) -> Any:
 def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     """The sharding of every array of an optimizer's state: that of the parameter whose path ends its own.
 
-    A factored moment (Adafactor) has one dimension less than its parameter, and lies as the rest does. What is of no
+    A factored moment (Adafactor) has one dimension less than its parameter, and is sharded like the rest. What is of no
     parameter (counters, Muon's coefficients) is copied, and so are Adafactor's placeholders of one element.
 
     Args:
@@ -98,7 +98,7 @@ class Placement(NamedTuple):
 
 
 def placements(params: Any) -> Iterator[Placement]:
-    """How each parameter lies; `params` are arrays or shapes, with shardings."""
+    """How each parameter is sharded; `params` are arrays or shapes, with shardings."""
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         local = math.prod(x.sharding.shard_shape(x.shape))
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -89,7 +89,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _across(sizes: dict[str, int], counts: Mapping[int, int], kind: str) -> dict[str, int]:
-    """How many slices or nodes lie along each axis."""
+    """How many slices or nodes there are along each axis."""
     if len(set(counts.values())) > 1:
         raise UserError(
             f"the {kind} have {', '.join(map(str, counts.values()))} devices: start the run on {kind} that are alike."

@@ -1,6 +1,6 @@
 """The processes of one run: how they meet, speak with one voice, and part.
 
-A TPU pod, Slurm and Open MPI say by themselves who takes part (see `cluster.py`). Elsewhere, every process is told
+A TPU pod, Slurm and Open MPI say by themselves who takes part (see `cluster.py`). Elsewhere, every process is given
 where process 0 is, how many there are, and which it is, by flags or by the environment:
 
     JAX_COORDINATOR_ADDRESS=host0:8476 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=1 python train.py ...
@@ -52,31 +52,31 @@ def define_flags() -> Callable[[], Membership]:
 
 
 @contextmanager
-def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> Iterator[None]:  # noqa: B008
+def joined(membership: Membership = Membership(), *, timeout_seconds: int = 300) -> Iterator[None]:  # noqa: B008
     """Joins the processes of the run before the first use of a device, and parts from them at the end.
 
     Inside, only process 0 writes to stdout, and what others write to stderr bears their number. An exception inside a
     run of several processes ends this one: nobody waits for it.
 
     Args:
-      told: what flags say; the environment fills in what they leave out.
+      membership: what flags say; the environment fills in what they leave out.
       timeout_seconds: how long the processes wait for each other at the start.
 
     Raises:
       UserError: only a part of the three is given, or they do not fit, or the processes do not meet in time.
     """
-    told = cluster.membership(told)
-    if not _is_one_of_several(told, timeout_seconds):
+    membership = cluster.membership(membership)
+    if not _is_one_of_several(membership, timeout_seconds):
         yield
         return
-    output = StderrFilter(f"process {told.process_id}: " if told.process_id else "")
+    output = StderrFilter(f"process {membership.process_id}: " if membership.process_id else "")
     # Gloo greets on the C library's stdout, and late: behind what must be the last line. It may do so on stderr.
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w") if told.process_id == 0 else open(os.devnull, "w")  # noqa: SIM115 (until the end)
+    sys.stdout = os.fdopen(os.dup(1), "w") if membership.process_id == 0 else open(os.devnull, "w")  # noqa: SIM115 (until the end)
     os.dup2(2, 1)
-    if told.process_id:
-        sys.stderr = cast(TextIO, _Numbered(sys.stderr, f"process {told.process_id}: "))
-    presence = _join(told, output, timeout_seconds)
+    if membership.process_id:
+        sys.stderr = cast(TextIO, _Numbered(sys.stderr, f"process {membership.process_id}: "))
+    presence = _join(membership, output, timeout_seconds)
     log(
         f"{jax.process_count()} processes, each with {jax.local_device_count()} of {jax.device_count()} devices "
         f"({jax.devices()[0].device_kind})"
@@ -102,11 +102,11 @@ def joined(told: Membership = Membership(), *, timeout_seconds: int = 300) -> It
     output.close()
 
 
-def _join(told: Membership, output: StderrFilter, timeout_seconds: int) -> Presence:
+def _join(membership: Membership, output: StderrFilter, timeout_seconds: int) -> Presence:
     _abort_handler.expect_abort(
         output,
         lambda _: leave(
-            f"the {told.num_processes} processes of this run did not meet at {told.coordinator} within "
+            f"the {membership.num_processes} processes of this run did not meet at {membership.coordinator} within "
             f"{timeout_seconds} s: start all of them, each with a --process_id of its own",
             2,
         ),
@@ -114,10 +114,10 @@ def _join(told: Membership, output: StderrFilter, timeout_seconds: int) -> Prese
     # Its handler of SIGTERM would take the place of ours, and Orbax would confuse its count of steps.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
-        coordinator_address=told.coordinator,
-        num_processes=told.num_processes,
-        process_id=told.process_id,
-        local_device_ids=told.local_device_ids,
+        coordinator_address=membership.coordinator,
+        num_processes=membership.num_processes,
+        process_id=membership.process_id,
+        local_device_ids=membership.local_device_ids,
         cluster_detection_method="deactivate",
         initialization_timeout=timeout_seconds,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
@@ -131,7 +131,9 @@ def _join(told: Membership, output: StderrFilter, timeout_seconds: int) -> Prese
         presence.wait_for_readers()
         leave(_ended(presence, end), end.status)
 
-    presence = Presence(distributed.global_state.client, told.process_id or 0, told.num_processes or 1, on_end)
+    presence = Presence(
+        distributed.global_state.client, membership.process_id or 0, membership.num_processes or 1, on_end
+    )
     presence.start()
     _abort_handler.expect_abort(output, on_loss)
     start.on_stop(lambda reason: presence.say_end(f"was {reason}", start.STOPPED))
@@ -170,15 +172,15 @@ def _ended(presence: Presence, end: End) -> str:
 _AGAIN = "start all of them again with the same command, and the run resumes from its newest checkpoint"
 
 
-def _is_one_of_several(told: Membership, timeout_seconds: int) -> bool:
-    """Checks what is told, and that process 0 can listen or answers."""
-    if told[:3] == (None, None, None):
+def _is_one_of_several(membership: Membership, timeout_seconds: int) -> bool:
+    """Checks the flags, and that process 0 can listen or answers."""
+    if membership[:3] == (None, None, None):
         return False
-    names = zip(("--coordinator", "--num_processes", "--process_id"), told[:3], strict=True)
+    names = zip(("--coordinator", "--num_processes", "--process_id"), membership[:3], strict=True)
     missing = [name for name, value in names if value is None]
     if missing:
         raise UserError(f"{' and '.join(missing)} missing: a run of several processes needs all three, or none.")
-    address, count, own = told.coordinator or "", told.num_processes or 0, told.process_id or 0
+    address, count, own = membership.coordinator or "", membership.num_processes or 0, membership.process_id or 0
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"--coordinator={address!r} is no address: give HOST:PORT of process 0.")

@@ -46,7 +46,7 @@ class ShardingRules:
                     raise UserError(f"rule {name}={axes}: unknown mesh axis {axis!r}: {did_you_mean(axis, AXES)}")
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int], mesh_sizes: Mapping[str, int]) -> PartitionSpec:
-        """How an array with dimensions of these names lies on a mesh; a dimension named None is not divided.
+        """How an array with dimensions of these names is sharded over a mesh; a dimension named None is not divided.
 
         >>> tuple(RULES.spec(("layers", "embed", "heads"), (24, 1024, 1024), {"fsdp": 4, "tensor": 2}))
         (None, 'fsdp', 'tensor')
@@ -103,7 +103,7 @@ def auto_axes() -> dict[str, int]:
     """Axes, and their sizes, of the mesh that is set, over which XLA may divide operations.
 
     Raises:
-      UserError: an axis of several devices is Explicit, as `jax.make_mesh` has it unless told otherwise.
+      UserError: an axis of several devices is Explicit, which is the default of `jax.make_mesh`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = list(zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True))

@@ -50,8 +50,8 @@ def check_shared(workdir: epath.PathLike) -> None:
     blind = sorted({host for host, sees in seen if not sees})
     if blind:
         raise UserError(
-            f"workdir {str(workdir)!r} of {seen[0][0]} is not seen by {_in_words(blind)}: all processes need the same "
-            "one, so give a directory of a shared file system or of a bucket."
+            f"workdir {str(workdir)!r} of {seen[0][0]} is not seen by {_join_names(blind)}: all processes need the "
+            "same one, so give a directory of a shared file system or of a bucket."
         )
 
 
@@ -94,7 +94,7 @@ def check_same_data(description: str, row: Any) -> None:
     for host, text in found:
         groups.setdefault(text, set()).add(host)
     if len(groups) > 1:
-        differing = "; ".join(f"{_in_words(sorted(hosts))}: {text}" for text, hosts in groups.items())
+        differing = "; ".join(f"{_join_names(sorted(hosts))}: {text}" for text, hosts in groups.items())
         raise UserError(
             f"the hosts have prepared different data ({differing}): give all of them the same files, and remove the "
             "data_dir of those that are wrong."
@@ -155,5 +155,5 @@ def _hostname() -> str:
     return socket.gethostname().partition(".")[0]
 
 
-def _in_words(hosts: list[str]) -> str:
+def _join_names(hosts: list[str]) -> str:
     return ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")

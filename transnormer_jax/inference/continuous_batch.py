@@ -1,7 +1,8 @@
 """Continuous batching: requests join and leave a running batch of fixed slots.
 
 A slot is a row of the decode state, of constant size however long its text is, so that there is nothing to page: a
-request joins when its prompt was read and leaves when it is told to. No compiled shape depends on how many are there.
+request joins when its prompt was read and leaves when its caller says so. No compiled shape depends on how many there
+are.
 """
 
 import collections
@@ -47,7 +48,7 @@ class Request:
       max_new_tokens: how many tokens to write.
       settings: how to choose them.
       seed: of the random choices, from 0 up to 2^32 - 1.
-      top_log_probs: how many likeliest tokens are told with each new one; up to 20.
+      top_log_probs: how many of the likeliest tokens are returned with each new one; up to 20.
       prompt_log_probs: whether the prompt's own tokens are scored too.
     """
 
@@ -231,7 +232,7 @@ class ContinuousBatch:
             top_wanted = np.bool_(text.request.top_log_probs)
             text.state, scores = read_and_score(self._model, self._params, text.state, tokens, segment_ids, top_wanted)
             count = int(segment_ids.sum())
-            new = _told(tokens[:, :count], scores, 0, text.request.top_log_probs)
+            new = _with_log_probs(tokens[:, :count], scores, 0, text.request.top_log_probs)
             text.prompt_scores += new if text.tokens_read else new[1:]
         else:
             text.state = read(self._model, self._params, text.state, tokens, segment_ids)
@@ -258,7 +259,7 @@ class ContinuousBatch:
                 continue
             left = text.request.max_new_tokens - text.tokens_written
             last = left <= _BLOCK_SIZE
-            new = _told(tokens[:, :left], scores, slot, text.request.top_log_probs)
+            new = _with_log_probs(tokens[:, :left], scores, slot, text.request.top_log_probs)
             news.append(Progress(text.number, text.prompt_scores, new, last))
             text.prompt_scores = []
             text.tokens_written += len(new)
@@ -302,10 +303,10 @@ def _copy(state: DecodeState) -> DecodeState:
     return jax.tree.map(jnp.copy, state)
 
 
-def _told(tokens: npt.NDArray[np.int32], scores: TokenScores, row: int, count: int) -> list[TokenLogProbs]:
+def _with_log_probs(tokens: npt.NDArray[np.int32], scores: TokenScores, row: int, count: int) -> list[TokenLogProbs]:
     """The scores of a row of tokens [B, N] for people: Python numbers, and the `count` likeliest."""
     top_tokens = np.asarray(scores.top_tokens)[row, :, :count].tolist()
     top_log_probs = np.asarray(scores.top_log_probs)[row, :, :count].tolist()
     tops = [list(zip(*pair, strict=True)) for pair in zip(top_tokens, top_log_probs, strict=True)]
     log_probs = np.asarray(scores.log_prob)[row].tolist()
-    return [TokenLogProbs(*told) for told in zip(tokens[row].tolist(), log_probs, tops, strict=False)]
+    return [TokenLogProbs(*scored) for scored in zip(tokens[row].tolist(), log_probs, tops, strict=False)]

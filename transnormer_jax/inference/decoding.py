@@ -155,7 +155,7 @@ def decode(
       seeds: [B] uint32; the t-th token of a row is drawn with fold_in(key(seed), t), whatever the blocks.
       settings: of `sample`.
       tokens_so_far: [B] int32, number of tokens that earlier blocks wrote.
-      top_wanted: bool, whether the likeliest tokens are told.
+      top_wanted: bool, whether the likeliest tokens are returned.
       block_size: static.
 
     Returns:
@@ -199,7 +199,7 @@ def put_row(state: DecodeState, row: Int[Array, ""], one: DecodeState) -> Decode
 
 
 def _row_axes(state: DecodeState) -> DecodeState:
-    """Along which axis of each array the rows lie."""
+    """The batch axis of each array."""
     return DecodeState(Cache(0, jax.tree.map(lambda _: 1, state.cache.states)), 0, 0)  # type: ignore[arg-type]
 
 

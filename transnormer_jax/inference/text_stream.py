@@ -37,7 +37,7 @@ class TextStream:
         # What is decoded is a window: the tokens of an earlier push for context, then the new ones.
         self._window = list(prompt[-CONTEXT:])
         self._context = len(self._window)
-        self._told = len(tokenizer.decode(self._window))  # characters of the window's text that are known already
+        self._emitted = len(tokenizer.decode(self._window))  # characters of the window's text that are known already
 
     def push(self, ids: list[int], *, last: bool = False) -> str:
         """Reads tokens, and returns the text that is now certain; with `last`, all there is."""
@@ -61,15 +61,15 @@ class TextStream:
         return text[:certain]
 
     def _decode(self, last: bool) -> str:
-        """The whole characters not told yet."""
+        """The whole characters not emitted yet."""
         text = self._tokenizer.decode(self._window)
         whole = text if last else text.rstrip(_REPLACEMENT)
-        new = whole[self._told :]
-        self._told = max(self._told, len(whole))
+        new = whole[self._emitted :]
+        self._emitted = max(self._emitted, len(whole))
         if new and whole == text:
             self._window = self._window[self._context :]
             self._context = len(self._window)
-            self._told = len(self._tokenizer.decode(self._window))
+            self._emitted = len(self._tokenizer.decode(self._window))
         return new
 
     def _length_of_begun_stop(self, text: str) -> int:

@@ -50,11 +50,11 @@ class TransNormerHarness(TemplateLM):
         rows = [(context if context != [self.prefix_token_id] else [], text) for _, context, text in requests]
         scores = self._score([[*context, *text] for context, text in rows])
 
-        def answer(context: list[int], told: LogProbabilities) -> tuple[float, bool]:
+        def answer(context: list[int], scored: LogProbabilities) -> tuple[float, bool]:
             own = slice(len(context), None)
-            return float(told.log_probs[own].sum()), bool(told.likeliest[own].all())
+            return float(scored.log_probs[own].sum()), bool(scored.likeliest[own].all())
 
-        answers = [answer(context, told) for (context, _), told in zip(rows, scores, strict=True)]
+        answers = [answer(context, scored) for (context, _), scored in zip(rows, scores, strict=True)]
         for request, value in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request[0], value)
         return answers
@@ -63,7 +63,7 @@ class TransNormerHarness(TemplateLM):
         """The log-probability of each whole text, [requests] of natural logarithms."""
         del disable_tqdm
         texts = [request.args[0] for request in requests]
-        values = [float(told.log_probs.sum()) for told in self._score([self.tok_encode(text) for text in texts])]
+        values = [float(scored.log_probs.sum()) for scored in self._score([self.tok_encode(text) for text in texts])]
         for text, value in zip(texts, values, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), value)
         return values

@@ -89,7 +89,7 @@ class TransNormerLLMConfig(ModelConfig):
         if self.model_dim % self.num_heads:
             raise UserError(f"model_dim={self.model_dim} must be a multiple of num_heads={self.num_heads}.")
         if not set(self.lrpe_layers) <= set(range(self.num_layers)):
-            raise UserError(f"lrpe_layers={self.lrpe_layers} must lie in 0 ... {self.num_layers - 1}.")
+            raise UserError(f"lrpe_layers={self.lrpe_layers} must be in 0 ... {self.num_layers - 1}.")
 
     @property
     def attentions(self) -> tuple[str, ...]:

@@ -78,7 +78,7 @@ def main() -> None:
         max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
         api_key=os.environ.get("TRANSNORMER_API_KEY", ""),
     )
-    patience = _GRACE_SECONDS.value + 5  # for clients that do not read what they are told
+    patience = _GRACE_SECONDS.value + 5  # for clients that do not read their responses
     config = uvicorn.Config(create_app(service), log_level="warning", timeout_graceful_shutdown=patience, lifespan="on")
     host, port = listener.getsockname()[:2]
     print(f"serving {service.model!r} at http://{host}:{port}/v1 with {_SLOTS.value} slots", flush=True)
@@ -86,7 +86,7 @@ def main() -> None:
         signal.signal(stop, lambda *_: None)  # Uvicorn raises again what stopped it, when all is done.
 
     class Server(uvicorn.Server):
-        """Ends the engine when the time is up, so that clients are told; Uvicorn would cut them off."""
+        """Ends the engine when the time is up, so that clients get a response; Uvicorn would close the connections."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             loop = asyncio.get_running_loop()

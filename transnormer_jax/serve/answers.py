@@ -107,9 +107,9 @@ class Answer:
                 if not choice.writes:
                     return
             new, kept = "", []
-            for place, told in enumerate(news.tokens):
-                kept.append(told)
-                new += text.push([told.token], last=news.last and place == len(news.tokens) - 1)
+            for place, scored in enumerate(news.tokens):
+                kept.append(scored)
+                new += text.push([scored.token], last=news.last and place == len(news.tokens) - 1)
                 if text.finished:
                     break
             reason = ("stop" if text.stopped else "length") if text.finished else None

@@ -225,15 +225,15 @@ def create_app(service: Service) -> FastAPI:
             for prompt in prompts
             for number in range(asked.n)
         ]
-        told = [0] * len(choices)  # characters of each choice's tokens so far
+        offsets = [0] * len(choices)  # characters of each choice's tokens so far
 
         def choice_json(number: int, pieces: list[Piece]) -> dict[str, Any]:
             text = "".join(piece.text for piece in pieces)
             tokens = [token for piece in pieces for token in (*piece.echoed, *piece.tokens)]
             scores = None
             if asked.logprobs is not None:
-                scores = log_probs.of_completion(tokens, names, told[number])
-                told[number] += sum(map(len, scores["tokens"]))
+                scores = log_probs.of_completion(tokens, names, offsets[number])
+                offsets[number] += sum(map(len, scores["tokens"]))
             return {"index": number, "text": text, "logprobs": scores, "finish_reason": pieces[-1].finish_reason}
 
         return await respond(

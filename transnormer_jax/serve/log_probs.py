@@ -23,21 +23,21 @@ class TokenNames:
         return self._special.get(token) or self._tokenizer.decode([*self._letter, token])[self._width :]
 
 
-def of_completion(told: Sequence[TokenLogProbs], names: TokenNames, offset: int) -> dict[str, Any]:
+def of_completion(scored: Sequence[TokenLogProbs], names: TokenNames, offset: int) -> dict[str, Any]:
     """The `logprobs` of a choice of `/v1/completions`, whose first token stands after `offset` characters of tokens."""
-    tokens = [names[each.token] for each in told]
+    tokens = [names[each.token] for each in scored]
     offsets = list(itertools.accumulate(map(len, tokens), initial=offset))[:-1]
-    # Where two tokens read alike, the likelier one is told.
-    tops = [{names[token]: value for token, value in reversed(each.top)} for each in told]
+    # Where two tokens read alike, the likelier one is reported.
+    tops = [{names[token]: value for token, value in reversed(each.top)} for each in scored]
     return {
         "tokens": tokens,
-        "token_logprobs": [each.log_prob for each in told],
+        "token_logprobs": [each.log_prob for each in scored],
         "top_logprobs": tops,
         "text_offset": offsets,
     }
 
 
-def of_chat(told: Sequence[TokenLogProbs], names: TokenNames) -> dict[str, Any]:
+def of_chat(scored: Sequence[TokenLogProbs], names: TokenNames) -> dict[str, Any]:
     """The `logprobs` of a choice of `/v1/chat/completions`."""
 
     def entry(token: int, value: float) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def of_chat(told: Sequence[TokenLogProbs], names: TokenNames) -> dict[str, Any]:
 
     return {
         "content": [
-            entry(each.token, each.log_prob) | {"top_logprobs": [entry(*pair) for pair in each.top]} for each in told
+            entry(each.token, each.log_prob) | {"top_logprobs": [entry(*pair) for pair in each.top]} for each in scored
         ],
         "refusal": None,
     }

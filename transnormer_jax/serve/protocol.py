@@ -142,7 +142,7 @@ class ChatRequest(GenerationRequest):
       max_tokens: of the answer; None is as many as the server allows.
       max_completion_tokens: the newer name of it.
       logprobs: whether to tell the log-probability of each token.
-      top_logprobs: how many likeliest tokens are told with it.
+      top_logprobs: how many of the likeliest tokens are returned with it.
     """
 
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]

@@ -46,7 +46,7 @@ def batches_on_mesh(
 
 
 def own_rows(batch_size: int, mesh: Mesh) -> list[int]:
-    """The rows of each global batch that lie on this process's devices, in order."""
+    """The rows of each global batch that this process's devices hold, in order."""
     shape = (batch_size,)
     indices: Any = batch_sharding(mesh, shape).addressable_devices_indices_map(shape).values()
     return sorted({row for (rows,) in indices for row in range(*rows.indices(batch_size))})

@@ -33,7 +33,7 @@ from transnormer_jax.training.reading import each_for_itself, newest_readable
 from transnormer_jax.training.step import TrainState
 
 # What a full, limited, read-only or failing disk answers; TensorStore passes on the words alone.
-_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 _POLL_SECONDS = 0.01
 
@@ -68,7 +68,7 @@ class Checkpoints:
             preservation_policy=_preservation(config, self._losses),
             create=True,
         )
-        with self._told_if_refused("made"):
+        with self._report_write_errors("made"):
             self._manager = _Manager(self._directory, options=options)
         self._newest = self._complete = -1
         self._under_way, self._save_began = False, time.perf_counter()
@@ -94,7 +94,7 @@ class Checkpoints:
         step = int(state.step)
         self.wait()  # for the one before
         self._save_began = time.perf_counter()
-        with self._told_if_refused("written"):
+        with self._report_write_errors("written"):
             self._manager.save(step, args=items, force=True)
         self._newest, self._under_way = step, True
 
@@ -114,7 +114,7 @@ class Checkpoints:
         Raises:
           UnwritableError: as `save`.
         """
-        with self._told_if_refused("written"):
+        with self._report_write_errors("written"):
             while self._under_way and self._manager.is_saving_in_progress() and self._manager.failure is None:
                 time.sleep(_POLL_SECONDS)
             if self._manager.failure is not None:
@@ -183,7 +183,7 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         if error is None:
-            with self._told_if_refused("written"):
+            with self._report_write_errors("written"):
                 self._manager.close()
         elif jax.process_count() == 1 and not isinstance(error, UnwritableError | KeyboardInterrupt):
             try:
@@ -238,11 +238,11 @@ class Checkpoints:
         self._manager.reload()
 
     @contextmanager
-    def _told_if_refused(self, done: str) -> Iterator[None]:
+    def _report_write_errors(self, done: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            reason = _refusal(error)
+            reason = _write_error(error)
             if not reason and storage.is_remote(self._directory) and not isinstance(error, UserError):
                 reason = first_line(error)  # stores have too many answers for a list
             if not reason:
@@ -295,7 +295,7 @@ def _wait_without_devices() -> None:
 
 @functools.cache  # once in a process
 def _silence_repetitions() -> None:
-    """Keeps tracebacks off stderr that say again, or worse, what is raised and told in one sentence."""
+    """Keeps tracebacks off stderr that repeat what is raised and printed in one sentence."""
     # Orbax logs an error in each thread that meets it.
     logging.getLogger("absl").addFilter(_is_no_repetition)
     # So does asyncio for the writes beside the one whose error Orbax passes on.
@@ -326,10 +326,10 @@ def _as_tree(opt_state: Any) -> list[Any]:
     return jax.tree.leaves(opt_state)
 
 
-def _refusal(error: BaseException | None) -> str:
+def _write_error(error: BaseException | None) -> str:
     """In words, what a file system answered, if that is what went wrong; else ""."""
     while error is not None:
-        for words in map(os.strerror, _REFUSALS):
+        for words in map(os.strerror, _WRITE_ERRORS):
             if words in str(error):
                 return words
         error = error.__cause__ or error.__context__

@@ -41,7 +41,7 @@ def joined(gradient: Gradient, layout: Any) -> Gradient:
     """The function on each device's own rows, for a mesh that splits rows and parameters alone.
 
     Args:
-      gradient: of rows that lie on one device. It must draw no random numbers: each device would draw the same.
+      gradient: of the rows of one device. It must draw no random numbers: each device would draw the same.
       layout: shardings of the parameters.
 
     Returns:
@@ -95,7 +95,7 @@ def _own(whole: Array, spec: PartitionSpec) -> Array:
 
 
 def _divided(spec: PartitionSpec) -> int | None:
-    """The dimension that lies in parts over `fsdp`, if one does."""
+    """The dimension that is sharded over `fsdp`, if there is one."""
     return next((i for i, axes in enumerate(spec) if axes == "fsdp" or "fsdp" in (axes or ())), None)
 
 

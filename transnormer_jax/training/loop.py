@@ -106,7 +106,7 @@ def train(
             f"warning: {' and '.join(changed)} changed since the last start: the run goes on at row {rows_read:,} of "
             "the new rows, so some examples of this epoch may be repeated or skipped."
         )
-    with storage.refusals_told(workdir):
+    with storage.report_write_errors(workdir):
         keep_tokenizer(workdir, config)
         write_config(workdir, config)
 
@@ -289,7 +289,7 @@ class _Loop:
         scalars = {f"eval/{name}": value for name, value in result.items()}
         self._checkpoints.evaluated(held_out_losses([{"step": step, **scalars}]))
         self._writer.write(step, scalars | self._stopwatch.metrics())
-        log(f"step {step} | held out: {_in_words(result)}")
+        log(f"step {step} | held out: {_one_line(result)}")
         self._call(step, scalars)
         return result
 
@@ -333,7 +333,7 @@ def _last_until(lines: list[dict[str, Any]], step: int) -> dict[str, Any] | None
     return timed[-1] if timed else None
 
 
-def _in_words(result: dict[str, float]) -> str:
+def _one_line(result: dict[str, float]) -> str:
     """The metrics of an evaluation, in one line."""
     words = [f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}" for name, value in result.items()]
     return " | ".join([*words[:-1], duration(result["seconds"])])

@@ -131,7 +131,7 @@ def accumulate_gradients(
         gradient = jax.grad(summed_loss, has_aux=True)
         if steps == 1:
             return gradient(params, batch, key)
-        # Row i goes to micro-batch i % steps: each then lies on all devices, as the whole batch does.
+        # Row i goes to micro-batch i % steps: each is then sharded like the whole batch.
         micro = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, steps, *x.shape[1:]), 0, 1), dict(batch))
 
         def add(total: Any, one: tuple[Batch, Array]) -> tuple[Any, None]:

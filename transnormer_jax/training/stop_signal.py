@@ -23,7 +23,7 @@ class StopSignal:
     """
 
     def __init__(self, on_stop: Callable[[str], None]):
-        """Takes the function that is told of the first signal, by its name such as "SIGTERM", in another thread."""
+        """Takes the function that is called with the name of the first signal, such as "SIGTERM", in another thread."""
         self._on_stop = on_stop
         self._interrupts = 0
         self._left = threading.Event()

@@ -54,7 +54,7 @@ def introduce(
     for line in [*lines, f"workdir      {workdir}"]:
         log(line)
     if jax.process_index() == 0:
-        with storage.refusals_told(workdir):
+        with storage.report_write_errors(workdir):
             storage.write_text(workdir / "parameters.txt", table)
         if print_parameters:
             print(table, end="", flush=True)
