@@ -43,7 +43,8 @@ def diagonal_attention(
     """Attention among the tokens of each block (TransNormer, arXiv 2210.10340, section 4.2).
 
     A document is cut into blocks from its own first token. In a packed row these blocks may start anywhere, so the
-    tokens of a window see the window before (and after, if not causal) and a mask picks the block: two or three times the work.
+    tokens of a window see the window before (and after, if not causal) and a mask picks the block: two or three times
+    the work.
 
     Args:
       q: [B, N, H, K].
