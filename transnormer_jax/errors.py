@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend: one sentence that says what is wrong and what to do."""
+"""Errors that a user can cause and fix: one sentence that says what is wrong and what to do."""
 
 import difflib
 import sys

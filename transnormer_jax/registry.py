@@ -1,4 +1,4 @@
-"""Names in a configuration, and what they stand for. A registry is open: a file outside the package can add to it."""
+"""Registries: the names that a configuration may use. A file outside the package can add to them."""
 
 import importlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""The flags of every command that opens a run: its workdir, the checkpoint, and changes to its configuration."""
+"""The flags of every command that opens a run: workdir, checkpoint and config overrides."""
 
 from __future__ import annotations
 

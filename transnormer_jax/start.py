@@ -1,4 +1,4 @@
-"""Signals before the training loop listens to them: one line and exit status `STOPPED`, even inside an import.
+"""Handles signals before the training loop does: one line and exit status `STOPPED`, even during an import.
 
 This module is imported first, so it imports nothing large. The training loop's handler takes over at its first step.
 """

@@ -1,4 +1,4 @@
-"""Paths on local disks and on object stores: opening, whole writes, uploads, copies that all processes of a host share.
+"""Paths on local disks and object stores: open, write whole files, upload, copy once per host.
 
 A path is an `etils.epath.Path`. Orbax writes checkpoints to local disks and to Google Cloud Storage, so a workdir can
 be on these two. Data and tokenizers are also read from Amazon S3.

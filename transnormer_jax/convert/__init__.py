@@ -1,4 +1,4 @@
-"""TransNormerLLM checkpoints of Hugging Face, in and out."""
+"""Import and export of Hugging Face TransNormerLLM checkpoints."""
 
 from transnormer_jax.convert.hugging_face import load_hugging_face, save_hugging_face
 

@@ -1,4 +1,4 @@
-"""The configuration of a released TransNormerLLM (`config.json`) and ours, each from the other."""
+"""Converts between the configuration of a released TransNormerLLM (`config.json`) and ours."""
 
 from collections.abc import Mapping
 from typing import Any

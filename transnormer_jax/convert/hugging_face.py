@@ -1,4 +1,4 @@
-"""A directory in the layout of the released TransNormerLLMs to configuration and parameters, and back."""
+"""Reads and writes checkpoints in the layout of the released TransNormerLLMs."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The README.md beside exported weights: what the run knows is filled in, what only a person knows is marked TODO."""
+"""Writes the README.md of exported weights: facts of the run are filled in, the rest is marked TODO."""
 
 import json
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""Which part of which of our parameters each tensor of a released checkpoint is."""
+"""Maps the tensors of a released checkpoint to our parameters."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Reads the tensors of a file of `torch.save`, without PyTorch and without running what the file says.
+"""Reads the tensors of a `torch.save` file without PyTorch and without executing its pickle.
 
 Since PyTorch 1.6 such a file is a zip archive, not compressed: a pickle of names and shapes, and the numbers of each
 storage as an entry of its own, which is mapped into memory here.

@@ -1,4 +1,4 @@
-"""How a process ends that cannot go on without another: one sentence and an exit status."""
+"""Ends a process that cannot continue without another one: one sentence and an exit status."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""What the environment says of this process: where process 0 listens, who this process is, which GPUs it owns.
+"""Detects the cluster from the environment: coordinator, process id and the GPUs of this process.
 
 Flags and `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID` come first. What they leave out is taken from
 the launcher: Open MPI, Slurm, an indexed Job of Kubernetes, or JAX's own detection of a TPU pod. JAX's detection is not

@@ -1,4 +1,4 @@
-"""Compiler flags by which communication overlaps with computation: those that MaxText sets for its runs.
+"""Compiler flags that overlap communication with computation, as MaxText sets them.
 
 They are read once, when JAX starts its backend, from the environment: libtpu reads LIBTPU_INIT_ARGS, and XLA for GPUs
 XLA_FLAGS. A flag that is already set there keeps its value. A flag that a compiler does not know ends the process, so a

@@ -1,4 +1,4 @@
-"""The mesh of devices: copies, parts of parameters, parts of rows, and parts of layers.
+"""The device mesh: axes data, fsdp, context and tensor.
 
 `data` copies the parameters and splits the batch. `fsdp` splits both. `context` splits the tokens of each row, and the
 parameters too. `tensor` splits heads and channels; it talks most, so its devices are neighbours.

@@ -1,4 +1,4 @@
-"""What the processes of a run do together: wait, hear process 0, agree. One process alone agrees with itself.
+"""Communication between the processes of a run: barrier, broadcast, gather and requests.
 
 All of this goes through JAX's coordination service, a key-value store in process 0. Device collectives would be the
 wrong tool: they give up after 30 s on a CPU and 10 min on a GPU, cannot be interrupted by a signal, and cost a round

@@ -1,4 +1,4 @@
-"""Which processes of a run are alive, on which hosts, and the last words of those that are not.
+"""Tracks which processes of a run are alive, on which hosts, and why the others ended.
 
 Every process counts up a number of its own in the coordination service once a second, and reads those of all others. So
 after an error it can tell a loss from an error of its own by facts: errors of collectives look different on every

@@ -1,4 +1,4 @@
-"""The processes of one run: how they meet, speak with one voice, and part.
+"""Starts and ends the processes of a run.
 
 A TPU pod, Slurm and Open MPI say by themselves who takes part (see `cluster.py`). Elsewhere, every process is given
 where process 0 is, how many there are, and which it is, by flags or by the environment:

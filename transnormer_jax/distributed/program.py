@@ -1,4 +1,4 @@
-"""What a compiled program does on each device: matrix products, kernels, and talk between devices.
+"""Summarizes a compiled program per device: matrix products, kernels and collectives.
 
 XLA's own `cost_analysis` counts the body of a loop once, so that a model of 24 scanned layers seems to have one, and it
 sees nothing of kernels. Here every instruction counts as often as it runs.

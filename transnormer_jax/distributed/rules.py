@@ -1,4 +1,4 @@
-"""Which mesh axes divide which dimension: one table, for parameters, batches, activations and kernels."""
+"""Sharding rules: which mesh axes shard which dimensions of parameters, batches, activations and kernels."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Which hosts see the same files: the workdir must be one for all, prepared data may be one for every host.
+"""Checks which hosts see the same files: all must share the workdir; each may have its own prepared data.
 
 A process that sees a file which another has just written shares the directory with it. Names do not tell: every machine
 may have a /data of its own.

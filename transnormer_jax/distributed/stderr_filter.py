@@ -1,4 +1,4 @@
-"""Keeps what JAX's runtime says of a lost process off stderr: some 20 lines of C++ that end in a stack.
+"""Keeps the runtime's output about a lost process off stderr: about 20 lines of C++ and a stack trace.
 
 The C library's stderr becomes a pipe to a process of its own, which passes on every line except those. A thread could
 not do this: it would die with the process, and the last words of a crash with it. Python's stderr does not go this way.

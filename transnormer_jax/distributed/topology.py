@@ -1,4 +1,4 @@
-"""Slices of TPUs that are not there: the devices to compile for, and what such a chip has."""
+"""TPU topologies without TPUs: the devices to compile for, and the properties of their chips."""
 
 import dataclasses
 import importlib.util

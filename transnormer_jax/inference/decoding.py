@@ -1,4 +1,4 @@
-"""The compiled functions of generation: read a window of prompts, write a block of tokens, move rows."""
+"""The compiled functions of generation: prefill a window of prompts, decode a block of tokens, move rows."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence

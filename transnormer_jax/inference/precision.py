@@ -1,4 +1,4 @@
-"""The parameters as generation keeps them."""
+"""The dtypes of parameters during generation."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a model knows after a prompt, as a file of constant size."""
+"""The state after a prompt, saved as a file of constant size."""
 
 import hashlib
 import json

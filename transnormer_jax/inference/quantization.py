@@ -1,4 +1,4 @@
-"""Weights as int8: a quarter of float32's bytes, for generation, where reading the weights is what takes the time."""
+"""Int8 weights for generation, where reading the weights dominates: a quarter of the bytes of float32."""
 
 from typing import Any
 

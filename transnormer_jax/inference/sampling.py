@@ -1,4 +1,4 @@
-"""From logits to a token: repetition penalty, temperature, top-k and top-p, in the order of Hugging Face.
+"""Samples a token from logits: repetition penalty, temperature, top-k and top-p, in the order of Hugging Face.
 
 Every function treats each row by itself. The settings are traced, so another temperature compiles nothing, and rows of
 one batch may have different ones.

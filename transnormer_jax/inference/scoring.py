@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens, under the model itself: before temperature, penalties and limits."""
+"""Log-probabilities of tokens under the model itself, before temperature, penalties and limits."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""From tokens to text that will not change: whole characters, and nothing that may be the start of a stop string."""
+"""Turns tokens into text that will not change: whole characters, nothing that may start a stop string."""
 
 from collections.abc import Collection, Sequence
 

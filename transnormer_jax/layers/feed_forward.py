@@ -1,4 +1,4 @@
-"""What follows the attention in a block, on each token by itself: a gated linear unit, or two projections."""
+"""The feed-forward layer: a gated linear unit, or two projections."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The one dense layer: its matrix may be divided over a mesh where it is stored, or rounded to int8."""
+"""The dense layer of all models. Its kernel may be sharded, or int8."""
 
 import math
 from collections.abc import Iterable

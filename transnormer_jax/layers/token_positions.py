@@ -1,4 +1,4 @@
-"""What a token mixer must know of the tokens besides their features."""
+"""The positions and segment ids of tokens, as every token mixer receives them."""
 
 from typing import NamedTuple
 

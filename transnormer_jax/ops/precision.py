@@ -1,4 +1,4 @@
-"""How exact sums are: float32 at least, whatever the operands."""
+"""The precision of sums: at least float32, whatever the operands."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a run has to tell: its metrics, its parameters, what each checkpoint writes, and the memory of its heads."""
+"""The contents of a report: metrics, parameters, a sample of each checkpoint, and the memory of the heads."""
 
 import dataclasses
 import json

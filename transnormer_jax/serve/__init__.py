@@ -1,1 +1,1 @@
-"""An HTTP server that speaks the protocol of OpenAI: `python -m transnormer_jax.serve`."""
+"""An HTTP server for the OpenAI protocol: `python -m transnormer_jax.serve`."""

@@ -1,4 +1,4 @@
-"""From the tokens of the engine to the text of an answer, one choice of a client's request at a time."""
+"""Turns the engine's tokens into the text of a response, one choice at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence

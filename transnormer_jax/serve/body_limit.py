@@ -1,4 +1,4 @@
-"""A limit on the size of a request's body, kept before anything of it is parsed."""
+"""Limits the size of a request's body before it is parsed."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -1,4 +1,4 @@
-"""The thread that owns the running batch, and the way of requests into it and of tokens out."""
+"""The thread that owns the running batch, and the queues of requests and tokens."""
 
 import asyncio
 import queue

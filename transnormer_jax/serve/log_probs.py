@@ -1,4 +1,4 @@
-"""Log-probabilities in the two forms of OpenAI's protocol."""
+"""Log-probabilities in both formats of the OpenAI protocol."""
 
 import itertools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the server counts, in the form of Prometheus."""
+"""The server's Prometheus metrics."""
 
 from collections.abc import Callable
 

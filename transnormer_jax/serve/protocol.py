@@ -1,4 +1,4 @@
-"""What clients may ask: the requests of OpenAI's completions and chat, with the fields that mean something here.
+"""The requests of OpenAI's completions and chat that the server accepts.
 
 A field of theirs that would change the answer, and that we do not know how to obey, is refused unless it has the value
 that changes nothing; every other unknown field is ignored.

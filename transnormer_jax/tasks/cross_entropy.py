@@ -1,4 +1,4 @@
-"""The cross-entropy of a large vocabulary: by slices of the sequence, and on each device for its own tokens."""
+"""Cross-entropy over a large vocabulary, in slices of the sequence, on each device for its own tokens."""
 
 import math
 from collections.abc import Callable

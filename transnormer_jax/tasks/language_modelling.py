@@ -1,4 +1,4 @@
-"""Language modelling: predict the next token of every document, or the ones that are hidden."""
+"""Language modelling: predict the next token of every document, or the masked ones."""
 
 import abc
 import dataclasses

@@ -1,4 +1,4 @@
-"""What a task is: the model that it trains, the rows that it reads, the loss; and the registry of tasks."""
+"""The interface of a task: its model, its rows and its loss; and the registry of tasks."""
 
 import abc
 import dataclasses

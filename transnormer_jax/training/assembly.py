@@ -1,4 +1,4 @@
-"""What a run jits: a task and its optimizer on a mesh, and the training step of both."""
+"""Puts a run together: its task, its optimizer and its training step on a mesh."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""A mesh for the devices that a command finds, which need not be those that its run was trained on."""
+"""Chooses a mesh for the devices of a command, which may differ from those of the training run."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Batches on a mesh: every process reads the rows that its devices need, and no others."""
+"""Batches on a mesh: every process reads only the rows that its devices need."""
 
 from collections.abc import Iterator
 from typing import Any

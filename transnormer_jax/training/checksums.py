@@ -1,4 +1,4 @@
-"""Checksums of arrays, which do not depend on how the arrays are sharded: bytes that change on disk are noticed.
+"""Checksums of arrays, independent of their sharding, which detect bytes that change on disk.
 
 The checksum of an array is sum_i (2 i + 1) bits_i mod 2^32 over its elements in order. Every weight is odd, so a change
 of one element always changes the sum, and a change of many does but for a chance of 2^-32. Sums of integers are exact

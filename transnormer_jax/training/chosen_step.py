@@ -1,4 +1,4 @@
-"""Which of a run's checkpoints a command reads: the newest, that of a step, or the best on held-out data."""
+"""Selects the checkpoint that a command reads: the newest, a given step, or the best on held-out data."""
 
 import math
 import statistics

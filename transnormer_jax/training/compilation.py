@@ -1,4 +1,4 @@
-"""Compiles the training step, or one step of decoding, for TPUs that are not there, and says what it needs."""
+"""Compiles a training or decoding step for TPUs without TPUs, and reports what it needs."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Compiled programs are kept between starts of a run: a run that resumes does not compile again."""
+"""Keeps compiled programs between starts of a run, so that a resumed run does not compile again."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""How many floating-point operations a model needs, and how many a device can do."""
+"""The FLOPs that a model needs, and the peak FLOP/s of a device."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Where the wall time of a run goes, over all of its starts: to steps, or to starting, compiling, saving and the like.
+"""Accounts for the wall time of a run over all of its starts: steps, start-up, compilation, saving and so on.
 
 Goodput is the share of the wall time, since the run was first started, that went into steps that count. Steps that were
 lost, because the run was killed before their checkpoint, count as time in which the run was down.

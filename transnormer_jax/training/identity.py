@@ -1,4 +1,4 @@
-"""What a checkpoint and a configuration must agree on: the architecture and the task."""
+"""What a checkpoint and a configuration must have in common: the architecture and the task."""
 
 import dataclasses
 import json

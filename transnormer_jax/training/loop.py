@@ -1,4 +1,4 @@
-"""The training program, from a configuration to a finished run. Run again, it resumes."""
+"""The training loop, from a configuration to a finished run. Run again, it resumes."""
 
 import dataclasses
 import socket

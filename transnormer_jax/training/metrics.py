@@ -1,4 +1,4 @@
-"""Where metrics go: JSON lines, TensorBoard, and Weights & Biases if asked. Only the first process writes."""
+"""Writes metrics: JSON lines, TensorBoard, and Weights & Biases if configured. Only process 0 writes."""
 
 import json
 import math

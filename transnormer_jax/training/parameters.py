@@ -1,4 +1,4 @@
-"""The parameters in a workdir without the rest of its checkpoints: for evaluation, generation and conversion."""
+"""Restores only the parameters of a checkpoint, for evaluation, generation and conversion."""
 
 import json
 import sys

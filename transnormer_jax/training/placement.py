@@ -1,4 +1,4 @@
-"""A run's state as shapes with shardings, and what a mesh must fit, before any array exists."""
+"""A run's state as shapes with shardings, and the checks of a mesh, before any array exists."""
 
 from collections.abc import Mapping
 from typing import Any

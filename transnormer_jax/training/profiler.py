@@ -1,4 +1,4 @@
-"""A profile of some steps of a run, for TensorBoard."""
+"""Profiles some steps of a run for TensorBoard."""
 
 import functools
 import socket

@@ -1,4 +1,4 @@
-"""What the metrics of a window of steps say together, throughput, and the line that a person watches."""
+"""Averages the metrics of a window of steps, and writes throughput and the progress line."""
 
 import math
 import resource

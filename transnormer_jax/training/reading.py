@@ -1,4 +1,4 @@
-"""Which checkpoint of several is read: the newest that every process can read."""
+"""Selects the checkpoint to read: the newest that every process can read."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What a run trains and measures: from a configuration to a task, its rows of data, and its evaluation."""
+"""Builds what a run trains and evaluates: its task, its training rows and its evaluation."""
 
 import dataclasses
 from collections.abc import Callable

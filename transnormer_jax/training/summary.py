@@ -1,4 +1,4 @@
-"""What a run says of itself at its start: a few lines, and the table of its parameters for those who ask."""
+"""The summary that a run logs at its start, and the table of its parameters."""
 
 import math
 import socket

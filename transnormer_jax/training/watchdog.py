@@ -1,4 +1,4 @@
-"""A watchdog over the steps of a run: where one takes too long, all stacks are printed, and the run goes on waiting."""
+"""A watchdog for training steps: if one takes too long, it prints all stacks and keeps waiting."""
 
 import faulthandler
 import sys

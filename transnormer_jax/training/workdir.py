@@ -1,4 +1,4 @@
-"""A run's directory: config.json, checkpoints/, metrics.jsonl, tokenizer/, and what reads a finished or running run."""
+"""A run's directory: config.json, checkpoints/, metrics.jsonl, tokenizer/; and the functions that read it."""
 
 import dataclasses
 import json

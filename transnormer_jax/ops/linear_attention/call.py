@@ -1,4 +1,4 @@
-"""What `linear_attention` and `gated_linear_attention` do before they compute: check the arguments, divide the work."""
+"""The shared entry of `linear_attention` and `gated_linear_attention`: checks the arguments, shards the work."""
 
 import functools
 from collections.abc import Callable

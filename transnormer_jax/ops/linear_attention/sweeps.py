@@ -1,4 +1,4 @@
-"""What the GPU kernels share: which calls they support, rows split among programs, and gradients as sweeps.
+"""Code that the GPU kernels share: supported calls, rows split among programs, gradients as sweeps.
 
 A program sweeps over a row in either direction of time, with the state in registers. Where there are too few heads to
 fill the GPU, rows are split. A first launch finds what each split adds to the state, from keys and values alone, and a
