@@ -63,10 +63,6 @@ def _log_from(verbosity: int) -> None:
 def extra(name: str, *modules: str) -> Iterator[None]:
     """Imports of what an extra of the package installs.
 
-    Args:
-      name: of the extra.
-      modules: that it installs.
-
     Raises:
       UserError: one of these modules is missing; whatever else cannot be imported is no mistake of the user.
     """

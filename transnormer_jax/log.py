@@ -11,7 +11,6 @@ def log(message: str, *, everywhere: bool = False) -> None:
     """Prints `message` with the time of day and the host's name.
 
     Args:
-      message: one line.
       everywhere: every process prints it, to stderr; otherwise process 0 alone, to stdout.
     """
     host = socket.gethostname().partition(".")[0]

@@ -108,7 +108,6 @@ def load_generator(
     """The model of a run, ready to generate, on one device.
 
     Args:
-      workdir: of the run.
       int8: whether its matrices are rounded.
       step: of the checkpoint; None is the newest.
       config: the run's, with other values where they make no other model; None is the run's own.

@@ -91,9 +91,7 @@ def write_configuration(config: TransNormerLLMConfig, *, bos_id: int = 1, eos_id
     """The content of a `config.json`, for the released code.
 
     Args:
-      config: of the model.
       bos_id: of the tokenizer, as `eos_id`; the defaults are those of the released code.
-      eos_id: see there.
 
     Raises:
       UserError: the model has something that the released code cannot do.

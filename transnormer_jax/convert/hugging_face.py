@@ -69,8 +69,6 @@ def save_hugging_face(
 
     Args:
       directory: to be made; it must not exist yet.
-      config: of the model.
-      params: its parameters.
       tokenizer: directory of a tokenizer, or its file, to be copied too; `config.json` then has its begin and end.
 
     Raises:

@@ -14,8 +14,6 @@ def model_card(workdir: storage.AnyPath, step: int, num_parameters: int) -> str:
 
     Args:
       workdir: of the run; one without metrics.jsonl was converted, and its card says nothing of training.
-      step: of the parameters.
-      num_parameters: how many there are.
 
     Raises:
       UserError: there is no such run.

@@ -64,7 +64,6 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, np.ndarray]]) ->
     """Writes safetensors: one file, or from 1 GiB on several and their index.
 
     Args:
-      directory: that exists.
       tensors: name and numbers, of which one shard is in memory at a time.
     """
     shards = list[list[str]]()

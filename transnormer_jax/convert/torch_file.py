@@ -40,11 +40,8 @@ class TorchTensor(NamedTuple):
     """A tensor that has not been read yet.
 
     Attributes:
-      path: of the file.
       start: byte at which the storage begins.
-      dtype: of the numbers.
       offset: of the first number in the storage.
-      shape: of the tensor.
       strides: in numbers.
     """
 

@@ -21,7 +21,6 @@ class Membership(NamedTuple):
 
     Attributes:
       coordinator: "host:port" of process 0, where that process listens.
-      num_processes: of the run.
       process_id: of this one, from 0.
       local_device_ids: GPUs of this process, counted among those that it sees; None is all of them.
     """
@@ -44,7 +43,6 @@ def membership(given: Membership, environment: Mapping[str, str] = os.environ) -
 
     Args:
       given: by flags.
-      environment: the variables.
 
     Returns:
       All Nones for a process that stands alone. A run of one process has no device ids: it takes all devices.
@@ -128,7 +126,6 @@ def own_gpus(num_tasks: int, own: int, environment: Mapping[str, str] = os.envir
     Args:
       num_tasks: of this run on this machine.
       own: number of the task among them, from 0.
-      environment: the variables.
 
     Raises:
       UserError: the tasks cannot have equal shares.

@@ -24,7 +24,6 @@ class Array:
 
     Attributes:
       bits: of one number.
-      shape: its dimensions.
     """
 
     bits: int

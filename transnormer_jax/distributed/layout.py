@@ -19,7 +19,6 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Returns the layout of an array of a batch: rows over `data` and `fsdp`, tokens over `context`, where they divide.
 
     Args:
-      mesh: of the run.
       shape: of the whole array, [B, ...] or [B, N, ...].
     """
     names = ("batch", "sequence", *[None] * len(shape))[: len(shape)]
@@ -34,7 +33,6 @@ def parameter_shardings(params: Any, mesh: Mesh, names: DimensionNames) -> Any:
 
     Args:
       params: a tree of arrays, or of their shapes.
-      mesh: of the run.
       names: (path of keys, shape) -> the name of every dimension, a field of `ShardingRules` or None.
 
     Returns:
@@ -57,9 +55,6 @@ def optimizer_shardings(opt_state: Any, params: Any, shardings: Any, mesh: Mesh)
 
     Args:
       opt_state: a tree of arrays, or of their shapes.
-      params: likewise.
-      shardings: of `params`.
-      mesh: of the run.
 
     Returns:
       The tree of `opt_state`, of shardings.

@@ -63,7 +63,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     `fsdp`, then along `context`. `tensor` spans GPU machines only if it is too large for one.
 
     Args:
-      config: sizes of the axes.
       devices: all of this run where None; else those of a topology that is compiled for.
 
     Returns:

@@ -49,7 +49,6 @@ class Presence:
         Args:
           client: of the coordination service.
           process: number of this one.
-          num_processes: of the run.
           on_end: called in a thread when another process has left last words.
         """
         self.client, self._process, self._count, self._on_end = client, process, num_processes, on_end

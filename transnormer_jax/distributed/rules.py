@@ -53,7 +53,6 @@ class ShardingRules:
 
         Args:
           names: of all dimensions, fields of this class or None.
-          shape: of the whole array.
           mesh_sizes: axis -> devices.
 
         Returns:
@@ -120,7 +119,6 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Lays an activation out by `RULES` on the mesh that is set; without one of several devices, `x` itself.
 
     Args:
-      x: [...], of any dtype.
       *names: of its dimensions, fields of `ShardingRules` or None.
 
     Returns:

@@ -41,11 +41,8 @@ def beam_search(
     A search ends when W texts have ended and the best open one, scored at its present length, is no better than they.
 
     Args:
-      model: the model.
-      params: its parameters.
       state: after the prompts.
       num_beams: W.
-      max_new_tokens: of each continuation.
       length_penalty: 0 compares sums of log-probabilities, 1 their means; above, longer texts gain.
       eos_id: ends a text; it counts into its length and score.
 

@@ -141,9 +141,7 @@ class ContinuousBatch:
         """Makes an empty batch.
 
         Args:
-          config: of the model.
           params: its parameters (a tree of arrays, on one device).
-          vocab_size: of the tokenizer.
           slots: texts that are written at one time.
           prefix_cache: states kept for prompts that begin alike, one for every 512 tokens read, the oldest dropped.
 

@@ -83,9 +83,6 @@ def empty_state(model: LanguageModel, params: Any, batch_size: int, vocab_size: 
     """The state of texts of which nothing was read.
 
     Args:
-      model: the model.
-      params: its parameters.
-      batch_size: B.
       vocab_size: V, of the tokenizer: the model may have more logits, which mean nothing.
     """
     del params  # They only say on which device, in the form that later states have: another would compile again.
@@ -149,11 +146,8 @@ def decode(
     """Writes `block_size` tokens in every row.
 
     Args:
-      model: the model.
-      params: its parameters.
       state: after the prompts, or after the last block; it is donated.
       seeds: [B] uint32; the t-th token of a row is drawn with fold_in(key(seed), t), whatever the blocks.
-      settings: of `sample`.
       tokens_so_far: [B] int32, number of tokens that earlier blocks wrote.
       top_wanted: bool, whether the likeliest tokens are returned.
       block_size: static.

@@ -63,7 +63,6 @@ class Generator:
     Attributes:
       config: of the model, each of whose layers has parameters of its own.
       params: as generation keeps them: by layer, rounded to the dtype of the computation.
-      tokenizer: of the texts.
 
     Example:
       run = load_workdir("runs/tiny")
@@ -106,7 +105,6 @@ class Generator:
 
         Args:
           prompts: texts, each of any length; the empty one too.
-          max_new_tokens: of each continuation.
           temperature: 0 takes the likeliest token each time; see `SamplingSettings`, also for the next three.
           top_k: only the k likeliest tokens.
           top_p: only the nucleus of probability p.
@@ -147,14 +145,6 @@ class Generator:
 
         Args:
           prompts: these and the other arguments: see `generate`.
-          max_new_tokens: see there.
-          temperature: see there.
-          top_k: see there.
-          top_p: see there.
-          repetition_penalty: see there.
-          stop: see there.
-          seed: see there.
-          prefix: see there.
           block_size: number of tokens from one piece to the next. Fewer come sooner, more take less time in all.
 
         Raises:
@@ -202,9 +192,7 @@ class Generator:
         They are fewer only if there are no more texts of `max_new_tokens`.
 
         Args:
-          prompts: texts.
           num_beams: W, open texts for each prompt.
-          max_new_tokens: of each continuation.
           length_penalty: a text counts log-probability / tokens ** length_penalty: 0 compares sums, 1 means.
           prefix: see `generate`.
 
@@ -277,7 +265,6 @@ class Generator:
         """Reads a prompt to go on from later, as often as wanted: `generate(prompts, prefix=...)`.
 
         Args:
-          prompt: any text.
           prefix: what it follows.
 
         Returns:

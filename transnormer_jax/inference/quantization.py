@@ -17,9 +17,6 @@ def quantize(params: Any) -> Any:
     2.1) without outliers. Activations are not rounded. A layer's product is of the int8 numbers at the dtype of the
     computation; the scales, float32 under `NAME_scale`, are applied to its result.
 
-    Args:
-      params: of a TransNormerLLM.
-
     Returns:
       The parameters for `Generator`, `ContinuousBatch` or the model itself, in their place.
     """

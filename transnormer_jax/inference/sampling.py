@@ -74,9 +74,7 @@ def sample(
 
     Args:
       keys: [B], a random key for each row, so that no row depends on the others.
-      logits: [B, V] float32.
       seen: [B, V] bool, the tokens of the prompt and of the text so far.
-      settings: of each row.
 
     Returns:
       [B] int32.
@@ -116,7 +114,6 @@ def keep_likeliest(
     equal tokens the first counts as likelier, as in `argmax`, so that k tokens remain and never more.
 
     Args:
-      logits: [B, V] float32.
       top_k: [B]; 0 is no limit.
       top_p: [B]; 1 is no limit.
     """

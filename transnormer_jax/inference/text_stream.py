@@ -24,7 +24,6 @@ class TextStream:
         """Begins after the ids of `prompt`, and ends before the first of the strings `stop` or an end token.
 
         Args:
-          tokenizer: of the ids.
           prompt: its last `CONTEXT` ids are enough.
           stop: strings that end the text and are not part of it.
           end_ids: of end tokens; the tokenizer's own if None.

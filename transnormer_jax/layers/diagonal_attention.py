@@ -28,8 +28,6 @@ class DiagAttention(nn.Module):
       variant: "t1" (relu of the scores, then SimpleRMSNorm over the heads) or "t2" (softmax, no norm).
       block_size: tokens of a block, counted from the beginning of each document.
       count_padding: see `ops.diagonal_attention`.
-      dtype: of the computation; parameters are `param_dtype`.
-      param_dtype: of the parameters.
     """
 
     num_heads: int

@@ -23,11 +23,6 @@ class FeedForward(nn.Module):
     Attributes:
       dim: F, the inner width.
       activation: a name of `ops.activation`.
-      gated: whether there is a gate.
-      use_bias: biases in all projections.
-      kernel_init: of all projections.
-      dtype: of the computation; parameters are `param_dtype`.
-      param_dtype: of the parameters.
     """
 
     dim: int

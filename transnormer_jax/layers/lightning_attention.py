@@ -20,17 +20,9 @@ class LightningAttention(nn.Module):
     can be left out and the norm can be another.
 
     Attributes:
-      num_heads: H.
       head_dim: K = V, features per head.
       use_lrpe: encode the relative position in q and k, which doubles their width to 2K.
       activation: name of the activation of q and k.
-      use_bias: biases in all projections.
-      norm_eps: eps of the norm.
-      kernel_init: of the projections.
-      dtype: of the computation; parameters are `param_dtype`.
-      param_dtype: of the parameters.
-      backend: of `linear_attention`.
-      use_gate: whether u is there.
       norm: a name of `make_norm`.
     """
 

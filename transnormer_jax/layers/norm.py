@@ -24,8 +24,6 @@ def make_norm(
         and biases).
       eps: added to the mean square or to the variance.
       dtype: of the result; statistics are float32.
-      param_dtype: of the parameters.
-      name: of the module.
 
     Returns:
       A function or module from [B, N, D] to [B, N, D].

@@ -27,9 +27,6 @@ class NormAttention(nn.Module):
       num_heads: H; K = D / H.
       causal: whether no token attends to a later one.
       variant: "t1" (phi = elu) or "t2" (phi = 1 + elu).
-      dtype: of the computation; parameters are `param_dtype`.
-      param_dtype: of the parameters.
-      backend: of `linear_attention`.
     """
 
     num_heads: int

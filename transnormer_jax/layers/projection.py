@@ -17,12 +17,7 @@ class Projection(nn.Module):
     """The layer x W + b.
 
     Attributes:
-      features: width of the result.
       names: of the dimensions of W [in, out], for `distributed.rules`; "embed" is gathered where W is used.
-      use_bias: whether there is b.
-      kernel_init: of W.
-      dtype: of the computation.
-      param_dtype: of the parameters.
     """
 
     features: int

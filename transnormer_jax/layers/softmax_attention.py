@@ -14,10 +14,7 @@ class SoftmaxAttention(nn.Module):
     """y = W_out softmax(q k^T / sqrt(K)) v over H heads (arXiv 1706.03762, section 3.2).
 
     Attributes:
-      num_heads: H.
       causal: whether no token attends to a later one.
-      dtype: of the computation; parameters are `param_dtype`.
-      param_dtype: of the parameters.
     """
 
     num_heads: int

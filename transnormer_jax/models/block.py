@@ -78,7 +78,6 @@ class Block(nn.Module):
     """x + mixer(norm(x)), then x + feed_forward(norm(x)); or with each norm after its sum.
 
     Attributes:
-      config: of the model.
       layer: index of the layer, or of the first of those that are scanned.
       shared: the module that the mixers of all layers share, if there is one.
     """

@@ -72,7 +72,6 @@ class LanguageModel(nn.Module):
         """Predicts the token after each token, or each token itself if not causal.
 
         Args:
-          tokens: int32.
           segment_ids: int32, the documents of packed rows; 0 is padding, on either side (`linear_attention`). With a
             cache of softmax attention, a row is one document.
           cache: what was read before. Prefill and decoding are the same call.
@@ -117,7 +116,6 @@ class LanguageModel(nn.Module):
         """The memory of `batch_size` sequences of which nothing has been read.
 
         Args:
-          batch_size: B.
           max_length: most tokens of a sequence, for attentions that keep them all; 0 is `config.max_length`. Of learned
             positions, `config.max_length` is the most: beyond them the last is repeated, and no error can be raised.
 
@@ -201,8 +199,6 @@ def unstack_layers(
     longer than reading the weights, as in decoding on a CPU, that takes most of the time.
 
     Args:
-      config: of the model.
-      params: its parameters.
       donate: whether the stacked arrays, which must be of JAX then, are deleted one by one, so that not both exist.
 
     Returns:

@@ -31,7 +31,6 @@ def check_fields(config: Any, choices: Mapping[str, Collection[str]], *, may_be_
     """Checks what can be seen of each field of a configuration alone: numbers, words, dtypes and dropout.
 
     Args:
-      config: a dataclass.
       choices: field -> the words that it may be.
       may_be_zero: whole numbers that may be 0; the others are sizes or counts of at least 1.
 

@@ -34,7 +34,6 @@ class TransNormerLLMConfig(ModelConfig):
       sinusoidal_position: add absolute positions to the embeddings.
       activation: activation of queries and keys: "silu", "1+elu", "2+elu", "elu", "relu", "gelu", "identity" and
         others, the names of `ops.activation`.
-      use_bias: biases in all projections.
       scale_embedding: multiply embeddings by sqrt(D).
       tie_embeddings: use the embedding as the output projection.
       decay: "released" or "paper" (`ops.decay`), or "none"; weights trained with one are wrong under the others.

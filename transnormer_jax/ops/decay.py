@@ -29,7 +29,6 @@ def released_log_decay(num_heads: int, num_layers: int) -> np.ndarray:
     -slope_h (1 - l / (L - 1) + 1e-5) with ALiBi slopes: fast decay in the first layer, next to none in the last.
 
     Args:
-      num_heads: H.
       num_layers: L; with a single layer, l / (L - 1) is 0.
 
     Returns:
@@ -43,10 +42,6 @@ def paper_log_decay(num_heads: int, num_layers: int) -> np.ndarray:
     """The decay of TransNormerLLM (arXiv 2307.14995, section 3.1): -(8 h / H) (1 - l / L).
 
     Linear in h, counted from 0: head 0 has no decay. Weights trained with one form are wrong under the other.
-
-    Args:
-      num_heads: H.
-      num_layers: L.
 
     Returns:
       [L, H] float32, <= 0.

@@ -19,8 +19,6 @@ class DiagonalState(NamedTuple):
     """The last tokens of the newest document, as many as a block has, the newest last; 0 before the first token.
 
     Attributes:
-      k: keys.
-      v: values.
       ordinal: int32, 1 for the first token of its document; 0 where there is no token.
     """
 
@@ -47,9 +45,6 @@ def diagonal_attention(
     the work.
 
     Args:
-      q: [B, N, H, K].
-      k: [B, N, H, K].
-      v: [B, N, H, V].
       block_size: W, tokens of a block; the last block of a document may have fewer.
       weights: "softmax" of q . k / sqrt(K) (T2), or their "relu", not normalised (T1).
       causal: whether no token attends to a later one.
@@ -108,9 +103,6 @@ def resume_diagonal_attention(
     The block size is the number of tokens in `state`.
 
     Args:
-      q: queries.
-      k: keys.
-      v: values.
       state: after the tokens before; rows may differ in their number.
       position: int32, of the new tokens in their documents. The block of a token is position // block_size.
       segment_ids: int32, documents of packed rows, of which the first goes on from `state`; 0 is padding, which stands

@@ -41,7 +41,6 @@ def angles(theta: Float[Array, "*shape"], position: Int[Array, "#B N"]) -> Float
 
     Args:
       theta: radians per token, float32 (or float64, which is exact enough as it is).
-      position: [B, N] or [1, N] int32.
 
     Returns:
       [B, N, *theta.shape] or [1, N, *theta.shape] in the dtype of `theta`; float32 angles are between -5 and 5.
@@ -93,10 +92,6 @@ def lrpe_frequencies(num_heads: int, head_dim: int) -> np.ndarray:
 
     The form of the released TransNormerLLM checkpoints (arXiv 2307.14995), which train it.
 
-    Args:
-      num_heads: H.
-      head_dim: K.
-
     Returns:
       [H, K] float32, radians per token.
     """
@@ -139,7 +134,6 @@ def householder(x: Float[Array, "*batch K"], v: Float[Array, " K"]) -> Float[Arr
     """Reflects each vector: x - 2 (x . v) v. With `rotary`, the LRPE of TransNormer (arXiv 2210.10340, "type 1d3").
 
     Args:
-      x: [..., K], float32, bfloat16 or float16.
       v: [K], of length 1.
 
     Returns:
@@ -155,11 +149,6 @@ def random_unit_vector(key: Array, shape: tuple[int, ...], dtype: Any) -> Float[
 
     TransNormer (arXiv 2210.10340) draws one for each attention and does not train it.
 
-    Args:
-      key: a random key.
-      shape: of the result, K last.
-      dtype: of the result, a float.
-
     Returns:
       [..., K], vectors of length 1.
     """
@@ -174,7 +163,6 @@ def sinusoids(position: Int[Array, "#B N"], dim: int) -> Float[Array, "#B N {dim
     arXiv 1706.03762, section 3.5.
 
     Args:
-      position: [B, N] or [1, N] int32.
       dim: features, even, at least 4.
 
     Returns:

@@ -32,9 +32,6 @@ def softmax_attention(
     """softmax(q k^T / sqrt(K)) v (arXiv 1706.03762, eq. 1).
 
     Args:
-      q: [B, N, H, K].
-      k: [B, N, H, K].
-      v: [B, N, H, K].
       causal: whether no token attends to a later one.
       segment_ids: [B, N] int32, documents of packed rows: tokens see those of their own document, and another one
         starts where the id changes. 0 is padding, which no token sees.
@@ -62,9 +59,6 @@ def resume_softmax_attention(
     """Causal softmax attention (arXiv 1706.03762, eq. 1) of N new tokens to themselves and to those in the cache.
 
     Args:
-      q: [B, N, H, K].
-      k: [B, N, H, K].
-      v: [B, N, H, K].
       cache: of the `position[:, 0]` tokens before; rows may differ in their number.
       position: [B, N] or [1, N] int32, places of the new tokens, less than M. Beyond M the cache cannot hold them, and
         the result is wrong; no error can be raised under `jit`.

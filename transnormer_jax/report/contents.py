@@ -97,15 +97,7 @@ def parameter_table(params: Any) -> list[Parameter]:
 def samples(
     workdir: storage.AnyPath, prompt: str, max_new_tokens: int, temperature: float, config: Config | None = None
 ) -> Iterator[Sample]:
-    """Yields how every checkpoint that can be read goes on from the prompt, from the first to the last.
-
-    Args:
-      workdir: of the run.
-      prompt: of every sample.
-      max_new_tokens: of each.
-      temperature: of the samples.
-      config: see `load_workdir`.
-    """
+    """Yields how every checkpoint that can be read goes on from the prompt, from the first to the last."""
     for step in saved_steps(workdir):
         try:
             run = load_workdir(workdir, step=step, config=config)

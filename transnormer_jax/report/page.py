@@ -41,12 +41,8 @@ def render(
     """Returns HTML that refers to nothing outside itself.
 
     Args:
-      workdir: of a run.
       prompt: from which every checkpoint of a TransNormerLLM goes on.
-      max_new_tokens: of each sample.
-      temperature: of the samples.
       step: of the checkpoint whose parameters are described; None is the newest.
-      config: see `load_workdir`.
 
     Raises:
       UserError: `workdir` holds no run, no metrics or no checkpoint.

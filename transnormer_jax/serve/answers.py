@@ -14,7 +14,6 @@ class Choice(NamedTuple):
     """One text to write.
 
     Attributes:
-      request: for the engine.
       stops: strings that end the text.
       echo: whether the prompt comes first.
       writes: whether anything follows the prompt.
@@ -32,10 +31,8 @@ class Piece(NamedTuple):
     """The next part of a choice.
 
     Attributes:
-      choice: its number.
       text: certain, as from `TextStream`.
       echoed: tokens of the prompt that are part of the text.
-      tokens: new tokens.
       finish_reason: "stop" or "length" in the last piece, None before.
     """
 

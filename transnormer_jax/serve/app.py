@@ -32,8 +32,6 @@ class Service:
     """What is served, and how much of it at most.
 
     Attributes:
-      engine: runs it.
-      tokenizer: of the model.
       model: its name.
       chat_template: None if the model is not for chat.
       max_new_tokens: of an answer.

@@ -34,10 +34,7 @@ def cross_entropy_sums(
     Args:
       unembed: (readout, [b, n, D]) -> logits [b, n, V] float32.
       readout: parameters that `unembed` reads.
-      hidden: [B, N, D].
-      targets: [B, N].
       weights: [B, N], 0 where there is nothing to predict.
-      vocab_size: V.
     """
     mesh = auto_axes()
     rows = RULES.spec(("batch", "sequence"), targets.shape, mesh)

@@ -125,7 +125,6 @@ class Task(abc.ABC):
         """Sums over the batch; with a key as in training, without one as in evaluation.
 
         Args:
-          params: of the model.
           batch: arrays by name, [B, ...]; the docstring of the task says which.
           key: a random key, of dropout and hashes.
 
@@ -141,10 +140,6 @@ class Task(abc.ABC):
     def training_rows(self, config: "Config", tokenizer: Tokenizer) -> TrainingRows:
         """Opens the training split.
 
-        Args:
-          config: of the run.
-          tokenizer: that `config.data.tokenizer` names.
-
         Returns:
           Rows without end.
 
@@ -159,8 +154,6 @@ class Task(abc.ABC):
         """Opens a held-out split.
 
         Args:
-          config: of the run.
-          tokenizer: that `config.data.tokenizer` names.
           split: a TFDS split.
           max_tokens: about how many tokens of it are wanted, from all over it; 0 means all.
 

@@ -21,7 +21,6 @@ class Assembly(NamedTuple):
     """A run before any of its arrays exists.
 
     Attributes:
-      task: batch -> sums.
       optimizer: of its parameters.
       schedule: step -> learning rate.
       state: the shapes, dtypes and shardings of its `TrainState`.

@@ -20,7 +20,6 @@ def available_mesh(config: Config, wanted: MeshConfig | None = None, devices: Se
     holds copies: on 6 devices, a model of width 1,024 has 2 shards and 3 copies.
 
     Args:
-      config: of the run.
       wanted: a mesh to use as it is, fitting or not.
       devices: to lay out; None is all of this run.
 

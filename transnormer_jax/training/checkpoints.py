@@ -54,8 +54,6 @@ class Checkpoints:
         """Opens the directory, and makes it if need be.
 
         Args:
-          workdir: of the run.
-          config: of the run.
           tokenizer: a fingerprint.
           losses: held-out losses of former starts of the run, by step.
         """

@@ -35,7 +35,6 @@ def verify(tree: Any, expected: Sequence[str] | None) -> None:
     """Compares arrays that were read with what was saved; those that were read as another dtype are not compared.
 
     Args:
-      tree: of arrays.
       expected: `checksums` of the tree that was saved; None, of an older checkpoint, says nothing.
 
     Raises:

@@ -16,7 +16,6 @@ def chosen_step(workdir: storage.AnyPath, wanted: str) -> int | None:
     """The step of the checkpoint that `wanted` means.
 
     Args:
-      workdir: of the run.
       wanted: "" (the newest that can be read), a number, or "best": of the checkpoints that are kept, the one with the
         lowest held-out loss in `metrics.jsonl`.
 

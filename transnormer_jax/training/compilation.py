@@ -42,7 +42,6 @@ def compile_step(config: Config, topology: Topology, step: str = "train") -> dic
 
     Args:
       config: of the run. Its task must be a causal language model's, of which the rows are known without data.
-      topology: what to compile for.
       step: "train", or "decode": one token for each of `config.evaluation.batch_size` rows, parameters in bfloat16.
 
     Returns:

@@ -11,7 +11,6 @@ def use_compilation_cache(setting: str, workdir: epath.Path) -> None:
 
     Args:
       setting: `config.compilation_cache`: a directory, "" for `WORKDIR/compilation_cache`, or "off".
-      workdir: of the run.
     """
     if setting == "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return

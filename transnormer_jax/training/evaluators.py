@@ -37,9 +37,7 @@ class RowEvaluator:
         """Reads nothing yet.
 
         Args:
-          task: gives the sums and the report.
           batches: begins the split anew at each call; every example is in it once, beside rows of padding alone.
-          mesh: of the devices.
           num_bytes: UTF-8 bytes of the text that the batches hold, for bits per byte; 0 if it is not text.
         """
         self._task, self._batches, self._num_bytes = task, batches, num_bytes

@@ -61,7 +61,6 @@ def train(
     """Trains until `config.num_steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-      config: of the run.
       workdir: of its configuration, checkpoints and metrics; made if it does not exist.
       began: unix time in seconds at which this start of the run began, for its goodput; None is now.
       print_parameters: whether the table of the parameters, which `parameters.txt` holds, is printed.

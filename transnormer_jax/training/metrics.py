@@ -42,7 +42,6 @@ class MetricWriter:
         """Drops lines from `first_step` on, which a run that died wrote after its last checkpoint.
 
         Args:
-          workdir: of the run.
           first_step: of this start of the run.
           wandb_project: of Weights & Biases; empty for none.
           config: what Weights & Biases shows as the configuration.

@@ -122,7 +122,6 @@ def global_norm(gradients: Params, layout: Any = None) -> Float[Array, ""]:
     """The square root of the sum of all squares, in float32.
 
     Args:
-      gradients: a tree of arrays.
       layout: their shardings, on the mesh that is set. With them, devices exchange one number; else XLA sums over the
         devices one number for each array.
     """

@@ -40,7 +40,6 @@ def restore_params(workdir: storage.AnyPath, abstract: PyTree, step: int | None 
     Called by all processes alike.
 
     Args:
-      workdir: of the run.
       abstract: shapes and dtypes, with shardings; where there is none, the array comes whole onto one device. In place
         of an array of NumPy comes one of NumPy, in half the memory: none is there twice.
       step: of the checkpoint, instead of the newest.

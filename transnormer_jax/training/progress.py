@@ -47,12 +47,7 @@ class Progress:
         self._evaluation_seconds = seconds
 
     def rates(self, tokens: float, steps: int) -> dict[str, float]:
-        """Rates since the last call, and memory; MFU only on a device whose peak is known.
-
-        Args:
-          tokens: read since.
-          steps: made since.
-        """
+        """Rates since the last call, and memory; MFU only on a device whose peak is known."""
         seconds = max(self._busy() - self._seconds, 1e-9)
         self._seconds += seconds
         per_device = tokens / seconds * self._flops_per_token / jax.device_count()

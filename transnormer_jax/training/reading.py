@@ -24,7 +24,6 @@ class Found[T](NamedTuple):
 
     Attributes:
       step: of the checkpoint.
-      content: what was read.
       broken: why newer ones could not be read, by step.
     """
 
@@ -44,8 +43,6 @@ def newest_readable[T](
     What cannot be read is read again after some seconds, at most twice in all.
 
     Args:
-      directory: of the checkpoints.
-      steps: of those in it.
       read: a step to its content; what it raises for a torn file means that the one before is tried.
       check: raises likewise for content that is not as it was saved. It may use collectives: it is called once all
         processes have read the step.

@@ -19,7 +19,6 @@ class TrainingSetup(NamedTuple):
     """All that differs between a language model and a classifier.
 
     Attributes:
-      task: batch -> sums.
       training: what it is trained on.
       evaluate: parameters -> metrics on the held-out split.
       tokenizer: fingerprint of the tokenizer.

@@ -68,11 +68,6 @@ def make_train_step(
     """Returns the function to jit, which takes a batch of arrays [B, ...].
 
     Args:
-      task: batch -> sums.
-      optimizer: of `make_optimizer`.
-      schedule: its learning rate.
-      accumulation_steps: micro-batches.
-      seed: of dropout and hashes.
       layout: the shardings of the parameters where the function runs on a mesh; see `global_norm`.
       join: whether gradients are summed in one message; see `joined_gradients`.
     """

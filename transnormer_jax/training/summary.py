@@ -31,12 +31,7 @@ def introduce(
     """Logs the summary of a run, and writes the table of its parameters to `parameters.txt`; on all processes alike.
 
     Args:
-      config: of the run.
-      workdir: of the run.
-      mesh: of the run.
-      state: see `summary`.
       setup: what it is trained and evaluated on.
-      print_parameters: whether the table is printed too.
 
     Raises:
       UserError: the backend of the configuration cannot run here.
@@ -73,8 +68,6 @@ def summary(
     """Returns the lines that a run begins with. Called by all processes alike, for the check of kernels.
 
     Args:
-      config: of the run.
-      mesh: of the run.
       state: its `TrainState`: arrays, or shapes and dtypes, with shardings.
       data: what it is trained on, in words.
       held_out: what it is evaluated on, in words; "" if unknown.

@@ -29,7 +29,6 @@ def sweep(config: Config, topology: Topology, max_compiles: int) -> Iterator[dic
 
     Args:
       config: of the run; its mesh, `model.remat` and `accumulation_steps` are replaced.
-      topology: what to compile for.
       max_compiles: at most so many.
 
     Yields:

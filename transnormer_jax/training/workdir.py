@@ -36,7 +36,6 @@ class Run(NamedTuple):
     Attributes:
       config: with which the run was last started.
       params: a tree of arrays.
-      tokenizer: of the run.
       step: of the checkpoint that holds `params`.
     """
 
@@ -57,7 +56,6 @@ def load_workdir(
     """Reads a run's newest checkpoint, parameters only.
 
     Args:
-      workdir: of the run.
       mesh: over whose devices the parameters are laid as in training; None is one device.
       step: of the checkpoint, instead of the newest.
       config: the run's, with other values where they make no other model.
@@ -102,7 +100,6 @@ def model_to_begin_with(config: Config, workdir: storage.AnyPath, tokenizer: str
     """The configuration with the model of `config.init_from`, if there is one.
 
     Args:
-      config: of a run.
       workdir: of the run. Once it has checkpoints, it can do without `config.init_from`: the model is in it too.
       tokenizer: fingerprint of the run's tokenizer.
 

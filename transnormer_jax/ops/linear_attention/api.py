@@ -55,7 +55,6 @@ def linear_attention(
 
     Args:
       q: queries; bfloat16, float16 or float32, the same for q, k and v.
-      k: keys.
       v: values. V may differ from K, and H may be a multiple of G: value head h goes with query/key head h // (H / G).
       log_decay: <= 0, the log of the factor on the state at each token: None (no decay), a number, [H] constant per
         head, or [B, N, H] per token and head, float32. Slopes such as those of `alibi_slopes` are its negative. Steps

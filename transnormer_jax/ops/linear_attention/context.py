@@ -30,8 +30,6 @@ def states_at_shard(
     """The state that enters this device's shard, and the one that leaves the row; to be called under `shard_map`.
 
     Args:
-      k: keys of the shard.
-      v: values of the shard.
       log_decay: of the shard's tokens, or constant.
       state: enters the row; the same on all devices.
       segments: of the shard, counted from its own start.

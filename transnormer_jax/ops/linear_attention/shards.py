@@ -40,7 +40,6 @@ def find_sharding(x: jax.Array, num_heads: int | None = None, *others: jax.Array
     divide. Axes of one device are named as well: over an axis that a spec leaves out, a gradient is summed.
 
     Args:
-      x: the array.
       num_heads: H of the array with the fewest heads, or None.
       *others: arrays [B, N, ...] that must be divided as `x` is.
 
