@@ -6,7 +6,7 @@
 
 What a model of 385M would consume on one H200 is a calculation: 6ND at 40% of the published peak.
 
-    python -m benchmarks.data --files=wiki.txt --documents=marked --tokenizer=gpt2
+    python -m benchmarks.data --files=wiki.txt --documents=delimited --tokenizer=gpt2
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Settings:
     """
 
     files: str = ""
-    documents: str = "marked"
+    documents: str = "delimited"
     tokenizer: str = "bytes"
     seconds: float = 10.0
 

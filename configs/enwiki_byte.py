@@ -14,7 +14,7 @@ from transnormer_jax.training.config import default_config
 def get_config():
     config = default_config(vocab_size=259, num_layers=12, model_dim=512, num_heads=4, glu_dim=1408)
     config.data.dataset = "plain_text"
-    config.data.documents = "marked"
+    config.data.documents = "delimited"
     config.num_steps = 20_000
     config.batch_size = 32
     config.sequence_length = 2048

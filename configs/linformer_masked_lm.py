@@ -31,7 +31,7 @@ def get_config():
         norm="layer_norm",
     )
     config.data.dataset = "plain_text"
-    config.data.documents = "marked"
+    config.data.documents = "delimited"
     config.num_steps = 250_000
     config.batch_size = 256
     config.accumulation_steps = 4

@@ -30,7 +30,7 @@ def prepared(config):
 @pytest.mark.slow
 def test_a_damaged_shard_is_found_and_mended(config, prepared):
     splits = {split: counts["directory"] for split, counts in prepared.items()}
-    assert sum(counts["documents"] for counts in prepared.values()) < 400  # The third split is not prepared.
+    assert len(set(splits.values())) == 1  # one pass made them, and the third
     shard = f"{splits['train']}/00000.tokens"
     with open(shard, "rb") as file:
         content = file.read()

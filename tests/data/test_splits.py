@@ -78,6 +78,16 @@ def test_python_source_is_the_default(tmp_path):
     assert documents.num_tokens == documents.num_bytes.sum() > 1e5
 
 
+@pytest.mark.parametrize("split", ["train[:50%]", "train[1:]", "train[:1]+train[2:]"])
+def test_slices_of_text_files(tmp_path, split):
+    config, every = plain_text(tmp_path), ["one", "two", "three"]
+    expected = {"train[:50%]": every[:2], "train[1:]": every[1:], "train[:1]+train[2:]": [every[0], every[2]]}[split]
+    assert texts(config, split) == expected == [*splits.read_split(config, split)]
+    for wrong in ("train[:x]", "trian"):
+        with pytest.raises(UserError, match="has no split"):
+            load_split(config, BYTES, wrong)
+
+
 def test_any_tfds_dataset_with_text_and_any_of_its_splits(tmp_path):
     everything = [f"review {number}" for number in range(10)]
     assert sorted(texts(reviews(tmp_path), "train")) == everything
@@ -156,7 +166,7 @@ def test_a_dataset_stored_for_tensorflow_is_the_users_error(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(UserError, match=r"cannot prepare dataset 'plain_text' .*: try another data_dir"):
+    with pytest.raises(UserError, match=r"cannot write tokens to .*: choose another data_dir"):
         load_split(plain_text(tmp_path), BYTES, "train")
 
 

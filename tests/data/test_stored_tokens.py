@@ -26,7 +26,7 @@ def test_a_second_host_needs_the_store_alone(request, tmp_path, monkeypatch, sch
     config = DataConfig("plain_text", str(corpus), "line", held_out=0.1, data_dir=f"{scheme}://bench/data")
     host(monkeypatch, tmp_path / "first")
     prepared = load_split(config, ByteTokenizer(), "train")
-    assert (tmp_path / "first" / "transnormer_jax" / "datasets").is_dir()
+    assert (tmp_path / "first" / "transnormer_jax" / "datasets" / "tokenized").is_dir()
 
     # The same host again finds them, and copies what it has uploaded.
     again = load_split(config, ByteTokenizer(), "train")
@@ -37,8 +37,7 @@ def test_a_second_host_needs_the_store_alone(request, tmp_path, monkeypatch, sch
     for documents in (again, there):
         np.testing.assert_array_equal(documents.lengths, prepared.lengths)
         np.testing.assert_array_equal(documents[17], prepared[17])
-    with pytest.raises(UserError, match="no text file matches"):
-        load_split(config, ByteTokenizer(), "validation")
+    assert 10 < len(load_split(config, ByteTokenizer(), "validation")) < 60
 
 
 def test_changed_texts_are_other_tokens(gs, tmp_path, monkeypatch):
@@ -57,10 +56,10 @@ def test_what_is_on_the_store_has_its_manifest(gs, tmp_path, monkeypatch):
     config = DataConfig("plain_text", "gs://bench/texts/*.txt", "line", held_out=0.0, data_dir="gs://bench/manifest")
     documents = load_split(config, ByteTokenizer(), "train")
     [directory] = [one for one in storage.children(storage.as_path("gs://bench/manifest/tokenized")) if one.is_dir()]
-    assert Manifest.read(directory).tokens == documents.num_tokens == 6
+    assert Manifest.read(directory).counts("train")["tokens"] == documents.num_tokens == 6
 
 
-def test_a_store_that_is_not_there_is_told(gs, tmp_path, monkeypatch):
+def test_a_store_that_is_not_there_is_one_sentence(gs, tmp_path, monkeypatch):
     host(monkeypatch, tmp_path / "first")
     (tmp_path / "corpus.txt").write_text("one\n" * 9)
     config = DataConfig("plain_text", str(tmp_path / "corpus.txt"), "line", held_out=0.0, data_dir="gs://none/data")

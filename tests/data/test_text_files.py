@@ -20,7 +20,7 @@ MARKED = '<doc id="1" title="A">\nA\n\nfirst\n</doc>\n<doc id="2">\nsecond <doc>
     [
         ("file", "one\r\n\r\ntwo\n", ["one\r\n\r\ntwo\n"]),
         ("line", "one\r\n \n  two\nthree", ["one", "  two", "three"]),
-        ("marked", MARKED, ["A\n\nfirst\n", "second <doc>\n", "\nthird\n", "cut o"]),
+        ("delimited", MARKED, ["A\n\nfirst\n", "second <doc>\n", "\nthird\n", "cut o"]),
         ("file", " \n", []),
         ("line", "", []),
     ],

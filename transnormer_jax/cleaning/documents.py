@@ -7,17 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from transnormer_jax.data.text_files import find_files, read_documents
+from transnormer_jax.data.corpus import TextFiles
 
-_PART_BYTES = 1 << 24
-_MOST_PARTS = 16
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -51,30 +48,18 @@ class ReadText(PipelineStep):
     name = "Read text"
     type = "Reader"
 
-    def __init__(self, files: str, documents: str, field: str):
-        """Takes the files of `text_files.find_files` apart; a large file is several parts.
-
-        Raises:
-          UserError: no file matches.
-        """
+    def __init__(self, texts: TextFiles):
+        """Reads these."""
         super().__init__()
-        self._documents, self._field = documents, field
-        self._parts = [part for file in find_files(files) for part in _parts(file)]
-
-    @property
-    def tasks(self) -> int:
-        """How many parts there are."""
-        return len(self._parts)
+        self._texts = texts
 
     def run(self, data: None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yields the documents of a part, each with the name of its file and its number in it."""
+        """Yields the documents of a part, each with the name of its file and its number there."""
         del data, world_size
-        file, part, parts = self._parts[rank]
-        for number, text in enumerate(read_documents(file, self._documents, self._field)):
-            if number % parts == part:
-                document = Document(text=text, id=f"{Path(file).name}#{number}", metadata={"file": file})
-                self.update_doc_stats(document)
-                yield document
+        for file, number, text in self._texts.documents(rank):
+            document = Document(text=text, id=f"{Path(file).name}#{number}", metadata={"file": file})
+            self.update_doc_stats(document)
+            yield document
 
 
 def reader(directory: Path) -> JsonlReader:
@@ -96,10 +81,3 @@ def read_shard(shard: Path) -> Iterator[dict[str, Any]]:
     """Yields the records of a shard."""
     with gzip.open(shard, "rt", encoding="utf-8") as file:
         yield from map(json.loads, file)
-
-
-def _parts(file: str) -> list[tuple[str, int, int]]:
-    # Every part reads its whole file and takes each n-th document, so a file is not cut without end.
-    store, path = fsspec.core.url_to_fs(file)
-    count = max(1, min(-(-store.info(path)["size"] // _PART_BYTES), _MOST_PARTS))
-    return [(file, part, count) for part in range(count)]

@@ -1,22 +1,18 @@
 """The stages of the engine, one after the other on this machine, and the report of every decision."""
 
 import collections
-import contextlib
 import dataclasses
 import json
-import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import multiprocess
-from datatrove.executor import LocalPipelineExecutor
 
 from transnormer_jax.cleaning import duplicates
 from transnormer_jax.cleaning.documents import ReadText, read_shard, shards_of, writer
 from transnormer_jax.cleaning.rules import rules
-from transnormer_jax.data.text_files import check_document_mode, file_identity, find_files
+from transnormer_jax.data.corpus import TextFiles
+from transnormer_jax.data.engine import run_stage
+from transnormer_jax.data.text_files import file_identity, find_files
 from transnormer_jax.errors import UserError
 
 
@@ -45,13 +41,12 @@ def stages(settings: Settings, out: Path) -> list[duplicates.Stage]:
     Raises:
       UserError: no file matches, or there is no such way to divide one into documents.
     """
-    check_document_mode(settings.documents)
-    source = ReadText(settings.files, settings.documents, settings.field)
+    texts = TextFiles(settings.files, settings.documents, field=settings.field)
     passed, removed = out / "scratch" / "passed", out / "removed"
-    judged = [source, *rules(settings.languages, settings.min_words, removed), writer(passed)]
+    judged = [ReadText(texts), *rules(settings.languages, settings.min_words, removed), writer(passed)]
     return [
-        ("rules", judged, source.tasks),
-        *duplicates.stages(passed, out / "scratch", out / "kept", removed / "duplicates", source.tasks),
+        ("rules", judged, len(texts)),
+        *duplicates.stages(passed, out / "scratch", out / "kept", removed / "duplicates", len(texts)),
     ]
 
 
@@ -68,22 +63,10 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
     # A file more or less, or a changed one, would part the tasks in another way.
     found = [file_identity(file) for file in find_files(settings.files)]
     claim(out / "settings.json", dataclasses.asdict(settings) | {"found": found})
-    # The engine would fork this process for its manager, and JAX has threads.
-    multiprocess.set_start_method("forkserver", force=True)
     for name, steps, tasks in todo:
         if name == "signatures" and not shards_of(out / "scratch" / "passed"):
             break  # The rules let nothing pass, and the report will say so.
-        logs = out / "logs" / name
-        try:
-            with _quiet(out / "logs" / f"{name}.txt"):
-                LocalPipelineExecutor(steps, tasks, min(workers, tasks), str(logs)).run()
-        except UserError:
-            raise
-        except Exception as error:  # The engine is foreign code.
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"stage {name!r} failed ({message}); the log is {str(logs)!r}. Run again to continue from there."
-            ) from error
+        run_stage(name, steps, tasks, workers, out / "logs" / name)
     report = _report(out)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
@@ -132,19 +115,3 @@ def _documents_read(directory: Path) -> int:
     lengths = (json.loads(path.read_text())[0]["stats"].get("doc_len") for path in directory.glob("*.json"))
     # Where every document has one character, the engine writes their number alone.
     return sum(of_part.get("n", 1) if isinstance(of_part, dict) else int(of_part) for of_part in lengths if of_part)
-
-
-@contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Turns the standard error of this process and its children, where the engine tells of every step, into a file."""
-    sys.stderr.flush()
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:
-        before = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(before, 2)
-            os.close(before)

@@ -23,8 +23,8 @@ class DataConfig:
         TensorFlow installed).
       files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, separated by
         commas. For `imdb_reviews` and the like: the directory of the unpacked dataset; empty for TFDS's own copy.
-      documents: for `plain_text`: what one document is: a `"file"`, a `"line"`, a part of a file between marker lines
-        (`"marked"`), or a `"conversation"`, one to a line of JSON. Of JSON lines and Parquet, each row is a document.
+      documents: for `plain_text`: what one document is: a `"file"`, a `"line"`, the text between marker lines
+        (`"delimited"`), or a `"conversation"`, one to a line of JSON. Each row of Parquet is a document.
       held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
       tokenizer: `"bytes"`; or a path or URL: a `tokenizer.json` (Hugging Face), a `.model` (SentencePiece), or a
         directory with one of them or with GPT-2's `vocab.json` and `merges.txt`.
@@ -64,6 +64,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises UserError where the mixture has no meaning."""
+        if self.documents == "marked":  # in runs from before 2026-12-01
+            object.__setattr__(self, "documents", "delimited")
         if not 0 <= self.held_out < 0.5:
             raise UserError(f"config.data.held_out={self.held_out} must be at least 0 and less than 0.5.")
         if self.read_threads < 0:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from transnormer_jax.data.corpus import TextFiles
+from transnormer_jax.data.python_source import PythonSource
 from transnormer_jax.errors import UserError
 from transnormer_jax.registry import Registry
 
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
     from transnormer_jax.data.config import DataConfig
+    from transnormer_jax.data.corpus import Corpus
 
 
 class Dataset(NamedTuple):
@@ -20,11 +23,13 @@ class Dataset(NamedTuple):
         for TFDS's own dataset of that name, and raises a UserError if `config.data.files` is not what it needs.
       inputs: the features that are its input; two are a pair.
       label: the feature that is its label.
+      corpus: `config.data` -> documents, for a dataset of text that TFDS need not prepare; then `open` is not called.
     """
 
-    open: Callable[["DataConfig", str | None], "tfds.core.DatasetBuilder | None"]
+    open: Callable[["DataConfig", str | None], "tfds.core.DatasetBuilder | None"] = lambda config, data_dir: None
     inputs: tuple[str, ...] = ("text",)
     label: str = "label"
+    corpus: Callable[["DataConfig"], "Corpus"] | None = None
 
 
 DATASETS = Registry[Dataset]("dataset")
@@ -37,19 +42,13 @@ def find_dataset(name: str) -> Dataset | None:
     return next((DATASETS[known] for known in (name, family) if known in DATASETS), None)
 
 
-# TFDS is imported when a dataset is opened.
-def _plain_text(config: "DataConfig", data_dir: str | None) -> "tfds.core.DatasetBuilder":
-    from transnormer_jax.data.plain_text import PlainText, plain_text_config
-
-    text_config = plain_text_config(config.files, config.documents, config.held_out, config.text_feature or "text")
-    return PlainText(config=text_config, data_dir=data_dir)
+def _plain_text(config: "DataConfig") -> "Corpus":
+    return TextFiles(config.files, config.documents, config.held_out, config.text_feature or "text")
 
 
-def _python_source(config: "DataConfig", data_dir: str | None) -> "tfds.core.DatasetBuilder":
-    from transnormer_jax.data.python_source import PythonSource, python_source_config
-
+def _python_source(config: "DataConfig") -> "Corpus":
     check_no_files(config)
-    return PythonSource(config=python_source_config(), data_dir=data_dir)
+    return PythonSource()
 
 
 def check_no_files(config: "DataConfig") -> None:
@@ -58,5 +57,5 @@ def check_no_files(config: "DataConfig") -> None:
         raise UserError(f"dataset {config.dataset!r} reads no `files`: leave them out or set dataset to 'plain_text'.")
 
 
-DATASETS["plain_text"] = Dataset(_plain_text)
-DATASETS["python_source"] = Dataset(_python_source)
+DATASETS["plain_text"] = Dataset(corpus=_plain_text)
+DATASETS["python_source"] = Dataset(corpus=_python_source)

@@ -1,10 +1,14 @@
 """Tokenises the text of a configuration ahead of a run, in parallel.
 
     python -m transnormer_jax.data.prepare --config=configs/quickstart.py --workers=8
+    python -m transnormer_jax.data.prepare --config=my_config.py --workers=100 --slurm_partition=cpu
 
-For every source of `config.data`, the training and the evaluation split are prepared, or those of --splits. If killed,
-it continues with the first unfinished shard when it is run again. --verify reads everything, compares it with the
-checksums in the manifests, and rewrites damaged shards.
+Each source of `config.data` is read once, for all of its splits; of a dataset of TFDS, the training and the evaluation
+split are prepared, or those of --splits. If killed, it continues with the first unfinished shard when it is run again.
+--verify reads everything, compares it with the checksums in the manifests, and rewrites damaged shards.
+
+With --slurm_partition the work is an array job of at most --workers tasks, and `data_dir` must be on a shared disk. Run
+the same command again to see how far it is, and the counts at its end.
 
 The last line of stdout is one JSON object with, for each source and split, the directory, the numbers of documents,
 tokens, bytes and shards, and with --verify the shards that were damaged.
@@ -22,9 +26,9 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.splits import RecordTexts
+from transnormer_jax.data.splits import select_split, tokenization
 from transnormer_jax.data.stored_tokens import load_stored
-from transnormer_jax.data.tokenize import repair, tokenize
+from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
@@ -32,6 +36,8 @@ from transnormer_jax.errors import UserError
 _CONFIG = config_flag.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
 _WORKERS = flags.DEFINE_integer("workers", None, "Number of processes; by default one per eight cores.", lower_bound=1)
+_PARTITION = flags.DEFINE_string("slurm_partition", "", "Partition of a Slurm array job that does the work.")
+_TIME = flags.DEFINE_string("slurm_time", "01:00:00", "Time limit of a task of that job, HH:MM:SS.")
 _SPLITS = flags.DEFINE_list("splits", [], "Splits, separated by commas; by default the configuration's.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and rewrite what differs.")
 
@@ -55,35 +61,46 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
     damaged = list[int]()
 
     def write() -> Path:
-        texts = RecordTexts(source, split)
-        directory = texts.tokens_directory(tokenizer)
-        if _VERIFY.value and directory.exists():
-            damaged.extend(repair(texts, tokenizer, directory))
-        _tokenize(texts, tokenizer, directory, words)
-        return directory
+        work = tokenization(source, split, tokenizer)
+        if _VERIFY.value and work.directory.exists():
+            damaged.extend(work.repair())
+        _run(work, words)
+        return work.directory
 
     if storage.is_remote(source.data_dir):
-        if _VERIFY.value:
-            raise UserError("--verify is for a data_dir on a local disk: leave it out, a store checks what it holds.")
-        directory, _ = load_stored(source, split, tokenizer, write)
+        if _VERIFY.value or _PARTITION.value:
+            raise UserError("--verify and --slurm_partition are for a data_dir on a disk: leave them out.")
+        stored, directory = load_stored(source, split, tokenizer, write)
     else:
-        directory = storage.as_path(write())
-    manifest = Manifest.read(directory)
+        stored = directory = write()
+    select_split(source, directory, split)  # refuses one that is not there
+    counts = Manifest.read(directory).counts(split)
     seconds = time.perf_counter() - start
     print(
-        f"{words}: {manifest.documents:,} documents, {manifest.tokens:,} tokens, {manifest.bytes:,} bytes in "
-        f"{len(manifest.shards)} shards, {seconds:.1f} s"
+        f"{words}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes in "
+        f"{counts['shards']} shards, {seconds:.1f} s"
     )
-    counts = {"documents": manifest.documents, "tokens": manifest.tokens, "bytes": manifest.bytes}
     mended = {"damaged_shards": damaged} if _VERIFY.value else {}
-    return {"directory": str(directory), **counts, "shards": len(manifest.shards), "seconds": seconds, **mended}
+    return {"directory": str(stored), **counts, "seconds": seconds, **mended}
 
 
-def _tokenize(texts: RecordTexts, tokenizer: Tokenizer, directory: Path, words: str) -> None:
-    silent = not sys.stderr.isatty()
+def _run(work: Tokenization, words: str) -> None:
     workers = _WORKERS.value or -(-(os.cpu_count() or 1) // 8)
-    with tqdm.tqdm(total=texts.num_bytes, desc=words, unit="B", unit_scale=True, disable=silent) as bar:
-        tokenize(texts, tokenizer, directory, workers=workers, on_shard=lambda shard: bar.update(shard.bytes))
+    if _PARTITION.value and not work.directory.exists():
+        from transnormer_jax.data.engine import EachTask, submit_stage
+
+        done, parts = work.progress(), len(work.corpus)
+        logs = work.directory.with_name(f"slurm.{work.directory.name}")
+        if not logs.exists():
+            step = EachTask("tokenise", work.complete_part)
+            where = {"partition": _PARTITION.value, "time": _TIME.value}
+            submit_stage("tokenise", [step], parts, workers, logs, **where)
+        raise UserError(
+            f"{words}: {done} of {parts} parts are done by the Slurm job, whose log is {str(logs)!r}: run the same "
+            "command later. If the job has failed, delete that directory first."
+        )
+    with tqdm.tqdm(total=len(work.corpus), desc=words, unit="part", disable=not sys.stderr.isatty()) as bar:
+        work.run(workers, on_part=bar.update)
 
 
 if __name__ == "__main__":

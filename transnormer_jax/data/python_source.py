@@ -1,13 +1,11 @@
-"""`PythonSource`: a TFDS builder for the source of Python's standard library, a real corpus that needs no network."""
+"""The source of Python's standard library as a corpus: real text that needs no network."""
 
-import hashlib
 import platform
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import tensorflow_datasets as tfds
+from transnormer_jax.data.corpus import uniform_hash
 
 _HELD_OUT = 0.05
 _LEFT_OUT = {
@@ -22,34 +20,26 @@ _LEFT_OUT = {
 }  # fmt: skip
 
 
-def python_source_config() -> tfds.core.BuilderConfig:
-    """Returns the builder config of the running Python; its name is the version, such as `"3.12.1"`."""
-    return tfds.core.BuilderConfig(name=platform.python_version())
+class PythonSource:
+    """One document per module of the running Python; 5% of the paths are `validation`. A `Corpus` of one part."""
+
+    splits: tuple[str, ...] = ("train", "validation")
+    fingerprint: str = f"python-source-{platform.python_version()}"
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, part: int) -> Iterator[tuple[str, str]]:
+        """See `Corpus`."""
+        del part
+        for path, text in modules():
+            yield "validation" if uniform_hash(path) < _HELD_OUT else "train", text
 
 
-class PythonSource(tfds.core.GeneratorBasedBuilder):
-    """One document per module. Features: `text`, `path`. Splits: `train`, and `validation` (5% of the paths)."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "path": tfds.features.Text()})
-        return self.dataset_info_from_configs(features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager
-        return {split: self._generate_examples(split) for split in ("train", "validation")}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-        for index, (path, text) in enumerate(_modules()):
-            if _split_of(path) == split:
-                yield index, {"text": text, "path": path}
-
-
-def _modules() -> Iterator[tuple[str, str]]:
+def modules() -> Iterator[tuple[str, str]]:
+    """Yields the path of each module, relative to the library, and its source."""
     library = Path(sysconfig.get_path("stdlib"))
-    paths = sorted(path.relative_to(library) for path in library.rglob("*.py"))
-    for path in paths:
+    for path in sorted(path.relative_to(library) for path in library.rglob("*.py")):
         # `_sysconfigdata*` is generated too, and full of one machine's paths.
         if _LEFT_OUT.isdisjoint(path.parts) and not path.name.startswith("_sysconfigdata"):
             text = _decoded((library / path).read_bytes())
@@ -62,8 +52,3 @@ def _decoded(source: bytes) -> str:
         return source.decode("utf-8")
     except UnicodeDecodeError:
         return ""  # The few files in another encoding are left out, like the empty ones.
-
-
-def _split_of(path: str) -> str:
-    uniform = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) / 2**64
-    return "validation" if uniform < _HELD_OUT else "train"

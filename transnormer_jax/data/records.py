@@ -1,11 +1,13 @@
-"""TFDS datasets as they lie on this machine: prepared at their first use, then read record by record."""
+"""TFDS datasets on this machine: prepared at their first use, then read record by record."""
 
 import difflib
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transnormer_jax import storage
@@ -21,7 +23,7 @@ _BYTES_PER_READ = 1 << 22
 
 
 def prepared(config: DataConfig) -> "tfds.core.DatasetBuilder":
-    """Returns the builder of a dataset that lies prepared on this machine.
+    """Returns the builder of a dataset, which is prepared on this machine if it is not yet.
 
     Raises:
       UserError: it does not exist, or cannot be prepared or read here.
@@ -57,9 +59,7 @@ def open_builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
     """
     import tensorflow_datasets as tfds
 
-    data_dir: str | None = config.data_dir or None
-    if storage.is_remote(config.data_dir):  # TFDS writes and maps files
-        data_dir = str(storage.cache_directory() / "datasets")
+    data_dir = str(local_data_dir(config)) if config.data_dir else None
     dataset = find_dataset(config.dataset)
     if dataset is not None:
         builder = dataset.open(config, data_dir)
@@ -78,6 +78,13 @@ def open_builder(config: DataConfig) -> "tfds.core.DatasetBuilder":
         raise UserError(f"cannot open dataset {config.dataset!r} ({_one_line(error)}): correct its name.") from error
 
 
+def local_data_dir(config: DataConfig) -> Path:
+    """The directory of prepared datasets; for one on a store, that of this host."""
+    if storage.is_remote(config.data_dir):  # tokens and records are mapped into memory
+        return storage.cache_directory() / "datasets"
+    return Path(config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
 def open_source(
     builder: "tfds.core.DatasetBuilder", config: DataConfig, split: str
 ) -> "tfds.core.data_sources.base.BaseDataSource":
@@ -87,11 +94,6 @@ def open_source(
       UserError: there is no such split, or it is stored in a form that only TensorFlow reads.
     """
     dataset = config.dataset
-    if dataset == "plain_text" and split in ("validation", "test") and split not in builder.info.splits:
-        raise UserError(
-            f"too few documents to hold any out for {split!r}: raise held_out ({config.held_out}), or divide the files "
-            f"into more documents than documents={config.documents!r} does."
-        )
     try:
         return builder.as_data_source(split)
     except NotImplementedError as error:

@@ -1,7 +1,7 @@
 """Tokens on an object store: uploaded once by the host that tokenises, copied once per host by all others.
 
-A corpus lies in `DATA_DIR/tokenized/HASH`, as on a disk. The small files `DATA_DIR/tokenized/KEY.json` beside it say
-which directory holds a split of a source, so a host that finds one needs neither the texts nor a prepared dataset.
+A corpus is in `DATA_DIR/tokenized/HASH`, as on a disk. The small files `DATA_DIR/tokenized/KEY.json` beside it say
+which directory holds a source, so a host that finds one needs neither the texts nor a prepared dataset.
 """
 
 import hashlib
@@ -15,16 +15,14 @@ from etils import epath
 
 from transnormer_jax import storage
 from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.datasets import find_dataset
 from transnormer_jax.data.records import open_builder
 from transnormer_jax.data.tokenize import Coder
-from transnormer_jax.data.tokenized import TokenizedDocuments, open_tokenized
 from transnormer_jax.errors import UserError
 
 
-def load_stored(
-    config: DataConfig, split: str, coder: Coder, tokenize: Callable[[], Path]
-) -> tuple[epath.Path, TokenizedDocuments]:
-    """Returns where on the store the tokens of a split are, and the documents in a copy on this host.
+def load_stored(config: DataConfig, split: str, coder: Coder, tokenize: Callable[[], Path]) -> tuple[epath.Path, Path]:
+    """Returns the directory on the store with the tokens of a split, and its copy on this host.
 
     Args:
       config: the dataset; its `data_dir` is on a store.
@@ -40,13 +38,13 @@ def load_stored(
     with _explained(tokens):
         found = _find(tokens, keys)
     if found is not None:
-        return found, open_tokenized(storage.local_copy(found))
+        return found, storage.local_copy(found)
     directory = tokenize()
     with _explained(tokens):
         storage.upload(directory, tokens / directory.name, last="manifest.json")
         for key in keys:
             storage.write_text(tokens / f"{key}.json", json.dumps({"directory": directory.name}))
-    return tokens / directory.name, open_tokenized(directory)
+    return tokens / directory.name, directory
 
 
 def _find(tokens: epath.Path, keys: tuple[str, ...]) -> epath.Path | None:
@@ -56,13 +54,16 @@ def _find(tokens: epath.Path, keys: tuple[str, ...]) -> epath.Path | None:
 
 def _keys(config: DataConfig, split: str, coder: Coder) -> tuple[str, ...]:
     """Names for a split: first by the files as they are, if they can be seen from here, then by the configuration."""
+    dataset = find_dataset(config.dataset)
+    corpus = dataset.corpus if dataset else None
     named = (config.dataset, config.files, config.documents, config.held_out, config.text_feature)
-    by_config = _digest("configuration", named, split, coder.fingerprint)
-    try:
-        content = open_builder(config).info.full_name  # changes when a file does
+    own = ("" if corpus else split, coder.fingerprint)  # one directory has all splits of a corpus of text
+    by_config = _digest("configuration", named, own)
+    try:  # What changes when a file does.
+        content = corpus(config).fingerprint if corpus else open_builder(config).info.full_name
     except UserError:
         return (by_config,)  # the texts are elsewhere
-    return _digest("content", content, config.text_feature, split, coder.fingerprint), by_config
+    return _digest("content", content, config.text_feature, own), by_config
 
 
 def _digest(*parts: Any) -> str:

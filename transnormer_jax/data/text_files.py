@@ -1,13 +1,13 @@
 """Files of text and the documents in them: found by path, pattern or URL, read as a stream, plain or compressed."""
 
-import io
+import itertools
 import json
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import fsspec
 
@@ -16,7 +16,8 @@ from transnormer_jax.errors import UserError, did_you_mean
 
 # A directory holds documents under these names; any other name is reached by a pattern.
 _KINDS = (".txt", ".jsonl", ".parquet")
-_SUFFIXES = tuple(kind + compression for kind in _KINDS for compression in ("", ".gz", ".xz", ".zst"))
+_COMPRESSIONS = (".gz", ".xz", ".zst")
+_SUFFIXES = tuple(kind + compression for kind in _KINDS for compression in ("", *_COMPRESSIONS))
 # Wikipedia extractor's tags, and the line GPT-2-style corpora put between documents.
 _MARKER = re.compile(r"<doc[ >]|</doc>\s*$|<\|endoftext\|>\s*$")
 
@@ -54,7 +55,16 @@ def file_identity(file: str) -> list[Any]:
     return [file, info["size"], str(changed)]
 
 
-def read_documents(file: str | Path, documents: str, field: str = "text") -> Iterator[str]:
+def can_begin_anywhere(file: str, documents: str) -> bool:
+    """Whether `read_documents` can read a file from any byte on: it is not compressed, and has a document per line."""
+    return not file.endswith(_COMPRESSIONS) and (
+        _kind(file) == ".jsonl" or (_kind(file) == ".txt" and documents in ("line", "delimited"))
+    )
+
+
+def read_documents(
+    file: str | Path, documents: str, field: str = "text", start: int = 0, stop: int | None = None
+) -> Iterator[str]:
     """Yields the documents of one file that are more than white space; only one is held in memory at a time.
 
     A file that stops in the middle (of a document, or of a UTF-8 character, which becomes U+FFFD) is read to its end.
@@ -62,26 +72,27 @@ def read_documents(file: str | Path, documents: str, field: str = "text") -> Ite
     Args:
       file: a path or URL of UTF-8 text, JSON lines (`.jsonl`) or Parquet (`.parquet`), compressed if its name ends in
         `.gz`, `.xz` or `.zst`.
-      documents: of text. `"file"`: the whole file, unchanged; `"line"`: each line, without its line break; `"marked"`:
-        the text between marker lines (`<doc ...>`, `</doc>`, `<|endoftext|>`), which are dropped. A line of JSON and a
-        row of Parquet are a document each; with `"conversation"`, its messages (`conversations.read_messages`) as JSON.
+      documents: of text. `"file"`: the whole file, unchanged; `"line"`: each line, without its line break;
+        `"delimited"`: the text between marker lines (`<doc ...>`, `</doc>`, `<|endoftext|>`), which are dropped. A line
+        of JSON and a row of Parquet are a document each; with `"conversation"`, its messages
+        (`conversations.read_messages`) as JSON.
       field: of JSON and Parquet, the one that holds the text.
+      start: only documents that begin at this byte or later; see `can_begin_anywhere`.
+      stop: only documents that begin before this byte; None is the end.
 
     Raises:
       UserError: the file cannot be read, is damaged, or has no such field.
     """
     name = str(file)
-    kind = max(_KINDS, key=Path(name).name.rfind)  # the last of them in the name; the first kind if there is none
+    kind = _kind(name)
     if name.endswith(".zst") and fsspec.utils.infer_compression(name) is None:  # it would be read as it lies
         raise UserError(f"cannot read {name!r} without a package for Zstandard: pip install zstandard.")
     try:
         with fsspec.open(name, "rb", compression="infer") as opened:
             if kind == ".txt":
-                # Line breaks are data: newline="\n" keeps each "\r" that "universal newlines" would rewrite.
-                lines = io.TextIOWrapper(opened, encoding="utf-8", errors="replace", newline="\n")
-                texts = _READERS[documents](lines)
+                texts = _READERS[documents](_lines(opened, start, stop), start)
             else:
-                records = _RECORD_READERS[kind](opened)
+                records = _parquet_records(opened) if kind == ".parquet" else _json_records(_lines(opened, start, stop))
                 texts = _conversations(records) if documents == "conversation" else _fields(records, field)
             yield from (_valid(text) for text in texts if text.strip())
     except UserError:
@@ -133,49 +144,79 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _whole(lines: IO[str]) -> Iterator[str]:
-    yield lines.read()
+def _kind(file: str) -> str:
+    return max(_KINDS, key=Path(file).name.rfind)  # the last of them in the name; the first kind if there is none
 
 
-def _by_line(lines: IO[str]) -> Iterator[str]:
-    return (line.rstrip("\r\n") for line in lines)
+class _Line(NamedTuple):
+    """A line with its break, and whether it begins before the end of the stretch that is read."""
+
+    text: str
+    inside: bool
 
 
-def _between_markers(lines: IO[str]) -> Iterator[str]:
-    document: list[str] = []
+def _lines(file: IO[bytes], start: int, stop: int | None) -> Iterator[_Line]:
+    """The lines that begin at byte `start` or later, to the end of the file."""
+    place = start
+    if start:
+        file.seek(start - 1)
+        place += len(file.readline()) - 1
+    for line in file:
+        yield _Line(line.decode("utf-8", errors="replace"), stop is None or place < stop)
+        place += len(line)
+
+
+def _inside(lines: Iterator[_Line]) -> Iterator[str]:
+    return (line.text for line in itertools.takewhile(lambda line: line.inside, lines))
+
+
+def _whole(lines: Iterator[_Line], start: int) -> Iterator[str]:
+    del start
+    yield "".join(line.text for line in lines)
+
+
+def _by_line(lines: Iterator[_Line], start: int) -> Iterator[str]:
+    del start
+    return (line.rstrip("\r\n") for line in _inside(lines))
+
+
+def _between_markers(lines: Iterator[_Line], start: int) -> Iterator[str]:
+    # A document begins at the marker line before it, the first of a file at byte 0.
+    document: list[str] | None = None if start else []
     for line in lines:
-        if _MARKER.match(line):
-            yield "".join(document)
+        if _MARKER.match(line.text):
+            if document is not None:
+                yield "".join(document)
+            if not line.inside:
+                return
             document = []
-        else:
-            document.append(line)
-    yield "".join(document)
+        elif document is not None:
+            document.append(line.text)
+    if document is not None:
+        yield "".join(document)
 
 
-def _no_records(lines: IO[str]) -> Iterator[str]:
+def _no_records(lines: Iterator[_Line], start: int) -> Iterator[str]:
     raise ValueError("conversations are records: give .jsonl or .parquet")
 
 
-_READERS: dict[str, Callable[[IO[str]], Iterator[str]]] = {
+_READERS: dict[str, Callable[[Iterator[_Line], int], Iterator[str]]] = {
     "file": _whole,
     "line": _by_line,
-    "marked": _between_markers,
+    "delimited": _between_markers,
     "conversation": _no_records,
 }
 
 
-def _records_of_json(file: IO[bytes]) -> Iterator[Any]:
-    return (json.loads(line.decode("utf-8", errors="replace")) for line in file if line.strip())
+def _json_records(lines: Iterator[_Line]) -> Iterator[Any]:
+    return (json.loads(line) for line in _inside(lines) if line.strip())
 
 
-def _records_of_parquet(file: IO[bytes]) -> Iterator[Any]:
+def _parquet_records(file: IO[bytes]) -> Iterator[Any]:
     import pyarrow.parquet
 
     for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
         yield from batch.to_pylist()
-
-
-_RECORD_READERS = {".jsonl": _records_of_json, ".parquet": _records_of_parquet}
 
 
 def _fields(records: Iterator[Any], field: str) -> Iterator[str]:

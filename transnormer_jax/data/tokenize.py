@@ -1,42 +1,32 @@
-"""Tokenising a corpus shard by shard, in parallel: what a killed run has finished stays, and the next goes on there."""
+"""Tokenises a corpus part by part, all splits in one pass. What a killed run has finished stays, and the next goes on.
 
-import concurrent.futures
+A part is read as a stream and written in shards of some 16 MB of text, one for each split. A shard is what a killed
+process loses. The result does not depend on who wrote which part, or when.
+"""
+
 import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import pickle
 import shutil
-import signal
-import threading
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import IO, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from absl import logging
 
-from transnormer_jax.data.tokenized import (
-    Manifest,
-    Shard,
-    TokenizedDocuments,
-    damaged_shards,
-    open_tokenized,
-    shard_file,
-)
+from transnormer_jax.data.corpus import Corpus
+from transnormer_jax.data.tokenized import Manifest, Shard, damaged_shards, shard_file
 from transnormer_jax.errors import UserError
 from transnormer_jax.storage import publish
 
-# A shard is what a killed run may lose; many small files would burden every later start.
 _SHARD_BYTES = 1 << 24
-_MOST_SHARDS = 1024
 # Characters per call of the tokenizer: enough to keep every core busy, little enough to forget.
 _BATCH_CHARACTERS = 1 << 22
 
@@ -51,170 +41,213 @@ class Coder(Protocol):
         """Returns the ids of each text, [tokens]."""
 
 
-class Texts(Protocol):
-    """A corpus that can be read from any document on; for several processes, one that can be pickled.
+@dataclasses.dataclass(frozen=True)
+class Tokenization:
+    """The work of making a directory of shards from a corpus. Until it is whole, it is `incomplete.NAME` beside it.
 
     Attributes:
-      num_bytes: of all documents, roughly; only the size of the shards rests on it.
-    """
-
-    num_bytes: int
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> Iterator[str]:
-        """Yields documents `start` to `stop`."""
-
-
-def tokenize(
-    texts: Texts,
-    coder: Coder,
-    directory: Path,
-    *,
-    workers: int = 0,
-    on_shard: Callable[[Shard], None] = lambda shard: None,
-) -> TokenizedDocuments:
-    """Returns the tokenised `texts`, from `directory` if it exists, else written there first.
-
-    The directory appears at once and whole. Until then the shards lie in `incomplete.NAME` beside it, from which a run
-    after a killed one takes what is finished. Of racing runs one wins.
-
-    Args:
-      texts: the documents; not read if `directory` exists.
+      corpus: the documents.
       coder: encodes them; no special tokens are stored.
-      directory: on a local disk; its name must tell this corpus and tokenizer from all others.
-      workers: processes; with less than 2, and for a corpus of one shard, this one does the work.
-      on_shard: is told of every shard in order, also of those that were there already.
-
-    Raises:
-      UserError: there are no tokens, the disk refuses them, or a shard has been cut short.
+      directory: on a local or shared disk; its name must tell this corpus and coder from all others.
     """
-    try:
-        if not directory.exists():
-            _write_all(texts, coder, directory, workers, on_shard)
-    except OSError as error:
-        # Unless another run finished first, and took the shards from under this one.
-        if not directory.exists():
-            raise UserError(f"cannot write tokens to {str(directory)!r} ({error}): choose another data_dir.") from error
-    return open_tokenized(directory)
 
-
-def repair(texts: Texts, coder: Coder, directory: Path) -> list[int]:
-    """Writes the damaged shards of a finished directory again, and returns their numbers.
-
-    Raises:
-      UserError: what comes out is not what the manifest says, because the texts or the tokenizer have changed.
-    """
-    manifest, damaged = Manifest.read(directory), damaged_shards(directory)
-    ranges = _ranges(texts)
-    for number in damaged:
-        again = _Job(texts, coder, directory, ranges).write(number) if number < len(ranges) else None
-        if again != manifest.shards[number]:
-            raise UserError(
-                f"shard {number} of {str(directory)!r} cannot be written as it was: the dataset or the tokenizer has "
-                "changed. Delete the directory and prepare it again."
-            )
-    return damaged
-
-
-def _write_all(texts: Texts, coder: Coder, directory: Path, workers: int, on_shard: Callable[[Shard], None]) -> None:
-    incomplete = directory.with_name(f"incomplete.{directory.name}")
-    incomplete.mkdir(parents=True, exist_ok=True)
-    job = _Job(texts, coder, incomplete, _ranges(texts))
-    shards = list[Shard]()
-    for shard in _in_order(job, workers):
-        on_shard(shard)
-        shards.append(shard)
-    manifest = Manifest(coder.fingerprint, job.dtype.name, tuple(shards))
-    if not manifest.tokens:
-        shutil.rmtree(incomplete)
-        raise UserError("the split has no tokens: choose another split, or a corpus with text in it.")
-
-    # Links, so that another run which is about to finish still finds what it has written.
-    def write(written: Path) -> None:
-        for number, kind in itertools.product(range(len(shards)), ("tokens", "index")):
-            _link(shard_file(incomplete, number, kind), shard_file(written, number, kind))
-        manifest.write(written)
-
-    publish(directory, write)
-    shutil.rmtree(incomplete, ignore_errors=True)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # Not every file system has links.
-        shutil.copyfile(source, target)
-
-
-def _ranges(texts: Texts) -> list[tuple[int, int]]:
-    """The documents of each shard: a function of the corpus alone, so that a run after a killed one cuts alike."""
-    count = max(1, min(-(-texts.num_bytes // _SHARD_BYTES), _MOST_SHARDS, len(texts)))
-    borders = [number * len(texts) // count for number in range(count + 1)]
-    return list(itertools.pairwise(borders))
-
-
-def _in_order(job: "_Job", workers: int) -> Iterator[Shard]:
-    if workers < 2 or len(job.ranges) == 1:
-        yield from map(job.shard, range(len(job.ranges)))
-        return
-    workers = min(workers, len(job.ranges))
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, spawn, _begin_worker, (pickle.dumps(job), workers))
-    try:
-        yield from pool.map(_shard_of_worker, range(len(job.ranges)))
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker died, perhaps for want of memory: run again with fewer workers; finished shards stay."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    texts: Texts
+    corpus: Corpus
     coder: Coder
     directory: Path
-    ranges: Sequence[tuple[int, int]]
+
+    def run(self, workers: int = 1, on_part: Callable[[], object] = lambda: None) -> None:
+        """Makes the directory, unless it exists. Of racing runs one wins.
+
+        Args:
+          workers: processes; with less than 2, and for a corpus of one part, this one does the work.
+          on_part: called after each part, if this process does the work.
+
+        Raises:
+          UserError: there are no tokens, or the disk refuses them.
+        """
+        if self.directory.exists():
+            return
+        try:
+            if workers < 2 or len(self.corpus) == 1:
+                for part in range(len(self.corpus)):
+                    self.write_part(part)
+                    on_part()
+            else:
+                from transnormer_jax.data.engine import EachTask, run_stage
+
+                # What is finished is known by its records: the engine's own would outlive a directory that is deleted.
+                logs = Path(tempfile.mkdtemp(prefix="tokenise."))
+                step = EachTask("tokenise", self.write_part)
+                run_stage("tokenise", [step], len(self.corpus), workers, logs / "log")
+                shutil.rmtree(logs)
+            self.publish()
+        except (OSError, UserError) as error:
+            if self.directory.exists():
+                return  # another run finished first, and took the shards from under this one
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"cannot write tokens to {str(self.directory)!r} ({error}): choose another data_dir."
+            ) from error
+
+    def write_part(self, part: int) -> None:
+        """Writes the shards of a part that a run before this one has not finished."""
+        self._incomplete.mkdir(parents=True, exist_ok=True)
+        documents, skipped = self.corpus.read(part), 0
+        for chunk in itertools.count():
+            record = self._incomplete / f"{_stem(part, chunk)}.json"
+            with contextlib.suppress(FileNotFoundError):
+                content = json.loads(record.read_text())
+                skipped += sum(shard["documents"] for shard in content["shards"])
+                if content["last"]:
+                    return
+                continue
+            next(itertools.islice(documents, skipped, skipped), None)
+            skipped = 0
+            shards, last = self._write_chunk(documents, part, chunk)
+            with _appearing(record) as path:
+                path.write_text(json.dumps({"shards": [*map(dataclasses.asdict, shards)], "last": last}))
+            if last:
+                return
+
+    def complete_part(self, part: int) -> None:
+        """Writes a part, and the directory if it was the last: for processes that do not wait for each other."""
+        self.write_part(part)
+        if self.progress() == len(self.corpus):
+            self.publish()
+
+    def progress(self) -> int:
+        """How many parts are complete."""
+        return sum(self._shards_of(part) is not None for part in range(len(self.corpus)))
+
+    def publish(self) -> None:
+        """Makes the directory of the parts, which must be complete.
+
+        Raises:
+          UserError: there are no tokens.
+        """
+        if self.directory.exists():
+            return
+        found = [one for part in range(len(self.corpus)) for one in self._shards_of(part) or ()]
+        shards = tuple(shard for _, shard in found)
+        if not any(shard.tokens for shard in shards):
+            shutil.rmtree(self._incomplete, ignore_errors=True)
+            raise UserError("there is no text to tokenise: give files with more than white space in them.")
+
+        # Links, so that another run which is about to finish still finds what it has written.
+        def write(written: Path) -> None:
+            for number, (stem, _) in enumerate(found):
+                for kind in ("tokens", "index"):
+                    _link(self._incomplete / f"{stem}.{kind}", shard_file(written, number, kind))
+            Manifest(self.coder.fingerprint, self._dtype.name, shards).write(written)
+
+        publish(self.directory, write)
+        shutil.rmtree(self._incomplete, ignore_errors=True)
+
+    def repair(self) -> list[int]:
+        """Writes the damaged shards of a finished directory again, and returns their numbers.
+
+        Raises:
+          UserError: what comes out is not what the manifest says, because the texts or the coder have changed.
+        """
+        manifest, damaged = Manifest.read(self.directory), damaged_shards(self.directory)
+        again = dataclasses.replace(self, directory=self.directory.with_name(f"repaired.{self.directory.name}"))
+        for part in sorted({manifest.shards[number].part for number in damaged}):
+            numbers = [number for number, shard in enumerate(manifest.shards) if shard.part == part]
+            written = []
+            if part < len(self.corpus):
+                again.write_part(part)
+                written = again._shards_of(part) or []
+            if [shard for _, shard in written] != [manifest.shards[number] for number in numbers]:
+                raise UserError(
+                    f"shard {min(set(numbers) & set(damaged))} of {str(self.directory)!r} cannot be written as it was: "
+                    "the dataset or the tokenizer has changed. Delete the directory and prepare it again."
+                )
+            for number, (stem, _) in zip(numbers, written, strict=True):
+                for kind in ("tokens", "index"):
+                    os.replace(again._incomplete / f"{stem}.{kind}", shard_file(self.directory, number, kind))
+        shutil.rmtree(again._incomplete, ignore_errors=True)
+        return damaged
 
     @property
-    def dtype(self) -> np.dtype:
+    def _incomplete(self) -> Path:
+        return self.directory.with_name(f"incomplete.{self.directory.name}")
+
+    @property
+    def _dtype(self) -> np.dtype:
         return np.dtype(np.uint16 if self.coder.vocab_size <= 1 << 16 else np.uint32)
 
-    def shard(self, number: int) -> Shard:
-        """The shard as a run before this one left it, else written."""
-        record = shard_file(self.directory, number, "json")
-        with contextlib.suppress(FileNotFoundError):
-            return Shard(**json.loads(record.read_text()))
-        shard = self.write(number)
-        with _appearing(record) as file:
-            file.write_text(json.dumps(dataclasses.asdict(shard)))
-        return shard
+    def _shards_of(self, part: int) -> list[tuple[str, Shard]] | None:
+        """The names and shards of a part; None if it is not complete."""
+        found = list[tuple[str, Shard]]()
+        for chunk in itertools.count():
+            record = self._incomplete / f"{_stem(part, chunk)}.json"
+            if not record.exists():
+                return None
+            content = json.loads(record.read_text())
+            shards = [Shard(**shard) for shard in content["shards"]]
+            found += [(_stem(part, chunk, self.corpus.splits.index(shard.split)), shard) for shard in shards]
+            if content["last"]:
+                return found
+        raise AssertionError
 
-    def write(self, number: int) -> Shard:
-        index = list[tuple[int, int]]()
-        digest = hashlib.sha256()
-        with (
-            _appearing(shard_file(self.directory, number, "tokens")) as path,
-            open(path, "wb") as file,
-        ):
-            for batch in _batches(self.texts.read(*self.ranges[number])):
-                documents = self.coder.encode_batch(batch)
-                content = np.concatenate(documents).astype(self.dtype).tobytes()
-                digest.update(content)
-                file.write(content)
-                index += ((len(tokens), len(text.encode())) for tokens, text in zip(documents, batch, strict=True))
-        content = np.array(index, np.int64).tobytes()
-        with _appearing(shard_file(self.directory, number, "index")) as path:
-            path.write_bytes(content)
-        return Shard(
-            documents=len(index),
-            tokens=sum(tokens for tokens, _ in index),
-            bytes=sum(num_bytes for _, num_bytes in index),
-            sha256=digest.hexdigest(),
-            index_sha256=hashlib.sha256(content).hexdigest(),
-        )
+    def _write_chunk(self, documents: Iterator[tuple[str, str]], part: int, chunk: int) -> tuple[list[Shard], bool]:
+        """One shard for each split that has documents, and whether no document is left."""
+        written = 0
+        with contextlib.ExitStack() as files:
+            writers = dict[str, _ShardWriter]()
+            for batch in _batches(documents):
+                tokens = self.coder.encode_batch([text for _, text in batch])
+                for number, split in enumerate(self.corpus.splits):
+                    own = [i for i, (of, _) in enumerate(batch) if of == split]
+                    if own and split not in writers:
+                        stem = self._incomplete / _stem(part, chunk, number)
+                        writers[split] = files.enter_context(_ShardWriter(stem, self._dtype))
+                    if own:
+                        writers[split].add([tokens[i] for i in own], [len(batch[i][1].encode()) for i in own])
+                written += sum(len(text) for _, text in batch)
+                if written >= _SHARD_BYTES:
+                    break
+            last = written < _SHARD_BYTES
+        splits = [split for split in self.corpus.splits if split in writers]
+        return [writers[split].shard(split, part) for split in splits], last
+
+
+class _ShardWriter:
+    """Writes the two files of a shard, which have their names once they are whole."""
+
+    def __init__(self, stem: Path, dtype: np.dtype):
+        self._stem, self._dtype = stem, dtype
+        self._digest, self._index = hashlib.sha256(), list[tuple[int, int]]()
+        self._files = contextlib.ExitStack()
+
+    def __enter__(self) -> "_ShardWriter":
+        path = self._files.enter_context(_appearing(self._stem.with_name(f"{self._stem.name}.tokens")))
+        self._tokens: IO[bytes] = self._files.enter_context(open(path, "wb"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+        if error is None:
+            with _appearing(self._stem.with_name(f"{self._stem.name}.index")) as path:
+                path.write_bytes(self._index_bytes())
+
+    def add(self, documents: Sequence[npt.NDArray[np.integer]], num_bytes: Sequence[int]) -> None:
+        content = np.concatenate(documents).astype(self._dtype).tobytes()
+        self._digest.update(content)
+        self._tokens.write(content)
+        self._index += zip(map(len, documents), num_bytes, strict=True)
+
+    def shard(self, split: str, part: int) -> Shard:
+        lengths, num_bytes = zip(*self._index, strict=True)
+        index = hashlib.sha256(self._index_bytes()).hexdigest()
+        digest = self._digest.hexdigest()
+        return Shard(split, part, len(lengths), sum(lengths), sum(num_bytes), digest, index)
+
+    def _index_bytes(self) -> bytes:
+        return np.array(self._index, np.int64).tobytes()
 
 
 @contextlib.contextmanager
@@ -226,39 +259,24 @@ def _appearing(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
+def _stem(part: int, chunk: int, split: int | None = None) -> str:
+    return f"{part:05}.{chunk:05}" + ("" if split is None else f".{split}")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Not every file system has links.
+        shutil.copyfile(source, target)
+
+
+def _batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch, characters = list[tuple[str, str]](), 0
+    for split, text in documents:
+        batch.append((split, text))
         characters += len(text)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-_worker_job: _Job
-
-
-def _begin_worker(job: bytes, workers: int) -> None:
-    global _worker_job
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: none prints a traceback
-    logging.set_verbosity(logging.ERROR)  # TFDS tells of every dataset that it opens, as unpickling does.
-    _worker_job = pickle.loads(job)
-    # The threads of the `tokenizers` library: the processes share the cores.
-    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    # A killed parent closes no queue: its workers would wait for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _shard_of_worker(number: int) -> Shard:
-    return _worker_job.shard(number)

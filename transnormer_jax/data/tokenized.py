@@ -15,17 +15,19 @@ from transnormer_jax import storage
 from transnormer_jax.data.shuffle import permutation
 from transnormer_jax.errors import UserError
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Some consecutive documents of a corpus, in two files.
+    """Some documents of one split, in the order of the corpus, in two files.
 
     `NNNNN.tokens` is the documents end to end, without special tokens, in the manifest's dtype. `NNNNN.index` is int64
     [documents, 2]: tokens and UTF-8 bytes of each document. Both are little-endian and have no header.
 
     Attributes:
+      split: of the documents.
+      part: of the corpus, from which they are.
       documents: how many.
       tokens: of all documents.
       bytes: of UTF-8, of all texts.
@@ -33,6 +35,8 @@ class Shard:
       index_sha256: of the index.
     """
 
+    split: str
+    part: int
     documents: int
     tokens: int
     bytes: int
@@ -42,32 +46,23 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What lies in a directory of shards.
+    """The contents of a directory of shards, `manifest.json`.
 
     Attributes:
       tokenizer: the fingerprint of what made the tokens.
       dtype: "uint16" or "uint32".
-      shards: in the order of the corpus.
+      shards: by number.
     """
 
     tokenizer: str
     dtype: str
     shards: tuple[Shard, ...]
 
-    @property
-    def documents(self) -> int:
-        """Of all shards."""
-        return sum(shard.documents for shard in self.shards)
-
-    @property
-    def tokens(self) -> int:
-        """Of all shards."""
-        return sum(shard.tokens for shard in self.shards)
-
-    @property
-    def bytes(self) -> int:
-        """Of the text of all shards."""
-        return sum(shard.bytes for shard in self.shards)
+    def counts(self, split: str) -> dict[str, int]:
+        """Documents, tokens, bytes and shards of a split."""
+        shards = [shard for shard in self.shards if shard.split == split]
+        totals = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes")}
+        return totals | {"shards": len(shards)}
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json`."""
@@ -95,7 +90,7 @@ class TokenizedDocuments:
         lengths: npt.NDArray[np.int64],
         num_bytes: npt.NDArray[np.int64],
     ):
-        """Takes the documents to lie end to end in the arrays `tokens`, none of them across a border."""
+        """Takes documents that are end to end in the arrays `tokens`, none of them across a border."""
         self._tokens = tokens
         self._starts = np.cumsum([0, *map(len, tokens)]).tolist()
         self._firsts = np.cumsum(lengths) - lengths  # of the first token of each document
@@ -128,24 +123,29 @@ class TokenizedDocuments:
         """
         order = permutation(len(self), 0)
         count = max(1, int(np.searchsorted(np.cumsum(self.lengths[order]), max_tokens, side="right")))
-        chosen = np.sort(order[:count])
-        sample = copy.copy(self)
-        sample._firsts, sample.lengths = self._firsts[chosen], self.lengths[chosen]
-        sample.num_bytes, sample.num_tokens = self.num_bytes[chosen], int(sample.lengths.sum())
-        return sample
+        return self.select(np.sort(order[:count]))
+
+    def select(self, chosen: npt.NDArray[np.int64]) -> "TokenizedDocuments":
+        """Returns the documents with these indices, in this order."""
+        selection = copy.copy(self)
+        selection._firsts, selection.lengths = self._firsts[chosen], self.lengths[chosen]
+        selection.num_bytes, selection.num_tokens = self.num_bytes[chosen], int(selection.lengths.sum())
+        return selection
 
 
-def open_tokenized(directory: Path) -> TokenizedDocuments:
-    """Returns the documents of a directory of shards.
+def open_tokenized(directory: Path, *splits: str) -> TokenizedDocuments:
+    """Returns the documents of some splits, one after the other; there are none of a split that is not there.
 
     Raises:
       UserError: a shard is missing or has been cut short.
     """
     manifest = Manifest.read(directory)
-    tokens, indices = [], []
-    for number, shard in enumerate(manifest.shards):
-        tokens.append(_mapped(shard_file(directory, number, "tokens"), np.dtype(manifest.dtype), shard.tokens))
-        indices.append(_mapped(shard_file(directory, number, "index"), np.dtype(np.int64), 2 * shard.documents))
+    tokens, indices = list[npt.NDArray](), [np.empty(0, np.int64)]
+    for split in splits:
+        for number, shard in enumerate(manifest.shards):
+            if shard.split == split:
+                tokens.append(_mapped(shard_file(directory, number, "tokens"), manifest.dtype, shard.tokens))
+                indices.append(_mapped(shard_file(directory, number, "index"), "int64", 2 * shard.documents))
     lengths, num_bytes = np.concatenate(indices).reshape(-1, 2).T.copy()
     return TokenizedDocuments(tokens, lengths, num_bytes)
 
@@ -161,15 +161,16 @@ def damaged_shards(directory: Path) -> list[int]:
 
 
 def shard_file(directory: Path, number: int, kind: str) -> Path:
-    """Where the "tokens" or the "index" of a shard lies."""
+    """The file with the "tokens" or the "index" of a shard."""
     return directory / f"{number:05}.{kind}"
 
 
-def _mapped(file: Path, dtype: np.dtype, count: int) -> npt.NDArray:
+def _mapped(file: Path, dtype: str, count: int) -> npt.NDArray:
     size = file.stat().st_size if file.exists() else 0
-    if size != count * dtype.itemsize:
+    itemsize = np.dtype(dtype).itemsize
+    if size != count * itemsize:
         raise UserError(
-            f"{str(file)!r} holds {size:,} bytes of {count * dtype.itemsize:,}: write it again with "
+            f"{str(file)!r} holds {size:,} bytes of {count * itemsize:,}: write it again with "
             "`python -m transnormer_jax.data.prepare --verify` and this configuration."
         )
     # A plain view: slices of np.memmap itself cost microseconds each. An empty file cannot be mapped.

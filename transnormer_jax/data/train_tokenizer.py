@@ -15,7 +15,7 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.splits import RecordTexts
+from transnormer_jax.data.splits import read_split
 from transnormer_jax.data.tokenizer_training import train_bpe, train_unigram
 from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
@@ -51,9 +51,8 @@ def main() -> None:
 def _texts(data: DataConfig, max_bytes: int) -> Iterator[str]:
     """The first documents of every source, up to and with the one that passes `max_bytes`."""
     for source in data.sources().values():
-        texts = RecordTexts(source, source.train_split)
         taken = 0
-        for text in texts.read(0, len(texts)):
+        for text in read_split(source, source.train_split):
             if taken >= max_bytes:
                 break
             taken += len(text.encode())
