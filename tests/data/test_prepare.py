@@ -1,11 +1,14 @@
 """The commands that make, verify and show tokens, and that train tokenizers, as a user runs them."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from tests.commands import assert_fails, run, write_tiny_config
 from transnormer_jax.data import load_tokenizer
+from transnormer_jax.start import STOPPED
 
 # Text that a tokenizer must give back as it is.
 AWKWARD = "  two  spaces\ttab\n\nnew lines \n été 数学 🙂 <s> </s>\r\n"
@@ -43,6 +46,34 @@ def test_a_damaged_shard_is_found_and_mended(config, prepared):
     assert (again["train"]["damaged_shards"], again["validation"]["damaged_shards"]) == ([0], [])
     with open(shard, "rb") as file:
         assert file.read() == content
+
+
+SBATCH = """#!/bin/bash
+tasks=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "${@: -1}")
+for task in ${tasks:+$(seq 0 $tasks)}; do
+  SLURM_ARRAY_TASK_ID=$task RUN_OFFSET=0 SLURM_NODELIST=localhost bash "${@: -1}" >> "$0.log" 2>&1 || exit 1
+done
+echo Submitted batch job 1
+"""
+SRUN = """#!/bin/bash
+exec "${@:4}"
+"""
+
+
+@pytest.mark.slow
+def test_a_slurm_job_makes_the_same(config, prepared, tmp_path, monkeypatch):
+    """A stand-in for Slurm runs the tasks of the array one after the other."""
+    for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", "#!/bin/bash\necho localhost\n")):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = ("-m", "transnormer_jax.data.prepare", f"--config={config}", f"--config.data.data_dir={tmp_path}/data")
+    status, out, err = run(*command, "--slurm_partition=cpu")
+    assert (status, "0 of 1 parts are done by the Slurm job" in out) == (STOPPED, True), err
+    made = report(run(*command, "--slurm_partition=cpu"))["plain_text"]
+    for split, counts in prepared.items():
+        for path in Path(counts["directory"]).iterdir():
+            assert (Path(made[split]["directory"]) / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow

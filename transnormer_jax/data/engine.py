@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def run_stage(name: str, steps: Sequence[PipelineStep], tasks: int, workers: int
     # The engine would fork this process for its manager, and JAX has threads.
     multiprocess.set_start_method("forkserver", force=True)
     try:
-        with _quiet(logs.with_suffix(".txt")):
+        with _quiet(logs.with_name(f"{logs.name}.txt")):
             LocalPipelineExecutor([*steps], tasks, min(workers, tasks), str(logs)).run()
     except UserError:
         raise
@@ -67,15 +68,17 @@ def submit_stage(
         partition=partition,
         workers=workers,
         job_name=name,
+        qos="",  # the partition's own
         logging_dir=str(logs),
         env_command=f"export PATH={Path(sys.executable).parent}:$PATH",
     )
     try:
-        with _quiet(logs.with_suffix(".txt")):
+        with _quiet(logs.with_name(f"{logs.name}.txt")):
             executor.run()
     except Exception as error:  # The engine is foreign code, and runs sbatch.
+        shutil.rmtree(logs, ignore_errors=True)  # the next call submits again
         message = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"Slurm did not take the job ({message}): the log is {str(logs)!r}.") from error
+        raise UserError(f"Slurm did not take the job ({message}): correct that, and run again.") from error
 
 
 @contextlib.contextmanager

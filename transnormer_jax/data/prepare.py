@@ -7,8 +7,8 @@ Each source of `config.data` is read once, for all of its splits; of a dataset o
 split are prepared, or those of --splits. If killed, it continues with the first unfinished shard when it is run again.
 --verify reads everything, compares it with the checksums in the manifests, and rewrites damaged shards.
 
-With --slurm_partition the work is an array job of at most --workers tasks, and `data_dir` must be on a shared disk. Run
-the same command again to see how far it is, and the counts at its end.
+With --slurm_partition the work is an array job of at most --workers tasks, and `data_dir` must be on a shared disk. The
+command ends with status 75 until that job has finished: run it again to see how far it is, and the counts at its end.
 
 The last line of stdout is one JSON object with, for each source and split, the directory, the numbers of documents,
 tokens, bytes and shards, and with --verify the shards that were damaged.
@@ -32,6 +32,7 @@ from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
+from transnormer_jax.start import STOPPED
 
 _CONFIG = config_flag.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
@@ -95,10 +96,11 @@ def _run(work: Tokenization, words: str) -> None:
             step = EachTask("tokenise", work.complete_part)
             where = {"partition": _PARTITION.value, "time": _TIME.value}
             submit_stage("tokenise", [step], parts, workers, logs, **where)
-        raise UserError(
+        print(
             f"{words}: {done} of {parts} parts are done by the Slurm job, whose log is {str(logs)!r}: run the same "
             "command later. If the job has failed, delete that directory first."
         )
+        sys.exit(STOPPED)
     with tqdm.tqdm(total=len(work.corpus), desc=words, unit="part", disable=not sys.stderr.isatty()) as bar:
         work.run(workers, on_part=bar.update)
 
