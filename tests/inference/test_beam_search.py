@@ -39,12 +39,14 @@ def test_a_wide_beam_finds_the_best_of_all_texts(params, small, length_penalty):
     np.testing.assert_allclose([beam.score for beam in beams], [score for _, score in expected[:200]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_beam_of_one_is_greedy(generator):
     prompts = ["The king", "", "x" * 700, "y"]
     [beams] = zip(*generator.beam_search(prompts, num_beams=1, max_new_tokens=20), strict=True)
     assert [beam.text for beam in beams] == generator.generate(prompts, max_new_tokens=20)
 
 
+@pytest.mark.slow
 def test_prompts_do_not_depend_on_each_other(params):
     generator = Generator(CONFIG, params, Letters(eos_id=70))
     prompts = ["The king", "x", "abc" * 9, ""]

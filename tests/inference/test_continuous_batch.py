@@ -87,7 +87,7 @@ def test_the_text_is_that_of_the_generator(params, generator):
     assert [Letters().decode(tokens(scores)) for scores in written] == texts
 
 
-@pytest.mark.parametrize("length", [5, 530])
+@pytest.mark.parametrize("length", [5, pytest.param(530, marks=pytest.mark.slow)])
 def test_log_probabilities_are_those_of_one_pass(params, length):
     prompt = [1, *np.random.default_rng(0).integers(3, 259, length - 1).tolist()]
     settings = SamplingSettings(temperature=0.5, top_k=4)
@@ -125,6 +125,7 @@ def test_a_cancelled_request_frees_its_slot_and_changes_nothing_else(params):
         assert tokens(written[numbers[i]]) == tokens(expected[i])
 
 
+@pytest.mark.slow
 def test_what_prompts_have_in_common_is_read_once(params, monkeypatch):
     widths = []
 
@@ -145,6 +146,7 @@ def test_what_prompts_have_in_common_is_read_once(params, monkeypatch):
     assert [tokens(scores) for scores in (*written, exactly_known)] == [tokens(scores) for scores in again]
 
 
+@pytest.mark.slow
 def test_other_requests_compile_nothing(params):
     batch = make_batch(params)
     run(batch, *(Request([5] * n, prompt_log_probs=score) for n in (2, 40, 90, 200, 400, 600) for score in (0, 1)))

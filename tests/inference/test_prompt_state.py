@@ -8,6 +8,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator, PromptState
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [0, 3, 520])
 def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
     prefix = "".join(chr(3 + (7 * i * i) % 250) for i in range(length))
@@ -28,6 +29,7 @@ def test_the_file_does_not_grow_with_the_prompt(generator, tmp_path):
     assert abs(long - short) < 200  # the last ids, as text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(1, 7, 0, 30), (520, 3, 0, 0), (0, 0, 0, 0)])
 def test_log_probabilities_are_those_of_one_pass(generator, params, lengths):
     draw = np.random.default_rng(0)

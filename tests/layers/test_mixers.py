@@ -32,7 +32,6 @@ class Mixer(NamedTuple):
       name: of the row.
       build: (num_heads=, causal=, **dtypes) -> the module.
       directions: of time that it has.
-      recurrent: it has a state where it is causal.
       linear: it needs no N x N array.
       ordered: it tells orders of the same tokens apart, without positions in the embedding.
     """
@@ -40,7 +39,6 @@ class Mixer(NamedTuple):
     name: str
     build: Callable[..., nn.Module]
     directions: tuple[str, ...] = ("causal", "bidirectional")
-    recurrent: bool = True
     linear: bool = True
     ordered: bool = True
 
@@ -177,7 +175,7 @@ def test_size_of_arrays_in_the_compiled_gradient(mixer, direction):
     assert (largest < LENGTH**2 // 2) == mixer.linear
 
 
-@_rows(lambda mixer, direction: mixer.recurrent and direction == "causal")
+@_rows(lambda _, direction: direction == "causal")
 def test_recurrent_is_parallel(mixer, direction):
     case = case_of(mixer, direction)
     prefill = 2 * BLOCK - 1

@@ -75,7 +75,7 @@ def transnormer_config(theirs: dict, **fields) -> TransNormerConfig:
     )
 
 
-@pytest.mark.parametrize("name", ["tn_lm_t1_silu", "tn_lm_t2_head_identity_gate"])
+@pytest.mark.parametrize("name", [pytest.param("tn_lm_t1_silu", marks=pytest.mark.slow), "tn_lm_t2_head_identity_gate"])
 def test_causal_language_model(name):
     arrays, theirs = load(name)
     model = TransNormer(transnormer_config(theirs))
