@@ -39,7 +39,7 @@ def plugin(tmp_path):
 
 
 def small(tmp_path, **model):
-    config = default_config("transnormer", preset="tiny", attention="norm_t2", **model)
+    config = default_config("transnormer", preset="tiny", attention="norm_t2", num_layers=1, **model)
     (tmp_path / "text.txt").write_text("".join(f"line {i} says {i * i}\n" for i in range(300)))
     config.data.dataset, config.data.documents, config.data.held_out = "plain_text", "line", 0.1
     config.data.files, config.data.data_dir = str(tmp_path / "text.txt"), str(tmp_path / "datasets")

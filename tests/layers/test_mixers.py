@@ -33,7 +33,7 @@ class Mixer(NamedTuple):
       build: (num_heads=, causal=, **dtypes) -> the module.
       directions: of time that it has.
       linear: it needs no N x N array.
-      ordered: it tells orders of the same tokens apart, without positions in the embedding.
+      ordered: it depends on the order of tokens, without positions in the embedding.
     """
 
     name: str

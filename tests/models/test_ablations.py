@@ -13,7 +13,7 @@ from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 LENGTH = 24
 # Layers that are alike: one scan, and half the time to compile.
 TINY = {"num_layers": 2, "model_dim": 16, "glu_dim": 24, "vocab_size": LENGTH, "lrpe_layers": ()}
-TOKENS = jnp.arange(LENGTH)[None]  # every token is another, so that a gradient tells positions apart
+TOKENS = jnp.arange(LENGTH)[None]  # every token differs
 ABLATIONS = {
     "sinusoidal_position": {"decay": "none", "sinusoidal_position": True},
     "lrpe_alone": {"decay": "none", "lrpe_layers": (0, 1)},

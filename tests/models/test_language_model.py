@@ -74,7 +74,7 @@ def whole_pass(name: str, tokens):
 
 
 def close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
