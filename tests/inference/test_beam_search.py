@@ -59,6 +59,7 @@ def test_prompts_do_not_depend_on_each_other(params):
         assert len({beam.text for beam in beams}) == 3
 
 
+@pytest.mark.slow
 def test_scores_are_the_log_probabilities_of_the_texts(generator):
     [beams] = generator.beam_search(["The king"], num_beams=3, max_new_tokens=15, length_penalty=0.0)
     scores = generator.log_probabilities([beam.text for beam in beams] + [""], prefix=generator.read("The king"))

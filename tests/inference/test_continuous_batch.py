@@ -76,6 +76,7 @@ def test_48_requests_get_the_tokens_that_they_get_alone(params):
         assert [len(score.top) for score in written[number]] == [request.top_log_probs] * len(expected)
 
 
+@pytest.mark.slow
 def test_the_text_is_that_of_the_generator(params, generator):
     prompts = ["The king", "x" * 530, "", "y"]
     texts = generator.generate(prompts, max_new_tokens=21, temperature=1.0, seed=5)

@@ -6,6 +6,7 @@ from safetensors.numpy import save_file
 from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator, PromptState
+from transnormer_jax.inference.text_stream import CONTEXT
 
 
 @pytest.mark.slow
@@ -16,6 +17,7 @@ def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
     generator.read(prefix).save(tmp_path / "state")
     state = PromptState.load(tmp_path / "state")
     assert state.num_tokens == 1 + length
+    assert state.last_ids == (1, *map(ord, prefix))[-CONTEXT:]  # for tokenizers whose text depends on them
     expected = generator.generate([prefix + prompt for prompt in prompts], **settings)
     for _ in range(2):  # A prefix can be used again.
         assert generator.generate(prompts, **settings, prefix=state) == expected

@@ -67,9 +67,15 @@ MIXERS = [
 
 
 def _rows(wanted: Callable[[Mixer, str], bool] = lambda mixer, direction: True):
-    rows = [(mixer, direction) for mixer in MIXERS for direction in mixer.directions if wanted(mixer, direction)]
-    ids = [f"{mixer.name}-{direction}" for mixer, direction in rows]
-    return pytest.mark.parametrize(("mixer", "direction"), rows, ids=ids)
+    """A test of rows in their directions, the causal ones quickly."""
+    marks = {"causal": (), "bidirectional": pytest.mark.slow}
+    rows = [
+        pytest.param(mixer, direction, id=f"{mixer.name}-{direction}", marks=marks[direction])
+        for mixer in MIXERS
+        for direction in mixer.directions
+        if wanted(mixer, direction)
+    ]
+    return pytest.mark.parametrize(("mixer", "direction"), rows)
 
 
 class Case:
