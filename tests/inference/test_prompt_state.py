@@ -17,7 +17,7 @@ def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
     generator.read(prefix).save(tmp_path / "state")
     state = PromptState.load(tmp_path / "state")
     assert state.num_tokens == 1 + length
-    assert state.last_ids == (1, *map(ord, prefix))[-CONTEXT:]  # for tokenizers whose text depends on them
+    assert state.last_ids == tuple(map(ord, prefix))[-CONTEXT:]  # for tokenizers whose text depends on them
     expected = generator.generate([prefix + prompt for prompt in prompts], **settings)
     for _ in range(2):  # A prefix can be used again.
         assert generator.generate(prompts, **settings, prefix=state) == expected
