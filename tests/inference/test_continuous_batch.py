@@ -1,9 +1,9 @@
 import random
 
-import jax
 import numpy as np
 import pytest
 
+from tests.compiled import compiled_programs
 from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request, SamplingSettings, continuous_batch
@@ -151,18 +151,9 @@ def test_what_prompts_have_in_common_is_read_once(params, monkeypatch):
 def test_other_requests_compile_nothing(params):
     batch = make_batch(params)
     run(batch, *(Request([5] * n, prompt_log_probs=score) for n in (2, 40, 90, 200, 400, 600) for score in (0, 1)))
-    compiled = []
-
-    def listen(event, duration, **details):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(details.get("fun_name"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled_programs() as names:
         run(batch, *random_requests(20))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert compiled == []
+    assert names == []
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.compiled import apply_of, random_params
+from tests.compiled import apply_of, compiled_programs, random_params
 from tests.inference.letters import CONFIG, MODEL, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
@@ -98,24 +97,15 @@ def test_rounding_the_parameters_beforehand_changes_no_logit():
 
 @pytest.mark.slow
 def test_other_prompts_and_settings_compile_nothing(generator):
-    compiled = []
-
-    def listen(event, duration, **details):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(details.get("fun_name"))
-
     def prompts(*lengths):
         return ["x" * length for length in lengths]
 
     generator.generate(prompts(2, 9, 9, 40), max_new_tokens=4)
     generator.generate(prompts(2, 9, 9, 400), max_new_tokens=4)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled_programs() as names:
         generator.generate(prompts(9, 1, 2, 60), max_new_tokens=50, temperature=0.5, top_k=3, seed=9)
         generator.generate(prompts(0, 1, 2, 3000), max_new_tokens=5, temperature=1, top_p=0.5, repetition_penalty=2)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert compiled == []
+    assert names == []
 
 
 def test_no_prompts_no_texts(generator):
