@@ -1,7 +1,9 @@
 """Models for tests: parameters that compile nothing, and `apply` compiled once for each model and shape."""
 
+import contextlib
 import functools
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -32,3 +34,19 @@ def random_params(model: nn.Module, std: float = 0.2) -> Any:
         return jax.device_put(jnp.asarray(values, x.dtype), jax.devices()[0])
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@contextlib.contextmanager
+def compiled_programs() -> Iterator[list[str]]:
+    """A list of the names of the programs that are compiled inside."""
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            names.append(details.get("fun_name", ""))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

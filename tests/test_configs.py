@@ -45,7 +45,7 @@ def test_its_task_model_and_optimizer_exist(path):
     assert 0 < rates[0] <= rates[1]
     assert 0 <= rates[2] <= rates[1]
     assert rates[1] == pytest.approx(config.optimizer.learning_rate)
-    # No token has a place beyond what the model was built for.
+    # No token has a position beyond what the model was built for.
     if config.task.name != "causal_lm" and config.architecture == "transnormer":
         assert config.sequence_length <= config.model.max_length
 

@@ -39,12 +39,14 @@ def test_a_wide_beam_finds_the_best_of_all_texts(params, small, length_penalty):
     np.testing.assert_allclose([beam.score for beam in beams], [score for _, score in expected[:200]], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_beam_of_one_is_greedy(generator):
     prompts = ["The king", "", "x" * 700, "y"]
     [beams] = zip(*generator.beam_search(prompts, num_beams=1, max_new_tokens=20), strict=True)
     assert [beam.text for beam in beams] == generator.generate(prompts, max_new_tokens=20)
 
 
+@pytest.mark.slow
 def test_prompts_do_not_depend_on_each_other(params):
     generator = Generator(CONFIG, params, Letters(eos_id=70))
     prompts = ["The king", "x", "abc" * 9, ""]
@@ -57,6 +59,7 @@ def test_prompts_do_not_depend_on_each_other(params):
         assert len({beam.text for beam in beams}) == 3
 
 
+@pytest.mark.slow
 def test_scores_are_the_log_probabilities_of_the_texts(generator):
     [beams] = generator.beam_search(["The king"], num_beams=3, max_new_tokens=15, length_penalty=0.0)
     scores = generator.log_probabilities([beam.text for beam in beams] + [""], prefix=generator.read("The king"))

@@ -1,9 +1,9 @@
 import random
 
-import jax
 import numpy as np
 import pytest
 
+from tests.compiled import compiled_programs
 from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import ContinuousBatch, Request, SamplingSettings, continuous_batch
@@ -76,6 +76,7 @@ def test_48_requests_get_the_tokens_that_they_get_alone(params):
         assert [len(score.top) for score in written[number]] == [request.top_log_probs] * len(expected)
 
 
+@pytest.mark.slow
 def test_the_text_is_that_of_the_generator(params, generator):
     prompts = ["The king", "x" * 530, "", "y"]
     texts = generator.generate(prompts, max_new_tokens=21, temperature=1.0, seed=5)
@@ -87,7 +88,7 @@ def test_the_text_is_that_of_the_generator(params, generator):
     assert [Letters().decode(tokens(scores)) for scores in written] == texts
 
 
-@pytest.mark.parametrize("length", [5, 530])
+@pytest.mark.parametrize("length", [5, pytest.param(530, marks=pytest.mark.slow)])
 def test_log_probabilities_are_those_of_one_pass(params, length):
     prompt = [1, *np.random.default_rng(0).integers(3, 259, length - 1).tolist()]
     settings = SamplingSettings(temperature=0.5, top_k=4)
@@ -125,6 +126,7 @@ def test_a_cancelled_request_frees_its_slot_and_changes_nothing_else(params):
         assert tokens(written[numbers[i]]) == tokens(expected[i])
 
 
+@pytest.mark.slow
 def test_what_prompts_have_in_common_is_read_once(params, monkeypatch):
     widths = []
 
@@ -145,21 +147,13 @@ def test_what_prompts_have_in_common_is_read_once(params, monkeypatch):
     assert [tokens(scores) for scores in (*written, exactly_known)] == [tokens(scores) for scores in again]
 
 
+@pytest.mark.slow
 def test_other_requests_compile_nothing(params):
     batch = make_batch(params)
     run(batch, *(Request([5] * n, prompt_log_probs=score) for n in (2, 40, 90, 200, 400, 600) for score in (0, 1)))
-    compiled = []
-
-    def listen(event, duration, **details):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(details.get("fun_name"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled_programs() as names:
         run(batch, *random_requests(20))
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert compiled == []
+    assert names == []
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.compiled import apply_of, random_params
+from tests.compiled import apply_of, compiled_programs, random_params
 from tests.inference.letters import CONFIG, MODEL, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
@@ -22,13 +21,14 @@ def greedy_by_full_passes(params, prompt, count):
     return "".join(map(chr, row[-count:]))
 
 
-@pytest.mark.parametrize("length", [0, 31, WINDOW - 1, WINDOW])
+@pytest.mark.parametrize("length", [0, 31, *(pytest.param(n, marks=pytest.mark.slow) for n in (WINDOW - 1, WINDOW))])
 def test_greedy_is_the_argmax_of_full_passes(generator, params, length):
     """With the begin token: the shortest window, a full one, the longest, and one more token."""
     prompt = "".join(chr(3 + (7 * i * i) % 250) for i in range(length))
     assert generator.generate([prompt], max_new_tokens=20) == [greedy_by_full_passes(params, prompt, 20)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0}, {"temperature": 0.9, "top_k": 20, "top_p": 0.9}])
 def test_no_prompt_depends_on_the_others(generator, settings):
     together = generator.generate(PROMPTS, max_new_tokens=24, **settings, seed=[5, 6, 7, 8])
@@ -50,6 +50,7 @@ def test_the_repetition_penalty_does_not_see_padding(params):
     assert [np.flatnonzero(row).tolist() for row in seen] == [[1, 5], [1, 6, 7]]
 
 
+@pytest.mark.slow
 def test_seeds(generator):
     prompts = ["The king"] * 4
     texts = generator.generate(prompts, temperature=1.0, seed=3)
@@ -58,6 +59,7 @@ def test_seeds(generator):
     assert texts[0] != texts[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [4, 16])
 def test_pieces_are_the_text(generator, block_size):
     settings = {"max_new_tokens": 21, "temperature": 1.0, "seed": 2}
@@ -81,6 +83,7 @@ def test_the_end_token_ends_a_text_and_the_generation(params, generator):
     assert pieces == [[text[: text.index(text[5])]]]
 
 
+@pytest.mark.slow
 def test_rounding_the_parameters_beforehand_changes_no_logit():
     # The only norm that has scales and biases, which stay float32.
     config = TransNormerLLMConfig.preset("tiny", dtype="bfloat16", norm="layer_norm", use_bias=True)
@@ -92,25 +95,17 @@ def test_rounding_the_parameters_beforehand_changes_no_logit():
     np.testing.assert_array_equal(logits, expected)
 
 
+@pytest.mark.slow
 def test_other_prompts_and_settings_compile_nothing(generator):
-    compiled = []
-
-    def listen(event, duration, **details):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(details.get("fun_name"))
-
     def prompts(*lengths):
         return ["x" * length for length in lengths]
 
     generator.generate(prompts(2, 9, 9, 40), max_new_tokens=4)
     generator.generate(prompts(2, 9, 9, 400), max_new_tokens=4)
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compiled_programs() as names:
         generator.generate(prompts(9, 1, 2, 60), max_new_tokens=50, temperature=0.5, top_k=3, seed=9)
         generator.generate(prompts(0, 1, 2, 3000), max_new_tokens=5, temperature=1, top_p=0.5, repetition_penalty=2)
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-    assert compiled == []
+    assert names == []
 
 
 def test_no_prompts_no_texts(generator):

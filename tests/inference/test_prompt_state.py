@@ -6,8 +6,10 @@ from safetensors.numpy import save_file
 from tests.inference.letters import CONFIG, Letters, log_probabilities
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator, PromptState
+from transnormer_jax.inference.text_stream import CONTEXT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [0, 3, 520])
 def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
     prefix = "".join(chr(3 + (7 * i * i) % 250) for i in range(length))
@@ -15,6 +17,7 @@ def test_a_prefix_and_a_prompt_are_one_prompt(generator, tmp_path, length):
     generator.read(prefix).save(tmp_path / "state")
     state = PromptState.load(tmp_path / "state")
     assert state.num_tokens == 1 + length
+    assert state.last_ids == tuple(map(ord, prefix))[-CONTEXT:]  # for tokenizers whose text depends on them
     expected = generator.generate([prefix + prompt for prompt in prompts], **settings)
     for _ in range(2):  # A prefix can be used again.
         assert generator.generate(prompts, **settings, prefix=state) == expected
@@ -28,6 +31,7 @@ def test_the_file_does_not_grow_with_the_prompt(generator, tmp_path):
     assert abs(long - short) < 200  # the last ids, as text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(1, 7, 0, 30), (520, 3, 0, 0), (0, 0, 0, 0)])
 def test_log_probabilities_are_those_of_one_pass(generator, params, lengths):
     draw = np.random.default_rng(0)

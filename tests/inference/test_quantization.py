@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.compiled import apply_of, random_params
 from tests.inference.letters import CONFIG, Letters, log_probabilities
@@ -46,6 +47,7 @@ def test_the_model_computes_with_the_rounded_numbers():
     assert float(jnp.abs(logits - exact).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_generation_takes_them_as_any_others(params):
     generator = Generator(CONFIG, quantize(params), Letters())
     assert generator.params["embedding"].dtype == jnp.int8

@@ -51,7 +51,7 @@ def test_an_end_token_ends_the_text():
     assert stream.push(BYTES.encode("d")) == ""
 
 
-def test_other_end_tokens_take_the_place_of_the_tokenizers_own():
+def test_other_end_tokens_replace_the_tokenizers_own():
     a, b = BYTES.encode("ab")
     stream = TextStream(BYTES, [], [], end_ids=[b])
     assert stream.push([a, BYTES.eos_id, a]) == "aa"

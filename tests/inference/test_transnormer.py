@@ -63,6 +63,7 @@ def test_generation_writes_the_likeliest_tokens(params):
         assert_likeliest(params, prompt, list(map(ord, text)))
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_one_pass(params, generator):
     """Those of texts, and of continuations that the harness asks for."""
     harness = TransNormerHarness(generator, batch_size=3)

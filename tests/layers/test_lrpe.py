@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from transnormer_jax.layers import NormAttention, TokenPositions
 
 
+@pytest.mark.slow
 def test_parameters_that_decay_to_nothing_change_nothing():
     module, positions = NormAttention(num_heads=2, causal=True), TokenPositions(jnp.arange(24)[None])
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 24, 16)), jnp.float32)

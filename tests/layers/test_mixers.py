@@ -32,15 +32,13 @@ class Mixer(NamedTuple):
       name: of the row.
       build: (num_heads=, causal=, **dtypes) -> the module.
       directions: of time that it has.
-      recurrent: it has a state where it is causal.
       linear: it needs no N x N array.
-      ordered: it tells orders of the same tokens apart, without positions in the embedding.
+      ordered: it depends on the order of tokens, without positions in the embedding.
     """
 
     name: str
     build: Callable[..., nn.Module]
     directions: tuple[str, ...] = ("causal", "bidirectional")
-    recurrent: bool = True
     linear: bool = True
     ordered: bool = True
 
@@ -69,9 +67,15 @@ MIXERS = [
 
 
 def _rows(wanted: Callable[[Mixer, str], bool] = lambda mixer, direction: True):
-    rows = [(mixer, direction) for mixer in MIXERS for direction in mixer.directions if wanted(mixer, direction)]
-    ids = [f"{mixer.name}-{direction}" for mixer, direction in rows]
-    return pytest.mark.parametrize(("mixer", "direction"), rows, ids=ids)
+    """A test of rows in their directions, the causal ones quickly."""
+    marks = {"causal": (), "bidirectional": pytest.mark.slow}
+    rows = [
+        pytest.param(mixer, direction, id=f"{mixer.name}-{direction}", marks=marks[direction])
+        for mixer in MIXERS
+        for direction in mixer.directions
+        if wanted(mixer, direction)
+    ]
+    return pytest.mark.parametrize(("mixer", "direction"), rows)
 
 
 class Case:
@@ -177,7 +181,7 @@ def test_size_of_arrays_in_the_compiled_gradient(mixer, direction):
     assert (largest < LENGTH**2 // 2) == mixer.linear
 
 
-@_rows(lambda mixer, direction: mixer.recurrent and direction == "causal")
+@_rows(lambda _, direction: direction == "causal")
 def test_recurrent_is_parallel(mixer, direction):
     case = case_of(mixer, direction)
     prefill = 2 * BLOCK - 1

@@ -100,6 +100,7 @@ def test_random_streams_repeat_in_the_backward_pass():
     assert abs(slope - loss(direction, 1, 3)) > 1e-2
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_depth_as_the_plain_form():
     """The plain form keeps what is inside each sublayer; the reversible one at most its output, if XLA so chooses."""
     length, width, hidden = 256, 8, 128

@@ -100,6 +100,7 @@ def test_tasks_of_all_three_kinds(expected_and_tasks):
     np.testing.assert_allclose(results["tnl_bytes"]["bits_per_byte,none"], expected["bits_per_byte"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_repeated_requests_are_drawn_apart():
     from lm_eval.api.instance import Instance
 

@@ -14,6 +14,11 @@ REFUSED = [
     ({"param_dtype": "int8"}, "unknown param_dtype 'int8': choose one of: bfloat16, float16, float32."),
     ({"pad_token_id": 259}, "pad_token_id=259 must be less than vocab_size=259."),
     ({"pad_token_id": -1}, "pad_token_id=-1 must be a whole number, 0 or more."),
+    ({"num_heads": 3}, "multiple of num_heads=3."),
+    ({"lrpe_layers": (7,)}, "must be in 0"),
+    ({"remat": "some"}, "unknown remat 'some'"),
+    ({"layers": 3}, "unknown model field 'layers'"),
+    *(({field: "swish"}, f"unknown {field} 'swish'") for field in ("norm", "glu_activation", "decay")),
 ]
 REFUSED_BY_BLOCKS = [
     ({"num_layers": 0}, "num_layers=0 must be a whole number, 1 or more."),
@@ -41,7 +46,12 @@ REFUSED_BY_BLOCKS = [
 def test_what_makes_no_model_is_refused(cls, fields, message):
     with pytest.raises(UserError) as caught:
         cls.preset("tiny", **fields)
-    assert str(caught.value).endswith(message)
+    assert message in str(caught.value)
+
+
+def test_presets_have_suggestions():
+    with pytest.raises(UserError, match="did you mean '385m'"):
+        TransNormerLLMConfig.preset("385M")
 
 
 def test_a_bilstm_is_checked_alike():

@@ -80,12 +80,14 @@ def test_prefill_and_decoding(golden, model, variables):
         assert_close(state, golden[f"decode_state_{layer}"])
 
 
+@pytest.mark.slow
 def test_left_padding(golden, model, variables):
     mask = tokens(golden, "pad_mask")
     logits = apply_of(model)(variables, tokens(golden, "pad_ids"), segment_ids=mask)
     assert_close(logits[mask == 1], golden["pad_logits"][mask == 1])
 
 
+@pytest.mark.slow
 def test_long_row(golden, model, variables):
     logits = apply_of(model)(variables, tokens(golden, "long_ids"))
     assert_close(logits[:, -8:], golden["long_logits_last8"])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.compiled import apply_of, random_params
-from transnormer_jax.errors import UserError
 from transnormer_jax.models import (
     LanguageModel,
     ModelConfig,
@@ -75,7 +74,7 @@ def whole_pass(name: str, tokens):
 
 
 def close(actual, expected):
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("preset", PARAMETERS)
@@ -85,7 +84,14 @@ def test_parameter_counts(preset):
     assert sum(x.size for x in jax.tree.leaves(shapes)) == PARAMETERS[preset]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def models(*quick: str):
+    """Runs a test over all models, quickly over these."""
+    return pytest.mark.parametrize(
+        "name", [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+    )
+
+
+@models("transnormer_llm", "t2", "softmax", "sinusoidal")
 def test_no_token_sees_later_ones_or_another_document(name: str):
     model, variables = make(name)
     whole, others = (whole_pass(name, tokens) for tokens in (TEXTS, OTHERS))
@@ -100,7 +106,7 @@ def test_no_token_sees_later_ones_or_another_document(name: str):
     close(logits[:, 27:], others[:, :13])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@models("transnormer_llm", "softmax")
 def test_reading_in_pieces_is_one_pass(name: str):
     """Prefill of a row that is padded on the left and one on the right, steps, and packed documents after a cache."""
     model, variables = make(name)
@@ -154,6 +160,7 @@ def test_remat_changes_memory_alone():
         assert smaller < size
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_over_float32_parameters():
     model, variables = make("transnormer_llm")
     half, half_variables = make("transnormer_llm", dtype="bfloat16")
@@ -167,16 +174,17 @@ def test_bfloat16_computes_over_float32_parameters():
 
 
 def test_initialisation():
-    model = TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=3, init_std=0.2, use_bias=True))
+    model = TransNormerLLM(TransNormerLLMConfig.preset("tiny", init_std=0.2, use_bias=True, lrpe_layers=()))
     params = jax.jit(model.init)(jax.random.key(0), TEXTS[:1, :1])["params"]
     assert not params["embedding"][0].any()
-    np.testing.assert_allclose(params["layers_1"]["attention"]["q"]["kernel"].std(), 0.2, rtol=0.05)
-    assert not params["layers_1"]["attention"]["q"]["bias"].any()
+    np.testing.assert_allclose(params["layers_0"]["attention"]["q"]["kernel"].std(), 0.2, rtol=0.05)
+    assert not params["layers_0"]["attention"]["q"]["bias"].any()
     # The stacked layers are drawn independently.
-    kernel = params["layers_1"]["glu"]["out"]["kernel"]
+    kernel = params["layers_0"]["glu"]["out"]["kernel"]
     assert abs(np.corrcoef(kernel[0].ravel(), kernel[1].ravel())[0, 1]) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "donate"), [("transnormer_llm", True), ("t2", False)])
 def test_layers_with_parameters_of_their_own_are_the_same_model(name, donate):
     model, variables = make(name)
@@ -194,19 +202,3 @@ def test_layers_with_parameters_of_their_own_are_the_same_model(name, donate):
     shapes = jax.eval_shape(unstacked.init, jax.random.key(0), TEXTS)["params"]
     assert jax.tree.structure(own) == jax.tree.structure(shapes)
     assert unstack_layers(own_config, own) == (own_config, own)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"num_heads": 3}, "multiple of num_heads"),
-        ({"lrpe_layers": (7,)}, "must be in 0"),
-        ({"remat": "some"}, "unknown remat 'some'"),
-        ({"layers": 3}, "unknown model field 'layers'"),
-    ],
-)
-def test_mistakes_are_reported(fields, message):
-    with pytest.raises(UserError, match=message):
-        TransNormerLLMConfig.preset("tiny", **fields)
-    with pytest.raises(UserError, match="did you mean '385m'"):
-        TransNormerLLMConfig.preset("385M")

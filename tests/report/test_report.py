@@ -55,6 +55,7 @@ def text(workdir):
     return render(workdir, "<b>3 and ", 8, 0.0)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_run_wrote(workdir, text):
     page = Page(text)
     assert not page.open
@@ -72,11 +73,13 @@ def test_the_page_says_what_the_run_wrote(workdir, text):
     assert '"vocab_size": 259' in "".join(page.of("pre"))
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_besides_itself(text):
     assert not re.search(r"<(script|link|img|iframe)", text)
     assert not re.search(r"(src|href)=\"(?!#|data:)", text)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_or_diverged_has_a_page(workdir, tmp_path, capsys):
     """One of the first version of this package, whose metrics have no seconds and no goodput."""
     copy = tmp_path / "run"
@@ -107,6 +110,7 @@ def test_the_sources_of_a_mixture_have_a_line_each():
     }
 
 
+@pytest.mark.slow
 def test_where_the_time_went_is_a_table(workdir, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(workdir, copy)
@@ -131,6 +135,7 @@ def test_a_logarithmic_axis_of_a_decade_has_labels(low, high):
     assert len([label for label in labels if low <= label <= high]) >= 3
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_heads(workdir):
     loaded = load_workdir(workdir)
     half_lives = contents.half_lives(loaded.model_config)

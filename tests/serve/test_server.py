@@ -23,6 +23,8 @@ from transnormer_jax.serve.protocol import CompletionRequest
 # The first request of a kind compiles, which takes more than httpx's five seconds on a busy machine.
 post = functools.partial(httpx.post, timeout=60)
 
+USER = [{"role": "user", "content": "x"}]
+
 
 @pytest.fixture(scope="module")
 def params():
@@ -197,7 +199,7 @@ def test_a_turn_ends_where_the_template_ends_it(params, generator):
     tokenizer.special_tokens = {"<end>": 3 + ord(text[end])}  # a letter that the model writes
     template = "{% for m in messages %}{{ m.content }}{{ ':' if m.role == 'user' else '<end>' }}{% endfor %}"
     with served(params, template=ChatTemplate(template, tokenizer)) as (url, _):
-        body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 20, "temperature": 0}
+        body = {"messages": USER, "max_tokens": 20, "temperature": 0}
         [choice] = post(f"{url}/v1/chat/completions", json=body).json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (text[:end], "stop")
 
@@ -288,19 +290,10 @@ def test_more_requests_than_may_be_open_are_refused(params, monkeypatch):
         ("completions", {"prompt": "x", "model": "gpt-4"}, 404, "model", "there is no model 'gpt-4'"),
         ("chat/completions", {"messages": []}, 400, "messages", "at least 1"),
         ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role", "user"),
+        ("chat/completions", {"messages": USER, "tools": [{}]}, 400, None, "tools is not"),
         (
-            "chat/completions",
-            {"messages": [{"role": "user", "content": "x"}], "tools": [{}]},
-            400,
-            None,
-            "tools is not",
-        ),
-        (
-            "chat/completions",
-            {"messages": [{"role": "user", "content": "x"}], "max_completion_tokens": 4000},
-            400,
-            "max_completion_tokens",
-            "3,000 at most",
+            *("chat/completions", {"messages": USER, "max_completion_tokens": 4000}),
+            *(400, "max_completion_tokens", "3,000 at most"),
         ),
         ("embeddings", {}, 404, None, "Not Found"),
     ],
@@ -337,7 +330,7 @@ def test_a_key_no_template_and_small_bodies(params):
         with openai.OpenAI(base_url=f"{url}/v1", api_key="secret") as client:
             assert client.completions.create(model="tiny", prompt="x").choices
             with pytest.raises(openai.BadRequestError, match="no chat template: use /v1/completions"):
-                client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x"}])
+                client.chat.completions.create(model="tiny", messages=USER)
         for content in (b"x" * 2000, iter([b"x" * 600] * 2)):
             answer = post(f"{url}/v1/completions", content=content)
             assert answer.status_code == 413

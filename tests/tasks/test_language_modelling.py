@@ -48,6 +48,7 @@ def test_sums_equal_the_definition(run, params):
     assert sums.correct == (np.argmax(logits, -1) == TARGETS)[real].sum()
 
 
+@pytest.mark.slow
 def test_slices_of_logits_change_nothing(run, params, monkeypatch):
     whole = run(params, BATCH)
     monkeypatch.setattr(cross_entropy, "_MAX_LOGITS", 3 * 259 * 5)  # at most 4 tokens of the sequence at one time
@@ -61,6 +62,7 @@ def test_padding_has_no_loss_and_no_gradient(run, params):
     chex.assert_trees_all_equal(run(params, rubbish), run(params, BATCH))
 
 
+@pytest.mark.slow
 def test_windows_with_carried_state_equal_one_pass(run, params):
     (_, whole), _ = run(params, BATCH)
     cache, pieces, sums_from = MODEL.init_cache(3), [], jax.jit(TASK.loss_and_metrics_from)
