@@ -31,14 +31,24 @@ def test_operators_know_neither_flax_nor_optax():
             assert not line.startswith(("import flax", "from flax", "import optax", "from optax")), path
 
 
-def test_every_room_is_drawn():
+def test_every_question_has_a_file_of_an_evening():
+    _, _, section = (ROOT / "docs" / "architecture.md").read_text().partition("## Where is ...?")
+    table, _, _ = section.partition("\n## ")
+    questions = [line for line in table.splitlines() if "](../" in line]
+    assert len(questions) >= 12
+    for line in questions:
+        for file in re.findall(r"\]\(\.\./([^)]+)\)", line):
+            assert len((ROOT / file).read_text().splitlines()) < 350, file
+
+
+def test_every_subpackage_is_drawn():
     drawing = (ROOT / "docs" / "architecture.md").read_text()
     for path in (ROOT / "transnormer_jax").iterdir():
         if path.name not in ("__init__.py", "__pycache__", "py.typed"):
             assert re.search(rf"  {re.escape(path.name)}\b", drawing), path.name
 
 
-def test_a_step_passes_through_the_rooms_in_order(tmp_path):
+def test_a_step_passes_through_the_subpackages_in_order(tmp_path):
     values = small_config(tmp_path)
     values.data.files = write_counting(tmp_path)
     config = Config.from_dict(values.to_dict())
