@@ -2,12 +2,13 @@
 
     python -m benchmarks.planted_faults --output=benchmarks/results/cpu/planted_faults.json
 
-Each fault replaces one piece of text in one file by another. It is caught if the named tests pass without it and fail
-with it.
+Each fault of planted_faults.json replaces one piece of text in one file by another. It is caught if the named tests pass
+without it and fail with it.
 """
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,8 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from benchmarks.planted_fault_list import FAULTS
-
 _ROOT = Path(__file__).resolve().parents[1]
+_FAULTS = Path(__file__).with_suffix(".json")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file of the record; empty: none is written")
 _ONLY = flags.DEFINE_string("only", "", "plant the faults of files with this in their path alone")
 
@@ -44,7 +44,7 @@ def copy_repository(directory: Path) -> None:
 
 def passes(directory: Path, tests: str) -> bool:
     """Whether the tests pass in the copy; pytest's status 1 is a test that failed, any other is a mistake here."""
-    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
     # The pieces are code: whatever Python compiled of the piece before must not be taken.
     environment = os.environ | {"PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
@@ -55,12 +55,7 @@ def passes(directory: Path, tests: str) -> bool:
 
 def main(_: list[str]) -> None:
     """Plants all faults; status 1 if one of them is not caught."""
-    faults = [
-        Fault(f"transnormer_jax/{path}", *texts, tests)
-        for path, (tests, pairs) in FAULTS.items()
-        for texts in pairs
-        if _ONLY.value in path
-    ]
+    faults = [Fault(**one) for one in json.loads(_FAULTS.read_text()) if _ONLY.value in one["path"]]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

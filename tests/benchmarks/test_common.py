@@ -17,7 +17,7 @@ from tests.commands import run as run_command
 from transnormer_jax.errors import UserError
 
 _NO_COMMANDS = {"attention_maps", "common", "definition", "fault_lab", "gpu_worker", "studies"}
-_NO_COMMANDS |= {"planted_fault_list", "tpu_bundles", "tpu_compiler"}
+_NO_COMMANDS |= {"tpu_bundles", "tpu_compiler"}
 
 
 @pytest.mark.slow
