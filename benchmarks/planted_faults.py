@@ -1,11 +1,12 @@
 """Do the tests notice? Plants one fault at a time in a copy of the repository and runs the tests that should fail.
 
-    python -m benchmarks.planted_faults --output=benchmarks/results/cpu/planted_faults.json
+    python -m benchmarks.planted_faults
 
 Each fault of planted_faults.json replaces one piece of text in one file by another. It is caught if the named tests pass
-without it and fail with it.
+without it and fail with it. Some of these tests compare with reference outputs in ../shared, and skip without them.
 """
 
+import dataclasses
 import json
 import os
 import shlex
@@ -13,39 +14,74 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from absl import app, flags
+from benchmarks.common import ROOT, Record, main
 
-_ROOT = Path(__file__).resolve().parents[1]
 _FAULTS = Path(__file__).with_suffix(".json")
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file of the record; empty: none is written")
-_ONLY = flags.DEFINE_string("only", "", "plant the faults of files with this in their path alone")
 
 
-class Fault(NamedTuple):
-    """One fault: in `path`, `before` becomes `after`; pytest's arguments `tests` should then fail."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which faults are planted.
 
-    path: str
-    before: str
-    after: str
-    tests: str
+    Attributes:
+      only: those of files with this in their path; empty for all.
+    """
+
+    only: str = ""
 
 
-def copy_repository(directory: Path) -> None:
-    """Copies what git tracks."""
-    files = subprocess.run(["git", "ls-files"], cwd=_ROOT, capture_output=True, text=True, check=True).stdout
+def run(settings: Settings, record: Record) -> dict[str, Any]:
+    """Plants the faults, prints and records what becomes of each, and returns how many of each file are caught."""
+    faults = [fault for fault in json.loads(_FAULTS.read_text()) if settings.only in fault["path"]]
+    rows = list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory() as name:
+        directory = _copy_repository(Path(name))
+        for fault in faults:
+            if (count := (directory / fault["path"]).read_text().count(fault["before"])) != 1:
+                raise RuntimeError(f"{fault['path']} has {count} times, not once: {fault['before']}")
+        for tests in sorted({fault["tests"] for fault in faults}):
+            if not _passes(directory, tests):
+                raise RuntimeError(f"{tests} fails without any fault")
+        for fault in faults:
+            file = directory / fault["path"]
+            text = file.read_text()
+            file.write_text(text.replace(fault["before"], fault["after"]))
+            rows.append(fault | {"caught": not _passes(directory, fault["tests"])})
+            file.write_text(text)
+            print("caught" if rows[-1]["caught"] else "NOT CAUGHT", fault["path"], repr(fault["after"]), flush=True)
+            record.write(rows=rows, summary=summarize(rows))
+    return summarize(rows)
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts by subpackage."""
+    areas = Counter("/".join(row["path"].split("/")[1:2]) for row in rows)
+    return {
+        "faults": len(rows),
+        "caught": sum(row["caught"] for row in rows),
+        "by_subpackage": dict(sorted(areas.items())),
+    }
+
+
+def _copy_repository(directory: Path) -> Path:
+    """Copies what git tracks, and links the reference data beside it."""
+    if (ROOT.parent / "shared").is_dir():
+        (directory / "shared").symlink_to(ROOT.parent / "shared")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in files.splitlines():
-        if (_ROOT / name).is_file():
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(_ROOT / name, directory / name)
+        (directory / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, directory / "copy" / name)
+    return directory / "copy"
 
 
-def passes(directory: Path, tests: str) -> bool:
+def _passes(directory: Path, tests: str) -> bool:
     """Whether the tests pass in the copy; pytest's status 1 is a test that failed, any other is a mistake here."""
     command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
-    # The pieces are code: whatever Python compiled of the piece before must not be taken.
+    # The same second may see a file with and without its fault: no compiled code is kept.
     environment = os.environ | {"PYTHONPATH": str(directory), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     if done.returncode > 1:
@@ -53,34 +89,5 @@ def passes(directory: Path, tests: str) -> bool:
     return done.returncode == 0
 
 
-def main(_: list[str]) -> None:
-    """Plants all faults; status 1 if one of them is not caught."""
-    faults = [Fault(**one) for one in json.loads(_FAULTS.read_text()) if _ONLY.value in one["path"]]
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        copy_repository(directory)
-        for fault in faults:
-            if (count := (directory / fault.path).read_text().count(fault.before)) != 1:
-                raise RuntimeError(f"{fault.path} has {count} times, not once: {fault.before}")
-        for tests in sorted({fault.tests for fault in faults}):
-            if not passes(directory, tests):
-                raise RuntimeError(f"{tests} fails without any fault")
-        for fault in faults:
-            file = directory / fault.path
-            text = file.read_text()
-            file.write_text(text.replace(fault.before, fault.after))
-            rows.append({**fault._asdict(), "caught": not passes(directory, fault.tests)})
-            file.write_text(text)
-            print("caught" if rows[-1]["caught"] else "NOT CAUGHT", fault.path, repr(fault.after), flush=True)
-    caught = sum(row["caught"] for row in rows)
-    print(f"{caught} of {len(rows)} faults caught")
-    if _OUTPUT.value:
-        Path(_OUTPUT.value).write_text(
-            json.dumps({"faults": len(rows), "caught": caught, "rows": rows}, indent=1) + "\n"
-        )
-    sys.exit(caught < len(rows))
-
-
 if __name__ == "__main__":
-    app.run(main)
+    main("planted_faults", Settings(), run)
