@@ -2,8 +2,8 @@
 
     python -m benchmarks.planted_faults
 
-Each fault of planted_faults.json replaces one piece of text in one file by another. It is caught if the named tests pass
-without it and fail with it. Some of these tests compare with reference outputs in ../shared, and skip without them.
+Each fault of planted_faults.json replaces one piece of text in one file by another. It is caught if the named tests
+pass without it and fail with it. Some of these tests compare with reference outputs in ../shared, and skip without.
 """
 
 import dataclasses
