@@ -60,6 +60,7 @@ def test_every_example_is_short():
     assert max(block.count("\n") for block in BLOCKS) <= 40
 
 
+@pytest.mark.slow
 def test_blocks_that_are_no_files_run():
     for block in BLOCKS:
         if block not in FILES.values():

@@ -22,6 +22,7 @@ def _run(tmp_path: Path, **settings) -> tuple[dict, dict]:
     return run_benchmark(attention, Settings(**(_SMALL | settings)), tmp_path / "results" / "attention.json")
 
 
+@pytest.mark.slow
 def test_every_contender_is_checked_and_measured(tmp_path, capsys):
     summary, record = _run(tmp_path, num_tokens=(16,))
 
@@ -48,6 +49,7 @@ def test_every_contender_is_checked_and_measured(tmp_path, capsys):
     assert [line.split()[1:3] for line in table] == [[backend, computation] for _, backend, computation in names]
 
 
+@pytest.mark.slow
 def test_what_needs_too_much_memory_is_not_run(tmp_path, capsys):
     summary, record = _run(tmp_path, backends=("chunked", "softmax"), max_gigabytes=1e-6)
     places = [(row["num_tokens"], row["backend"], row["computation"]) for row in record["rows"]]
@@ -62,6 +64,7 @@ def test_what_needs_too_much_memory_is_not_run(tmp_path, capsys):
     assert capsys.readouterr().out.count("skipped: the compiler plans") == 8
 
 
+@pytest.mark.slow
 def test_what_fails_or_is_wrong_is_not_timed(tmp_path, monkeypatch):
     def failing(*operands, **options):
         raise NotImplementedError("no kernel for this device\nand much detail")
@@ -90,6 +93,7 @@ def test_the_definition_is_the_recurrence():
     np.testing.assert_allclose(definition(q, k, v, log_decay), out, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["chunked", "softmax"])
 def test_the_timed_gradient_is_that_of_a_weighted_sum(backend):
     q, k, v, cotangent = jax.random.normal(jax.random.key(0), (4, 1, 70, 2, 8))

@@ -57,6 +57,7 @@ def test_the_spectrum_counts_the_rank():
     np.testing.assert_allclose(curves[:, 3:], 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_dilution_and_spectrum_of_a_trained_model(workdir, tmp_path):
     settings = dilution.Settings(workdirs=(str(workdir),), rows=2, length=24, shares=(0.25, 0.5, 1.0))
     summary, record = run_benchmark(dilution, settings, tmp_path / "new" / "dilution.json")

@@ -43,6 +43,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         Record(tmp_path / "file" / "bounds.json", "", None)
 
 
+@pytest.mark.slow
 def test_flags_are_the_settings(tmp_path):
     module = ("-m", "benchmarks.gradient_bounds")
     assert_fails(run_command(*module, "--scales=0.1,small"), "scales is ['0.1', 'small']: give numbers")
@@ -91,6 +92,7 @@ def test_the_last_words_of_a_process():
     assert last_words("\n", -9) == "status -9"
 
 
+@pytest.mark.slow
 def test_the_benchmarks_of_the_operator_need_no_package_of_training_or_data():
     missing = ("flax", "grain", "ml_collections", "optax", "orbax", "tensorflow_datasets")
     program = f"import sys; sys.modules.update(dict.fromkeys({missing})); import benchmarks.gpu_worker"

@@ -78,6 +78,7 @@ def _operands(shape: Shape, count: int, sets: int) -> list[list[jax.Array]]:
     return [[jnp.asarray(rng.normal(size=size), shape.dtype) for _ in range(count)] for _ in range(sets)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("computation", COMPUTATIONS)
 def test_a_timed_program_is_one_call_after_another(computation):
     shape = Shape(2, 2, 40, 8, 8, "float32")
@@ -182,6 +183,7 @@ def test_rows_left_by_a_process_go_to_another(monkeypatch):
     assert len(started) == 3  # once more after each of two deaths
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "nothing")
     task = {"seconds": 0.01, "copy_bytes": (1 << 10, 1 << 10), "peers": []}
@@ -194,6 +196,7 @@ def test_a_process_is_stopped_in_time():
     assert list(gpu.worker_results([row], {"peers": []}, time.monotonic() + 0.2)) == []
 
 
+@pytest.mark.slow
 def test_the_whole_on_a_cpu(tmp_path, capsys):
     contenders, shapes = ("fla_simple_gla", "chunked", "auto"), ("wide", "tiny")
     settings = Settings(contenders, shapes, seconds=0.01)

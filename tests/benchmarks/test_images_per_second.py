@@ -14,6 +14,7 @@ def _run(tmp_path, **settings):
     return run_benchmark(images_per_second, Settings(**(_SMALL | settings)), tmp_path / "images.json")
 
 
+@pytest.mark.slow
 def test_attentions_are_measured_and_compared(tmp_path):
     contenders = ("linear", "softmax_recomputing_half", "lsh_1")
     summary, record = _run(tmp_path, contenders=contenders)
@@ -29,6 +30,7 @@ def test_attentions_are_measured_and_compared(tmp_path):
     assert summary["mnist"].keys() == {"linear_over_softmax_recomputing_half", "linear_over_lsh_1"}
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_or_too_much_is_left_out(tmp_path):
     _, record = _run(tmp_path, contenders=("linear",), max_call_seconds=1e-9)
     assert "images_per_second" in record["rows"][0]

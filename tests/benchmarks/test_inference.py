@@ -19,6 +19,7 @@ def _run(tmp_path, **settings):
     return summary["tiny"], record
 
 
+@pytest.mark.slow
 def test_speed_by_context_beside_softmax(tmp_path):
     summary, record = _run(tmp_path, batch_sizes=(2,), contexts=(64, 16), max_gigabytes=6e-5)
     rows = {(row["kind"], row["what"], row["context"]): row for row in record["rows"]}
@@ -37,6 +38,7 @@ def test_speed_by_context_beside_softmax(tmp_path):
     assert summary["linear_over_softmax"].keys() == {"batch 2, 16"}
 
 
+@pytest.mark.slow
 def test_a_long_prompt_is_not_read_and_int8_is_smaller(tmp_path):
     sizes = []
     for weights in ("dtype", "int8"):
@@ -49,6 +51,7 @@ def test_a_long_prompt_is_not_read_and_int8_is_smaller(tmp_path):
     assert sizes[1] < 0.4 * sizes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_placed_states_go_on_in_a_batch(kind):
     subject = KINDS[kind](MODELS["tiny"], Settings(block_size=2))

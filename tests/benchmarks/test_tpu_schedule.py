@@ -158,6 +158,7 @@ def compiled(libtpu) -> dict[tuple[str, Any], Compiled]:
     return dict(zip(_JOBS, compile_programs([*_JOBS.values()]), strict=True))
 
 
+@pytest.mark.slow
 def test_the_matrix_units_are_busy_for_as_long_as_the_flops_of_a_product_need(compiled):
     flops, x_bytes, w_bytes = 2 * _TOKENS * _FEATURES**2, 2 * _TOKENS * _FEATURES, 2 * _FEATURES**2
     for name, generation in GENERATIONS.items():

@@ -53,6 +53,7 @@ def cleaned(tmp_path_factory):
     return directory, settings, report
 
 
+@pytest.mark.slow
 def test_what_is_planted_is_found_and_every_document_is_accounted_for(cleaned):
     directory, _, report = cleaned
     originals, copies, waste = corpus()
@@ -82,6 +83,7 @@ def test_a_document_says_where_it_comes_from_and_what_it_resembles(cleaned):
     assert names == {"a.jsonl", "b.jsonl"}
 
 
+@pytest.mark.slow
 def test_it_is_a_function_of_the_files(cleaned, tmp_path):
     directory, settings, report = cleaned
     assert clean(settings, tmp_path / "again", workers=1) == report
@@ -130,6 +132,7 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path):
     assert_fails(run(*module, f"--files={tmp_path}/cut.jsonl"), "cannot read", "cut.jsonl", "intact")
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_replaced_and_nothing_is_lost(tmp_path):
     (tmp_path / "a.txt").write_bytes(article(random.Random(1)).encode() + b"\n\xff\xfe ends.")
     report = clean(Settings(str(tmp_path / "a.txt")), tmp_path / "out", workers=1)

@@ -36,6 +36,7 @@ def test_only_the_platform_that_is_present_gets_flags(monkeypatch, platforms):
         assert "XLA_FLAGS" not in environment
 
 
+@pytest.mark.slow
 def test_jaxlib_knows_every_flag_for_gpus():
     """It reads them on a machine without GPUs too, and ends the process at an unknown one."""
 

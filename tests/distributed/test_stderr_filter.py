@@ -69,17 +69,20 @@ os.write(2, {text.encode()!r})
     return run.returncode, run.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "lost"), [(HEARTBEAT, [1, 3]), (LEADER, [0])])
 def test_a_loss_ends_in_one_sentence(text, lost):
     assert lost_tasks(text) == lost
     assert filtered(text, "ctypes.CDLL(None).abort()") == (3, f"error: lost {lost}\n")
 
 
+@pytest.mark.slow
 def test_a_loss_ends_in_one_sentence_though_two_threads_write():
     other = "process 1: I1130 21:15:57.913815    7887 another_source.cc:20] another thread\n"
     assert filtered(INTERLEAVED, "ctypes.CDLL(None).abort()") == (3, f"{other}error: lost [0]\n")
 
 
+@pytest.mark.slow
 def test_another_abort_keeps_its_output_and_status():
     status, err = filtered(CHECK, "ctypes.CDLL(None).abort()")
     assert status == -signal.SIGABRT
@@ -88,6 +91,7 @@ def test_another_abort_keeps_its_output_and_status():
     assert lost_tasks(CHECK) is None
 
 
+@pytest.mark.slow
 def test_what_comes_after_a_loss_is_kept_apart():
     mixed = LEADER + "what a library says\n" + HEARTBEAT + CHECK
     status, err = filtered(mixed, "output.close()")
@@ -95,6 +99,7 @@ def test_what_comes_after_a_loss_is_kept_apart():
     assert (status, err.splitlines()) == (0, [f"process 1: {line}" for line in expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["os._exit(5)", "os.kill(os.getpid(), 11)", "output.close()"])
 def test_nothing_is_lost_however_the_process_ends(end):
     text = "".join(f"line {i}\n\n" for i in range(3000)) + "an unfinished line"
@@ -102,6 +107,7 @@ def test_nothing_is_lost_however_the_process_ends(end):
     assert [line.removeprefix("process 1: ") for line in err.splitlines()] == text.splitlines()
 
 
+@pytest.mark.slow
 def test_pythons_own_output_needs_no_filter():
     """The watchdog's stacks, which a thread of C writes while others hold all locks."""
     status, err = filtered("", "import faulthandler; faulthandler.dump_traceback(file=sys.__stderr__); os._exit(0)")

@@ -31,6 +31,7 @@ def all_texts(params, prompt, length, length_penalty):
     return sorted(found.values(), key=lambda text: -text[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_a_wide_beam_finds_the_best_of_all_texts(params, small, length_penalty):
     [beams] = small.beam_search(["\x03\x01"], num_beams=200, max_new_tokens=4, length_penalty=length_penalty)

@@ -88,6 +88,7 @@ def test_the_text_is_that_of_the_generator(params, generator):
     assert [Letters().decode(tokens(scores)) for scores in written] == texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [5, pytest.param(530, marks=pytest.mark.slow)])
 def test_log_probabilities_are_those_of_one_pass(params, length):
     prompt = [1, *np.random.default_rng(0).integers(3, 259, length - 1).tolist()]
@@ -104,6 +105,7 @@ def test_log_probabilities_are_those_of_one_pass(params, length):
         np.testing.assert_allclose(expected[i, list(top_tokens)], top_log_probs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_cancelled_request_frees_its_slot_and_changes_nothing_else(params):
     requests = [Request([1, 40 + i], 40, SamplingSettings(), seed=i) for i in range(4)]
     [expected, _] = run(make_batch(params, slots=2), *requests)

@@ -44,6 +44,7 @@ def test_log_probabilities_are_those_of_one_pass(generator, params, lengths):
         np.testing.assert_array_equal(scores.likeliest, expected.argmax(axis=-1) == row[0, 1:])
 
 
+@pytest.mark.slow
 def test_greedy_text_is_likeliest_everywhere(generator):
     [text] = generator.generate(["The king"], max_new_tokens=20)
     [scores, other] = generator.log_probabilities([text, text[1:]], prefix=generator.read("The king"))

@@ -58,6 +58,7 @@ def check_attention(module, golden, dtype):
     assert_golden(d_params["q"]["kernel"], golden["grad/q_proj.weight"].T, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "variant", "causal"), [("t1_causal", "t1", True), ("t2_bidir", "t2", False)])
 def test_norm_attention(file, variant, causal):
     # linear_attention is float32 inside, so there is no float64 to compare.
@@ -92,6 +93,7 @@ def test_gated_feed_forward():
         assert_golden(pull_back(cotangent)[0], golden["grad/x"], FLOAT64)
 
 
+@pytest.mark.slow
 def test_lrpe():
     golden = load("tn_lrpe_1d3_even")
     np.testing.assert_allclose(rotary_frequencies(8), golden["aux/theta_at_init"][0, 0], rtol=1e-6)

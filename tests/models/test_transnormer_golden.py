@@ -85,6 +85,7 @@ def causal_language_model(name: str):
     return arrays, TransNormer(transnormer_config(theirs)), params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAUSAL)
 def test_hidden_states_and_logits(name):
     arrays, model, params = causal_language_model(name)
@@ -118,6 +119,7 @@ def test_loss_and_gradient(name):
         assert not np.any(ours["householder"])  # it is not trained
 
 
+@pytest.mark.slow
 def test_bidirectional_encoder():
     arrays, theirs = load("tn_encoder_t2_silu")
     # The authors let the zeros that fill the last block count as keys.
@@ -143,6 +145,7 @@ ROBERTA = {
 }
 
 
+@pytest.mark.slow
 def test_linformer_language_model():
     arrays, theirs = load("linformer_luc_lm")
     config = TransNormerConfig(

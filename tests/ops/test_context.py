@@ -51,6 +51,7 @@ def on_one_device(causal: bool, segments: bool):
     return results("quadratic", causal=causal, segments=segments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "causal", "segments"),
     [
@@ -95,6 +96,7 @@ def test_positions_continue_from_shard_to_shard():
         np.testing.assert_array_equal(jax.jit(token_positions)(ids, start), expected)
 
 
+@pytest.mark.slow
 def test_what_travels_does_not_depend_on_the_length():
     def traffic(length: int) -> dict[str, list[str]]:
         rows = jax.ShapeDtypeStruct((2, length, 4, 8), jnp.float32)
@@ -118,6 +120,7 @@ def test_what_travels_does_not_depend_on_the_length():
     assert len(states) == 2  # one gather forward, one scatter backward
 
 
+@pytest.mark.slow
 def test_gradient_of_gradient():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 32, 2, 4))
 
@@ -202,6 +205,7 @@ def test_one_sum_without_causality():
     assert len(re.findall(r" all-reduce\(", program.as_text())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("packed", "per_token"), [(True, False), (True, True), (False, True)])
 def test_states_of_documents_in_shards_equal_those_in_whole_rows(packed: bool, per_token: bool):
     """Documents that end at a border, reach over several shards, or do not occur; shards of padding alone."""
@@ -228,6 +232,7 @@ def test_states_of_documents_in_shards_equal_those_in_whole_rows(packed: bool, p
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
 
 
+@pytest.mark.slow
 def test_a_document_too_many_is_nan_in_every_shard():
     ids = jnp.arange(1, 5).repeat(16)[None]
     q = jnp.ones((1, 64, 1, 4))

@@ -57,6 +57,7 @@ def test_equals_the_dense_form(weights, causal, block_size):
     np.testing.assert_allclose(out, dense(q, k, v, block_size, weights, causal, IDS), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["softmax", "relu"])
 def test_any_cut_into_calls_gives_the_same(weights):
     q, k, v = operands()

@@ -9,6 +9,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.ops import activation, lrpe, lrpe_frequencies, simple_rms_norm
 
 
+@pytest.mark.slow
 def test_lrpe_depends_on_the_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 2, 8))
     theta = jnp.asarray(lrpe_frequencies(2, 8))

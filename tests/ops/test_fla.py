@@ -46,6 +46,7 @@ def test_a_decay_per_channel():
     assert relative_rms(state, golden["out/final_state"]) <= 2e-6
 
 
+@pytest.mark.slow
 def test_lightning_attention():
     golden = load("fla_lightning_paper_decay")
     options = {"scale": 1.0, "initial_state": jnp.asarray(golden["in/initial_state"]), "output_final_state": True}
@@ -80,6 +81,7 @@ def make_documents():
     return q, k, v, g, jnp.asarray(rng.random((len(STARTS) - 1, 2, 8, 8)), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [fla.chunk_simple_gla, fla.chunk_gla])
 def test_packed_documents_are_rows_of_their_own(function):
     q, k, v, g, states = make_documents()
@@ -102,6 +104,7 @@ def test_packed_documents_are_rows_of_their_own(function):
         np.testing.assert_allclose(unpacked[:, start:end], function(*own)[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_normalized():
     q, k, v, _, states = make_documents()
     sums = states[:, None, ..., 0]

@@ -99,6 +99,7 @@ def check(actual, expected, value=2e-6, gradient=5e-6, decay=2e-5):
         assert relative_rms(x, y) <= limit, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gates", "documents"),
     [("mild", None), ("wide", DOCUMENTS), ("-1e4", None), ("-1e30", DOCUMENTS), ("-inf", None), ("-inf", DOCUMENTS)],
@@ -123,12 +124,14 @@ def test_gates_that_forget_everything():
     assert not any(np.asarray(x).any() for x in actual[5:])  # the true values are below the smallest float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 512])
 def test_chunk_sizes(chunk_size):
     inputs = make_inputs(documents=DOCUMENTS)
     check(apply(*inputs, chunk_size=chunk_size), define(*inputs))
 
 
+@pytest.mark.slow
 def test_bfloat16():
     inputs = make_inputs(documents=DOCUMENTS, dtype=jnp.bfloat16)
     actual = apply(*inputs)
@@ -146,6 +149,7 @@ def test_equal_channels_are_a_decay_per_head():
         assert relative_rms(x, np.asarray(y, np.float64)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_rows_may_be_cut_and_decoded_token_by_token():
     (q, k, v, log_decay, state), _, _ = jax.tree.map(jnp.asarray, make_inputs("-inf"))
     whole, final = gated_linear_attention(q, k, v, log_decay, initial_state=state)
@@ -157,6 +161,7 @@ def test_rows_may_be_cut_and_decoded_token_by_token():
     assert relative_rms(state, np.asarray(final, np.float64)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((4, 1, 9, 1, 2)), jnp.float32)
@@ -194,6 +199,7 @@ def test_no_rows_are_a_batch():
     assert gated_linear_attention(q, q, q, q)[0].shape == q.shape
 
 
+@pytest.mark.slow
 def test_vmap():
     operands, _, _ = jax.tree.map(jnp.asarray, make_inputs())
     several = [jnp.stack([x, -x if i < 3 else x]) for i, x in enumerate(operands[:4])]
@@ -205,6 +211,7 @@ def test_vmap():
             np.testing.assert_allclose(x[i], y, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 1, "context": 4, "tensor": 2}, {"data": 2, "fsdp": 1, "tensor": 2}])
 def test_rows_heads_and_tokens_on_several_devices(mesh):
     inputs = make_inputs("-1e4")
@@ -215,6 +222,7 @@ def test_rows_heads_and_tokens_on_several_devices(mesh):
     check(actual, define(*inputs))
 
 
+@pytest.mark.slow
 def test_one_state_per_block_is_kept_however_many_documents():
     """The states of the documents are not among what the scan keeps for the backward pass."""
 

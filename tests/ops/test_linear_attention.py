@@ -124,6 +124,7 @@ def test_what_is_left_out_is_zero(backend: str):
         assert relative_rms(actual, expected) <= 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["recurrent", "associative_scan", "chunked", "chunked_associative_scan"])
 def test_long_rows_stay_finite(backend: str):
     # The decay's own gradient is the one that cancels: here it is held against float64 as well.
@@ -135,6 +136,7 @@ def test_long_rows_stay_finite(backend: str):
         assert relative_rms(grads["log_decay"][heads], expected[heads]) <= 2e-5
 
 
+@pytest.mark.slow
 def test_causality_by_gradient():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 100, 1, 4))
     for backend in ANYWHERE:
@@ -168,6 +170,7 @@ def test_no_tokens_leave_the_state_as_it_is():
     np.testing.assert_array_equal(after, state)
 
 
+@pytest.mark.slow
 def test_gradient_of_gradient():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 3))
     log_decay = jnp.array([-0.3, -1e-3])
@@ -214,6 +217,7 @@ def test_not_causal_sees_the_whole_document(segments: bool):
         assert relative_rms(state, inputs.initial_state + np.einsum("bnhk,bnhv->bhkv", k, v)) <= 2e-6
 
 
+@pytest.mark.slow
 def test_padding_on_either_side_is_invisible():
     inputs = make_inputs(Case("padded", (2, 90, 2, 8, 8), [-0.5, -0.01], initial_state=True))
     alone = [apply(Inputs(*(x[:, :40] for x in inputs[:3]), *inputs[3:5], None, None, None), "auto")]
@@ -382,6 +386,7 @@ def test_a_decay_may_be_a_number_a_list_or_an_array():
         np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_documents_that_do_not_occur_keep_their_state_and_too_many_are_nan():
     inputs = make_inputs(DOCUMENT_CASES[1])
     options = {"initial_state": inputs.initial_state, "segment_ids": inputs.segment_ids}

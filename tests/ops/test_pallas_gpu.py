@@ -33,6 +33,7 @@ def test_equals_definition(case: Case):
     assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
 
 
+@pytest.mark.slow
 def test_splits_equal_the_whole(monkeypatch: pytest.MonkeyPatch):
     case = Case("", (1, 310, 1, 64, 64), [-1e-3], segments=True, initial_state=True)
     monkeypatch.setattr(sweeps, "_SHORTEST", 64)
@@ -51,6 +52,7 @@ def test_float16_equals_definition():
     assert relative_rms(state, expected_state) <= 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(plgpu.InterpretGPUParams, "on_race"), reason="the emulator of jax 0.11 only prints")
 def test_no_race_between_warpgroups():
     # The emulator orders accesses to memory by the kernel's barriers and fences alone, and raises where that leaves two
@@ -108,6 +110,7 @@ def test_splits_fill_the_machine(shape: tuple[int, ...], splits: int):
     assert plan.splits * plan.chunks * 64 >= shape[1]
 
 
+@pytest.mark.slow
 def test_what_it_refuses():
     hopper = Hardware("gpu", "NVIDIA H200")
     problem = Problem(1, 128, 2, 64, 64, jnp.bfloat16)

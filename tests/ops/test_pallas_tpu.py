@@ -54,6 +54,7 @@ def test_float32_equals_definition(case: Case):
     assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
+@pytest.mark.slow
 @parametrize(BLOCK_CASES)
 def test_blocks_equal_the_definition(case: Case, monkeypatch):
     _, _, heads, key_dim, value_dim = case.shape
@@ -62,11 +63,13 @@ def test_blocks_equal_the_definition(case: Case, monkeypatch):
     assert_equals_definition(case, jnp.float32, FLOAT32)
 
 
+@pytest.mark.slow
 @parametrize([TOKEN_CASES[1], HEAD_CASES[1], BLOCK_CASES[1]])
 def test_bfloat16_equals_definition(case: Case):
     assert_equals_definition(case, jnp.bfloat16, {"all": 5e-3, "log_decay": 2e-2})
 
 
+@pytest.mark.slow
 def test_both_directions():
     # Without causality the row is swept in both directions, and so are its gradients.
     case = Case("", (1, 40, 2, 64, 64), None, segments=True, initial_state=True)
@@ -98,6 +101,7 @@ def test_both_directions():
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
 
 
+@pytest.mark.slow
 def test_gradient_of_gradient():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 4))
     log_decay = jnp.array([-0.3, -1e-3])
@@ -117,6 +121,7 @@ def test_gradient_of_gradient():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     mesh = jax.make_mesh((2, 2, 2), ("data", "tensor", "fsdp"), axis_types=(AxisType.Auto,) * 3)
     inputs = make_inputs(Case("", (2, 40, 4, 8, 8), [-0.5, -0.1, -0.01, -1e-5], segments=True, initial_state=True))
@@ -177,6 +182,7 @@ def test_what_is_not_supported_says_why():
         linear_attention(q, q, q, backend="pallas_tpu")
 
 
+@pytest.mark.slow
 def test_the_document_before_leaves_nothing_not_even_in_the_rounding():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 16, 1, 8))
     ids = (1 + jnp.arange(16) // 8)[None]

@@ -48,6 +48,7 @@ def lrpe_scores(q, k, theta, position):
     return jnp.einsum("bthk,bshk->bhts", q.astype(jnp.float32), k.astype(jnp.float32), precision="highest")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("start", FAR)
 def test_lrpe_and_its_gradient_far_from_the_start(start):
@@ -76,6 +77,7 @@ def test_lrpe_and_its_gradient_far_from_the_start(start):
     assert np.abs(gradient - d_theta).max() <= 1e-6 * start * np.abs(q).sum()
 
 
+@pytest.mark.slow
 def test_gradient_of_theta():
     x, d = (np.asarray(a) for a in jax.random.normal(jax.random.key(0), (2, 2, 50, 2, 5)))
     d = np.concatenate([d, d[..., ::-1]], axis=-1)
@@ -87,6 +89,7 @@ def test_gradient_of_theta():
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("optimized")
 def test_rotary_and_sinusoids_far_from_the_start():
     q, k = (np.asarray(x) for x in jax.random.normal(jax.random.key(0), (2, 1, 64, 2, 8)))
@@ -104,6 +107,7 @@ def test_rotary_and_sinusoids_far_from_the_start():
         np.testing.assert_allclose(jax.jit(sinusoids, static_argnums=1)(position, 8), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_rotary_depends_on_the_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 2, 8))
     theta = jnp.asarray(rotary_frequencies(8))
@@ -125,6 +129,7 @@ def test_rotary_tells_positions_apart_in_bfloat16():
     np.testing.assert_allclose(turned[0, :, 0, 0].astype(jnp.float32), np.cos(angles) - np.sin(angles), atol=8e-3)
 
 
+@pytest.mark.slow
 def test_an_odd_feature_is_left_as_it_is():
     x = jax.random.normal(jax.random.key(0), (1, 4, 2, 7))
     theta, position = jnp.asarray(rotary_frequencies(7)), jnp.arange(4)[None]

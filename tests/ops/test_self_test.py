@@ -30,6 +30,7 @@ def kernel(monkeypatch):
     _passes.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_right_kernel_is_taken_even_inside_a_trace(kernel):
     calls = []
 

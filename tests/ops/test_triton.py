@@ -50,6 +50,7 @@ def test_float32_equals_definition(case: Case):
     assert_equals_definition("triton", case, jnp.float32, 2e-6)
 
 
+@pytest.mark.slow
 @needs_interpreter
 def test_splits_equal_the_whole(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sweeps, "_SHORTEST", 64)
@@ -67,6 +68,7 @@ def test_half_precision_equals_definition(case: Case, dtype):
     assert_equals_definition("triton", case, dtype, 5e-3)
 
 
+@pytest.mark.slow
 @needs_interpreter
 def test_gradients_that_are_not_fused():
     case = Case("not_fused", (1, 40, 1, 80, 16), [-0.1], segments=True, initial_state=True)

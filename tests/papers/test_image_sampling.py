@@ -39,6 +39,7 @@ def _params(model):
     return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("attention", "given"), [("linear", 1), ("softmax", 1), ("t2", 7)])
 def test_the_cache_changes_no_byte(attention, given):
     model, params = _model(attention)
@@ -54,6 +55,7 @@ def test_the_cache_changes_no_byte(attention, given):
     assert not np.array_equal(images, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["linear", "softmax", "t2"])
 def test_byte_by_byte_the_mixtures_are_those_of_the_whole_row(attention):
     model, params = _model(attention)
@@ -85,6 +87,7 @@ def test_bytes_follow_the_mixture():
     assert all(0.2 < share < 1 for share in np.mean(images[:, 1:] < 150, axis=1))
 
 
+@pytest.mark.slow
 def test_lsh_attention_draws_without_a_cache():
     model, params = _model("lsh", lsh_chunk=4, lsh_rounds=1)
     first = jnp.zeros((2, 1), jnp.int32)
@@ -105,6 +108,7 @@ def test_what_is_given_may_be_all_but_not_more(sample):
             sample(model, params, jax.random.key(0), given, num_bytes=9)
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_linear_model_does_not_grow():
     model, params = _model("linear")
 
@@ -139,6 +143,7 @@ def workdir(tmp_path_factory):
     return directory, config
 
 
+@pytest.mark.slow
 def test_the_command_completes_held_out_images(workdir):
     directory, config = workdir
     output = directory / "pictures" / "samples.png"

@@ -59,6 +59,7 @@ def wait_until(condition):
 # ---- Completions ----
 
 
+@pytest.mark.slow
 def test_texts_are_those_of_the_generator(client, generator):
     prompts = ["The king", "x", "Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n" * 100]
     arguments = {"temperature": 0.8, "top_p": 0.9}

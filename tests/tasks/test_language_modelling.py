@@ -38,6 +38,7 @@ def run():
     return with_gradient()
 
 
+@pytest.mark.slow
 def test_sums_equal_the_definition(run, params):
     (_, sums), _ = run(params, BATCH)
     logits = apply_of(MODEL)({"params": params}, INPUTS, segment_ids=SEGMENT_IDS)

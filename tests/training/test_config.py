@@ -23,6 +23,7 @@ def test_rows_of_a_curriculum_lie_on_the_mesh_that_was_found():
         check_mesh(config, make_mesh(config.mesh))
 
 
+@pytest.mark.slow
 def test_the_config_flag_has_both_forms_and_a_file_must_be_one(tmp_path):
     workdir = f"--workdir={tmp_path / 'run'}"
     mistake = run("train.py", "--config", "mnist_images", workdir, "--config.model.attentoin=softmax")

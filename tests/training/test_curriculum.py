@@ -25,6 +25,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_cut_row_is_as_many_short_ones():
     task = CausalLM(TransNormerLLM(TransNormerLLMConfig.preset("tiny", num_layers=1, vocab_size=32, dtype="float32")))
     params, key, sums = jax.jit(task.init)(jax.random.key(0)), jax.random.key(0), jax.jit(task.loss_and_metrics)

@@ -54,6 +54,7 @@ def on_its_own_devices(workdir):
         return evaluate_on(patch, 4, workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_run_of_four_devices_is_evaluated_on_others(workdir, on_its_own_devices, monkeypatch, count, capsys):
     report = evaluate_on(monkeypatch, count, workdir)
@@ -64,6 +65,7 @@ def test_a_run_of_four_devices_is_evaluated_on_others(workdir, on_its_own_device
     assert f"evaluating step 2 on {count} x cpu" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_mesh_that_was_asked_for_is_used_or_refused(workdir, on_its_own_devices, monkeypatch, capsys):
     report = evaluate_on(monkeypatch, 4, workdir, mesh=MeshConfig(data=2, fsdp=2))
     assert "4 x cpu (data=2, fsdp=2)" in capsys.readouterr().out

@@ -37,6 +37,7 @@ def stacks_on(capfd) -> str:
     return text
 
 
+@pytest.mark.slow
 def test_the_watchdog_shows_where_a_late_step_is_and_lets_it_go_on(capfd):
     with Watchdog(1) as watchdog:
         assert "stacks_on" in stacks_on(capfd)
@@ -44,6 +45,7 @@ def test_the_watchdog_shows_where_a_late_step_is_and_lets_it_go_on(capfd):
         assert "stacks_on" in stacks_on(capfd)
 
 
+@pytest.mark.slow
 def test_the_watchdog_is_silent_in_a_pause_and_afterwards(capfd):
     with Watchdog(1) as watchdog:
         watchdog.pause()

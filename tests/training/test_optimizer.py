@@ -68,6 +68,7 @@ def test_only_matrices_decay():
     assert not updates["attention"]["theta"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_clipping_and_skipping_are_those_of_optax(clip_norm):
     """The same updates, and the same leaves of the state in the same order: checkpoints store them as a list."""

@@ -48,6 +48,7 @@ def lines_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, capfd):
     config = config_for(tmp_path, num_steps=9, evaluation__every=5, checkpoint_every=5)
     seen = []
@@ -74,12 +75,14 @@ def test_a_signal_in_an_evaluation_ends_it_and_loses_no_step(tmp_path, capfd):
     assert [line["step"] for line in lines_of(tmp_path / "run") if "grad_norm" in line] == list(range(1, 10))
 
 
+@pytest.mark.slow
 def test_checkpoints_by_time(tmp_path):
     config = config_for(tmp_path, num_steps=4, checkpoint_every=0, checkpoint_minutes=1e-9, keep_checkpoints=99)
     loop.train(config, tmp_path / "run")
     assert steps_in(tmp_path / "run") == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_no_more_than_the_interval_and_one_step_are_ever_at_risk(tmp_path, monkeypatch):
     at_risk, made = [], []
 
@@ -97,6 +100,7 @@ def test_no_more_than_the_interval_and_one_step_are_ever_at_risk(tmp_path, monke
     assert at_risk == [1, 2, 3, 4, 5, 2, 3, 4, 5, 2]
 
 
+@pytest.mark.slow
 def test_the_newest_multiples_and_the_best_are_kept(tmp_path):
     losses = {2: 5.0, 4: 1.0, 6: 4.0, 8: 3.0, 10: 2.0}
     config = config_for(
@@ -113,6 +117,7 @@ def test_the_newest_multiples_and_the_best_are_kept(tmp_path):
     assert steps_in(tmp_path / "run") == [4, 6, 10, 11, 12]  # best 4 and 10, multiple of six 6 and 12, newest 11 and 12
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(reading, "_RETRY_SECONDS", ())
     config = config_for(tmp_path, num_steps=6, checkpoint_every=3)
@@ -138,6 +143,7 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch,
     assert [line["step"] for line in lines_of(workdir) if "grad_norm" in line] == list(range(1, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax leaves coroutines behind
 def test_without_a_readable_checkpoint_nothing_begins_and_nothing_is_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_RETRY_SECONDS", ())
@@ -163,12 +169,14 @@ def test_more_steps_continue_a_finished_run(tmp_path, capfd):
     assert lines_of(tmp_path / "run")[-1]["step"] == 6
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_stop_the_run(tmp_path):
     config = config_for(tmp_path, max_skipped_steps=3, optimizer__learning_rate=1e30, optimizer__clip_norm=0.0)
     with pytest.raises(UserError, match=r"not finite in 3 steps in a row, up to step .*learning_rate"):
         loop.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_goodput_is_the_share_of_wall_time_in_steps(tmp_path):
     config = config_for(tmp_path, num_steps=200, checkpoint_every=20, evaluation__every=50)
     began = time.time()
@@ -221,6 +229,7 @@ def test_the_second_interrupt_aborts(capfd):
     assert "aborting" in err
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_saves_the_last_whole_step(tmp_path, monkeypatch):
     config = config_for(tmp_path, num_steps=50, checkpoint_every=100)
     evaluate_count = []
@@ -236,6 +245,7 @@ def test_a_second_ctrl_c_saves_the_last_whole_step(tmp_path, monkeypatch):
     assert len(steps_in(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_no_process_begins_a_step_before_all_have_compiled_it(tmp_path, monkeypatch):
     happened = []
     batches = loop.batches_on_mesh
@@ -251,6 +261,7 @@ def test_no_process_begins_a_step_before_all_have_compiled_it(tmp_path, monkeypa
     assert happened.index("compiling the training step") < happened.index("a batch")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_one(tmp_path, monkeypatch):
     finalize = ocp.CheckpointManager._finalize_checkpoint
 
@@ -264,6 +275,7 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_
     assert lines_of(tmp_path / "run")[-1]["step"] < 10
 
 
+@pytest.mark.slow
 def test_a_process_that_cannot_write_says_so_while_the_others_wait_for_it(tmp_path, monkeypatch):
     """Of several processes, Orbax meets all others before it passes a failure on, and they wait for this one's part."""
     released, gave_up = threading.Event(), []

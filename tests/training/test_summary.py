@@ -35,6 +35,7 @@ def build(tmp_path, **values):
     return config, mesh, assemble(config, make_task(config), mesh).state
 
 
+@pytest.mark.slow
 def test_the_summary_is_true_and_short(tmp_path):
     config, mesh, state = build(tmp_path)
     lines = summary(config, mesh, state, data="400 documents", held_out="40 documents", rows_per_epoch=200)

@@ -142,7 +142,7 @@ def test_mistakes_are_one_sentence(config, tmp_path, arguments, words):
 def test_an_empty_corpus_is_refused(config, tmp_path):
     (tmp_path / "empty.txt").write_text("\n\n")
     files = f"--config.data.files={tmp_path / 'empty.txt'}"
-    assert_fails(run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", files), "document")
+    assert_fails(run("train.py", f"--config={config}", f"--workdir={tmp_path / 'run'}", files), "white space")
 
 
 def test_missing_things_are_named(config, tmp_path):

@@ -154,6 +154,7 @@ def test_generated_datasets_take_options(tmp_path):
     assert [(len(example["inputs"]), loaded.num_classes) for example in loaded] == [(1024, 2)] * 8
 
 
+@pytest.mark.slow
 def test_grey_keeps_what_is_grey_and_weighs_colours():
     levels = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(image_bytes(np.stack([levels] * 3, -1)[None], grey=True), levels)

@@ -50,6 +50,7 @@ def constant_per_root(samples):
     return counts.max(axis=1).sum() / len(samples)
 
 
+@pytest.mark.slow
 def test_released_files_parse_to_their_targets(released_samples):
     assert len(released_samples) == 4000
     assert all(evaluate(tokens) == target for tokens, target in released_samples)
@@ -144,6 +145,7 @@ def test_each_tree_comes_once_and_the_last_one_is_told():
         next(stream)
 
 
+@pytest.mark.slow
 def test_the_stream_is_the_same_on_any_number_of_processes():
     sampler = ListOpsSampler(50, 200)
     streams = take(sampler, 300, seed=3), take(sampler, 300, seed=3, processes=2)

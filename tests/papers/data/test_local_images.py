@@ -31,6 +31,7 @@ def test_a_cut_idx_file_is_the_users_error(tmp_path):
             read_idx(path)
 
 
+@pytest.mark.slow
 def test_mnist_is_complete(tmp_path):
     unpack("mnist_idx.tar.xz", tmp_path)
     splits = MnistFiles.at("mnist", str(tmp_path), str(tmp_path / "data")).builder_config.splits

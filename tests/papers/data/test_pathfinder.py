@@ -107,6 +107,7 @@ def test_distractors_are_added_and_contours_stay():
         assert (with_them.image > 0).sum() > 1.2 * (without.image > 0).sum()
 
 
+@pytest.mark.slow
 def test_an_image_depends_on_its_index_alone():
     sampler = PathfinderConfig(difficulty="easy").sampler
     alone = list(pathfinder_images(sampler, 5, range(40), processes=1))

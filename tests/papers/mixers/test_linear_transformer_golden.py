@@ -38,6 +38,7 @@ def assert_golden(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=TOLERANCE * np.sqrt(np.mean(np.square(expected))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["lt_causal", "lt_causal_lengths", "lt_noncausal_lengths"])
 def test_attention_and_gradients(file):
     golden, causal = load(file), "noncausal" not in file
@@ -106,6 +107,7 @@ class Encoder(nn.Module):
         return nn.LayerNorm(epsilon=1e-5, name="norm")(x), after
 
 
+@pytest.mark.slow
 def test_encoder_in_parallel_and_step_by_step():
     golden = load("lt_encoder_causal")
 

@@ -23,6 +23,7 @@ def example(length=29, **options):
     return module, params, x
 
 
+@pytest.mark.slow
 def test_hashes_repeat_without_a_key_and_change_with_it():
     module, params, x = example()
 
@@ -36,6 +37,7 @@ def test_hashes_repeat_without_a_key_and_change_with_it():
     assert np.abs(apply(1) - apply(2)).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_never_leaks(causal):
     module, params, x = example(causal=causal)
@@ -47,6 +49,7 @@ def test_padding_never_leaks(causal):
     assert np.isfinite(dirty).all()
 
 
+@pytest.mark.slow
 def test_causal_by_gradient():
     """A token's features decide the hash as well, which has no gradient."""
     module, params, x = example()
@@ -57,6 +60,7 @@ def test_causal_by_gradient():
     assert (np.tril(influence, -1) > 0).sum() > 29
 
 
+@pytest.mark.slow
 def test_many_buckets_and_half_precision():
     module, params, x = example(num_buckets=192, dtype=jnp.dtype("bfloat16"))
     out, _ = jax.jit(module.apply)({"params": params}, x, PLACES)

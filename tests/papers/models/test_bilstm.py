@@ -49,6 +49,7 @@ def lstm(cell, x):
     return np.stack(out)
 
 
+@pytest.mark.slow
 def test_output_equals_the_equations(model, variables, frames):
     out = jax.jit(model.apply)(variables, *frames)
     assert out.shape == (3, 7, 12)
@@ -62,6 +63,7 @@ def test_output_equals_the_equations(model, variables, frames):
         assert not out[row, length:].any()
 
 
+@pytest.mark.slow
 def test_padding_never_matters(model, variables, frames):
     x, segment_ids = frames
 
@@ -79,6 +81,7 @@ def test_padding_never_matters(model, variables, frames):
     np.testing.assert_array_equal(np.abs(d_clean).max(-1) > 0, segment_ids)
 
 
+@pytest.mark.slow
 def test_every_frame_sees_every_real_frame(model, variables, frames):
     x, segment_ids = frames
     jacobian = jax.jit(jax.jacobian(lambda x: model.apply(variables, x[None], segment_ids[1:2])[0].sum(-1)))(x[1])
@@ -96,6 +99,7 @@ def test_bfloat16_keeps_its_parameters_in_float32(model, variables, frames):
     np.testing.assert_allclose(out.astype(jnp.float32), jax.jit(model.apply)(variables, *frames), atol=0.05)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key(model, variables, frames):
     dropping = BiLSTM(BiLSTMConfig(num_layers=2, hidden_dim=6, dropout=0.5))
     plain = jax.jit(model.apply)(variables, *frames)

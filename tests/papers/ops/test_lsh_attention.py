@@ -138,6 +138,7 @@ def test_golden_modules(name, wide):
         np.testing.assert_array_equal(split(y)[alone], split(x @ w_v.T)[alone])
 
 
+@pytest.mark.slow
 def test_golden_duplicates():
     """The reference divides the weight of a pair by a count of its own: 0 where it meets across two rounds only.
 

@@ -44,6 +44,7 @@ def test_loss_is_the_sum_over_all_alignments(labels):
     np.testing.assert_allclose(loss, -np.log(probability), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_does_not_matter_to_the_loss():
     logits = jax.random.normal(jax.random.key(1), (2, 9, 5))
     labels, mask = jnp.array([[3, 3, 1, 0], [4, 2, 0, 0]]), jnp.arange(9)[None] < jnp.array([[9], [6]])
@@ -67,6 +68,7 @@ def test_too_few_frames_have_a_great_loss_and_a_finite_gradient():
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_greedy_decoding_equals_plain_python():
     logits = jax.random.normal(jax.random.key(3), (20, 17, 4))
     lengths = jax.random.randint(jax.random.key(4), (20,), 0, 18)

@@ -80,6 +80,7 @@ def test_samples_follow_the_probabilities(raw):
         assert chi_square < stats.chi2.isf(1e-4, len(expected) - 1)
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_are_finite_at_extremes():
     values = (0.0, 1.0, -1.0, 30.0, -30.0, 1e4, -1e4, 1e12, -1e12)
     raw = jnp.array(list(itertools.product(values, values)))
