@@ -81,9 +81,9 @@ def catch[T](
 
 def check_mapped(config: Any) -> TransNormerConfig:
     """Returns the config; raises a `UserError` if an attention of the model has no N x N matrix, or there is none."""
-    if not isinstance(config, TransNormerConfig) or config.reversible:
+    if not isinstance(config, TransNormerConfig) or config.custom_layers(parent=None):
         raise UserError(
-            "attention matrices are read from architecture 'transnormer' with reversible=False: take such a run."
+            "attention matrices are read from a TransNormer or a baseline with reversible=False: take such a run."
         )
     for word in config.attentions:
         if word not in MAPPED:

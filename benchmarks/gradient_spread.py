@@ -23,7 +23,7 @@ from benchmarks.attention_maps import Caught, catch, check_mapped, mix, position
 from benchmarks.common import Panel, Record, check_positive, main
 from transnormer_jax.data import DataConfig, batches_of
 from transnormer_jax.distributed import make_mesh
-from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.tasks import Task
 from transnormer_jax.training import Config
 from transnormer_jax.training.config import OptimizerConfig, TaskConfig
@@ -93,7 +93,7 @@ def run(settings: Settings, record: Record) -> dict[str, Any]:
 def text_config(settings: Settings, attention: str) -> Config:
     """A small bidirectional model, to learn masked bytes of text files, or of Python's standard library."""
     num_heads = max(settings.model_dim // 32, 1)
-    config = TransNormerConfig.preset(
+    config = BaselineConfig.preset(
         "tiny",
         vocab_size=260,  # bytes, three special tokens, and the mask
         attention=attention,
@@ -111,7 +111,7 @@ def text_config(settings: Settings, attention: str) -> Config:
     data = DataConfig(dataset, settings.files, held_out=0.0, data_dir=settings.data_dir)
     if settings.files:  # They may be one document, so nothing is held out.
         data = dataclasses.replace(data, eval_split="train")
-    return Config("transnormer", config, TaskConfig("masked_lm"), data, sequence_length=settings.length)
+    return Config("baseline", config, TaskConfig("masked_lm"), data, sequence_length=settings.length)
 
 
 def gradient_norms(settings: Settings, attention: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -147,7 +147,7 @@ def gradient_norms(settings: Settings, attention: str) -> tuple[np.ndarray, dict
 
 
 def loss_and_gradients(
-    task: Task, config: TransNormerConfig, params: Any, batch: Any
+    task: Task, config: BaselineConfig, params: Any, batch: Any
 ) -> tuple[jax.Array, Any, list[jax.Array]]:
     """The mean loss, its gradient by the parameters, and that by the scores of each layer, [B, H, N, N]."""
 

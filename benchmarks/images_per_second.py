@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import Measurement, Panel, Record, check_known, check_positive, main, measure
-from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.papers.image_sampling import sample_from_cache
 from transnormer_jax.papers.models import ImageModel
 
@@ -137,7 +137,7 @@ def make_model(name: str, contender: str, settings: Settings) -> ImageModel:
     images, (attention, _, _, lsh_rounds) = IMAGES[name], CONTENDERS[contender]
     small = {"num_layers": 1, "model_dim": 32, "num_heads": 2, "feed_forward_dim": 64, "lsh_buckets": 4, "lsh_chunk": 8}
     size = {"num_layers": images.num_layers, "lsh_buckets": 64, "lsh_chunk": images.lsh_chunk}
-    config = TransNormerConfig.preset(
+    config = BaselineConfig.preset(
         "linear_transformer",
         attention=attention,
         lsh_rounds=lsh_rounds,

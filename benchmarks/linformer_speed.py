@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.common import Measurement, Panel, Record, check_known, check_positive, main, measure
-from transnormer_jax.models import TransNormer, TransNormerConfig
+from transnormer_jax.models import TransNormer
+from transnormer_jax.papers.config import BaselineConfig
 
 _COLUMNS = (128, 256, 512, 1024, 2048)
 # Layers, width, heads. The last is RoBERTa-base, which the paper trains; its table does not say its size.
@@ -87,7 +88,7 @@ def ratios(softmax: Measurement, ours: Measurement) -> dict[str, float]:
 
 def _measure(settings: Settings, num_tokens: int, projected: int) -> Measurement:
     layers, width, heads = PRESETS[settings.preset]
-    config = TransNormerConfig.preset(
+    config = BaselineConfig.preset(
         "tiny",
         num_layers=layers,
         model_dim=width,

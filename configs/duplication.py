@@ -22,7 +22,7 @@ from transnormer_jax.training.config import default_config
 
 def get_config():
     config = default_config(
-        "transnormer",
+        "baseline",
         preset="linear_transformer",
         task="duplication",
         vocab_size=11,

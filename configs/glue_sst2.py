@@ -17,7 +17,7 @@ from transnormer_jax.training.config import default_config
 
 def get_config():
     config = default_config(
-        "transnormer",
+        "baseline",
         task="classification",
         vocab_size=259,
         num_layers=6,

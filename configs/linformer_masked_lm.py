@@ -20,7 +20,7 @@ from transnormer_jax.training.config import default_config
 
 def get_config():
     config = default_config(
-        "transnormer",
+        "baseline",
         preset="masked_lm",
         task="masked_lm",
         attention="linformer",

@@ -24,7 +24,7 @@ from transnormer_jax.training.config import default_config
 
 def get_config():
     config = default_config(
-        "transnormer",
+        "baseline",
         task="classification",
         vocab_size=16,
         num_layers=4,

@@ -25,7 +25,7 @@ from transnormer_jax.training.config import default_config
 
 def get_config():
     config = default_config(
-        "transnormer",
+        "baseline",
         task="retrieval",
         vocab_size=259,
         num_layers=4,

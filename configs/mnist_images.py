@@ -21,7 +21,7 @@ from transnormer_jax.training.config import default_config
 
 def get_config():
     config = default_config(
-        "transnormer", preset="linear_transformer", task="images", lsh_chunk=29, lsh_buckets=64, dtype="float32"
+        "baseline", preset="linear_transformer", task="images", lsh_chunk=29, lsh_buckets=64, dtype="float32"
     )
     config.data.dataset = "mnist"
     config.data.eval_split = "test"

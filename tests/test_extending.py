@@ -12,7 +12,7 @@ from tests.commands import ROOT, assert_fails, run
 from tests.serve.server import served
 from transnormer_jax.data import DATASETS
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import MIXERS, TransNormer
+from transnormer_jax.models import ARCHITECTURES, MIXERS, TransNormer
 from transnormer_jax.registry import Registry, load_plugin
 from transnormer_jax.run_flags import load_generator
 from transnormer_jax.tasks import TASKS
@@ -27,7 +27,7 @@ FILES = {match[1]: block for block in BLOCKS if (match := re.match(r"# (\w+\.py)
 @pytest.fixture
 def plugin(tmp_path):
     """Writes an example beside the run and returns its path; what it registers is gone after the test."""
-    registries = [(registry, set(registry)) for registry in (MIXERS, TASKS, DATASETS)]
+    registries = [(registry, set(registry)) for registry in (ARCHITECTURES, MIXERS, TASKS, DATASETS)]
 
     def write(name: str) -> str:
         (tmp_path / name).write_text(FILES[name])
@@ -39,8 +39,8 @@ def plugin(tmp_path):
             del registry[name]
 
 
-def small(tmp_path, **model):
-    config = default_config("transnormer", preset="tiny", attention="norm_t2", num_layers=1, **model)
+def small(tmp_path, architecture="transnormer", attention="norm_t2"):
+    config = default_config(architecture, preset="tiny", attention=attention, num_layers=1)
     (tmp_path / "text.txt").write_text("".join(f"line {i} says {i * i}\n" for i in range(300)))
     config.data.dataset, config.data.documents, config.data.held_out = "plain_text", "line", 0.1
     config.data.files, config.data.data_dir = str(tmp_path / "text.txt"), str(tmp_path / "datasets")
@@ -56,7 +56,7 @@ def frozen(config) -> Config:
 
 
 def test_every_example_is_short():
-    assert len(FILES) == 4
+    assert len(FILES) == 5
     assert max(block.count("\n") for block in BLOCKS) <= 40
 
 
@@ -96,6 +96,31 @@ def test_a_mixer(tmp_path, plugin):
     assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-6)
     (tmp_path / "retention.py").unlink()
     assert_fails(run("eval.py", f"--workdir={tmp_path / 'run'}"), "config.plugins: there is no file", "retention.py")
+
+
+@pytest.mark.slow
+def test_a_mixer_with_options_of_its_own(tmp_path, plugin):
+    file = plugin("convolution.py")
+    load_plugin(file)
+    config = small(tmp_path, "convolution", "convolution")
+    config.plugins, config.model.convolution_width = (file,), 3
+    trained = train(frozen(config), tmp_path / "run")
+    assert evaluate_run(tmp_path / "run")["loss"] == pytest.approx(trained["loss"], rel=1e-6)
+
+    loaded = load_workdir(tmp_path / "run")
+    model = TransNormer(loaded.model_config)
+    assert model.config.convolution_width == 3
+    with pytest.raises(UserError, match="attention 'convolution' has no recurrent form"):
+        model.init_cache(1)
+    # Two documents in one row are what each is alone.
+    tokens = jax.random.randint(jax.random.key(0), (1, 12), 3, 259)
+    apply = jax.jit(model.apply)
+    both = apply({"params": loaded.params}, tokens, segment_ids=np.repeat([[1, 2]], 6, axis=1))
+    alone = apply({"params": loaded.params}, tokens.reshape(2, 6))
+    np.testing.assert_allclose(both[0], alone.reshape(12, -1), atol=1e-5)
+    config.model.convolution_width = "3"
+    with pytest.raises(UserError, match="convolution_width='3' must be a whole number"):
+        frozen(config)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from benchmarks import gradient_spread
 from benchmarks.attention_maps import MAPPED, Caught, catch, check_mapped, distribution, mix, positions, scores, visible
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormer, TransNormerConfig
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.tasks import CausalLM, MaskedLM
 
 
@@ -81,6 +82,6 @@ def test_the_matrices_are_those_of_the_model(causal):
 
 def test_models_without_matrices_are_refused():
     with pytest.raises(UserError, match="attention 'lsh' has no N x N matrix"):
-        check_mapped(TransNormerConfig.preset("tiny", attention="lsh"))
+        check_mapped(BaselineConfig.preset("tiny", attention="lsh"))
     with pytest.raises(UserError, match="reversible=False"):
-        check_mapped(TransNormerConfig.preset("tiny", attention="softmax", reversible=True))
+        check_mapped(BaselineConfig.preset("tiny", attention="softmax", reversible=True))

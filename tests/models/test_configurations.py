@@ -4,6 +4,8 @@ import pytest
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.models.block import init_states
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.papers.models import BiLSTMConfig
 
 REFUSED = [
@@ -25,6 +27,9 @@ REFUSED_BY_BLOCKS = [
     ({"dropout": 1.5}, "dropout=1.5 must be at least 0 and less than 1."),
     ({"dtype": "float64"}, "unknown dtype 'float64': did you mean 'float16'?"),
     ({"attention": "cosformer", "max_length": 0}, "max_length=0 must be a whole number, 1 or more."),
+    ({"attention": "lsch"}, "unknown attention 'lsch': did you mean 'lsh'?"),
+]
+REFUSED_BASELINES = [
     ({"lsh_buckets": 3}, "lsh_buckets=3 must be even, since a rotation makes buckets in pairs."),
     ({"linformer_dim": (0,)}, "linformer_dim=(0,) must be whole numbers, 1 or more."),
     ({"attention": "linformer"}, "set causal=False, or choose another attention."),
@@ -41,7 +46,9 @@ REFUSED_BY_BLOCKS = [
 
 @pytest.mark.parametrize(
     ("cls", "fields", "message"),
-    [(TransNormerLLMConfig, *row) for row in REFUSED] + [(TransNormerConfig, *row) for row in REFUSED_BY_BLOCKS],
+    [(TransNormerLLMConfig, *row) for row in REFUSED]
+    + [(TransNormerConfig, *row) for row in REFUSED_BY_BLOCKS]
+    + [(BaselineConfig, *row) for row in REFUSED_BASELINES],
 )
 def test_what_makes_no_model_is_refused(cls, fields, message):
     with pytest.raises(UserError) as caught:
@@ -61,6 +68,11 @@ def test_a_bilstm_is_checked_alike():
 
 @pytest.mark.parametrize("given", [[8], 8])
 def test_one_number_and_a_list_are_a_tuple(given):
-    config = TransNormerConfig.preset("tiny", linformer_dim=given)
-    assert config == TransNormerConfig.preset("tiny", linformer_dim=(8,))
-    assert hash(config) == hash(TransNormerConfig.preset("tiny", linformer_dim=(8,)))
+    config = BaselineConfig.preset("tiny", linformer_dim=given)
+    assert config == BaselineConfig.preset("tiny", linformer_dim=(8,))
+    assert hash(config) == hash(BaselineConfig.preset("tiny", linformer_dim=(8,)))
+
+
+def test_a_mixer_with_options_names_the_architecture_that_has_them():
+    with pytest.raises(UserError, match=r"config.architecture='baseline' has: begin .* default_config\('baseline'\)"):
+        init_states(TransNormerConfig.preset("tiny", attention="lsh"), 1)

@@ -16,6 +16,7 @@ from transnormer_jax.models import (
     unstack_layers,
 )
 from transnormer_jax.models.block import has_constant_state
+from transnormer_jax.papers.config import BaselineConfig
 
 TRANSNORMER = {"scale_embedding": False, "norm": "layer_norm"}
 # Of the last two, every field differs from the released models'.
@@ -23,7 +24,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "transnormer_llm": TransNormerLLMConfig.preset("tiny", num_layers=3),
     "t2": TransNormerConfig.preset("tiny", num_layers=4, attention="t2", **TRANSNORMER),
     "softmax": TransNormerConfig.preset("tiny", attention="softmax", **TRANSNORMER),
-    "hybrid": TransNormerConfig.preset("tiny", num_layers=3, attention="diag_t1,performer,cosformer", **TRANSNORMER),
+    "hybrid": BaselineConfig.preset("tiny", num_layers=3, attention="diag_t1,performer,cosformer", **TRANSNORMER),
     "sinusoidal": TransNormerLLMConfig.preset(
         "tiny", sinusoidal_position=True, decay="none", lrpe_layers=(), use_gate=False, norm="layer_norm", num_heads=1
     ),

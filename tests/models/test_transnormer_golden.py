@@ -10,6 +10,7 @@ import pytest
 from tests.shared import shared_file
 from transnormer_jax.models import TransNormer, TransNormerConfig
 from transnormer_jax.ops import rotary_frequencies
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.tasks import CausalLM
 
 TOLERANCE = 2e-5
@@ -148,7 +149,7 @@ ROBERTA = {
 @pytest.mark.slow
 def test_linformer_language_model():
     arrays, theirs = load("linformer_luc_lm")
-    config = TransNormerConfig(
+    config = BaselineConfig(
         vocab_size=theirs["vocab"],
         num_layers=theirs["depth"],
         model_dim=theirs["dim"],

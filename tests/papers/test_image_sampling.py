@@ -13,7 +13,7 @@ from tests import commands
 from tests.papers.data.local_files import write_mnist
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.papers.data import load_examples
 from transnormer_jax.papers.image_sampling import sample_from_cache, sample_images, sample_images_recomputing
 from transnormer_jax.papers.models import ImageModel
@@ -28,7 +28,7 @@ _NUM_BYTES = 25
 def _model(attention, **fields):
     """A model whose mixtures differ from byte to byte, and its parameters."""
     fields |= {"vocab_size": 256, "tie_embeddings": False, "num_layers": 2 if attention == "t2" else 1}
-    model = ImageModel(TransNormerConfig.preset("tiny", attention=attention, **fields), num_mixtures=3)
+    model = ImageModel(BaselineConfig.preset("tiny", attention=attention, **fields), num_mixtures=3)
     return model, _params(model)
 
 
@@ -130,7 +130,7 @@ def workdir(tmp_path_factory):
     write_mnist(directory)
     model, params = _model("linear")
     values = {
-        "architecture": "transnormer",
+        "architecture": "baseline",
         "model": dataclasses.asdict(model.config),
         "task": {"name": "images", "num_mixtures": 3},
         "data": {"dataset": "mnist", "files": str(directory), "data_dir": str(directory / "d"), "eval_split": "test"},

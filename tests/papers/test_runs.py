@@ -10,14 +10,14 @@ from ml_collections import ConfigDict
 
 from tests.papers.data.local_files import write_mnist, write_reviews, write_speech
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerConfig
+from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.training import Config, default_config, evaluate_run, load_workdir, train
 
 pytestmark = pytest.mark.usefixtures("on_one_device")
 
 
-def make_config(architecture: str = "transnormer", **model) -> ConfigDict:
-    if architecture == "transnormer":
+def make_config(architecture: str = "baseline", **model) -> ConfigDict:
+    if architecture == "baseline":
         model = {**TINY, **model}
     config = default_config(architecture, **model)
     config.num_steps = 4
@@ -28,8 +28,8 @@ def make_config(architecture: str = "transnormer", **model) -> ConfigDict:
     return config
 
 
-PRESET = TransNormerConfig.preset("tiny")
-TINY = {name: getattr(PRESET, name) for name in TransNormerConfig.__dataclass_fields__} | {"num_layers": 2}
+PRESET = BaselineConfig.preset("tiny")
+TINY = {name: getattr(PRESET, name) for name in BaselineConfig.__dataclass_fields__} | {"num_layers": 2}
 
 
 def duplication(directory: Path):
@@ -69,7 +69,7 @@ def images(directory: Path):
     return config
 
 
-def speech(directory: Path, architecture: str = "transnormer", **model):
+def speech(directory: Path, architecture: str = "baseline", **model):
     write_speech(directory)
     config = make_config(architecture, **model)
     config.task.name = "speech"

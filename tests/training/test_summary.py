@@ -17,7 +17,7 @@ from transnormer_jax.training import Config
 from transnormer_jax.training.assembly import assemble
 from transnormer_jax.training.setup import make_task
 from transnormer_jax.training.summary import (
-    attention_words,
+    attention_summary,
     checkpoint_words,
     devices_words,
     parameter_table,
@@ -70,18 +70,18 @@ def test_the_table_has_every_parameter(tmp_path):
 
 def test_the_backend_is_the_one_that_the_steps_run(tmp_path):
     config, _, _ = build(tmp_path)
-    assert attention_words(config) == "linear attention by quadratic"  # one chunk holds a row of 64 tokens
-    assert attention_words(dataclasses.replace(config, sequence_length=4096)) == "linear attention by chunked"
+    assert attention_summary(config) == "linear attention by quadratic"  # one chunk holds a row of 64 tokens
+    assert attention_summary(dataclasses.replace(config, sequence_length=4096)) == "linear attention by chunked"
     recurrent = dataclasses.replace(config.model, backend="recurrent")
-    assert attention_words(dataclasses.replace(config, model=recurrent)) == "linear attention by recurrent"
+    assert attention_summary(dataclasses.replace(config, model=recurrent)) == "linear attention by recurrent"
     kernel = dataclasses.replace(config.model, backend="pallas_tpu")
     with pytest.raises(UserError, match="'pallas_tpu' cannot be used here"):
-        attention_words(dataclasses.replace(config, model=kernel))
+        attention_summary(dataclasses.replace(config, model=kernel))
     for architecture, model, words in (
         ("transnormer", TransNormerConfig(attention="t1"), "attention diag_t1, norm_t1, backend auto"),
         ("bilstm", BiLSTMConfig(), "recurrent"),
     ):
-        assert attention_words(dataclasses.replace(config, architecture=architecture, model=model)) == words
+        assert attention_summary(dataclasses.replace(config, architecture=architecture, model=model)) == words
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from transnormer_jax.layers.feed_forward import FeedForward
 from transnormer_jax.layers.lightning_attention import LightningAttention
 from transnormer_jax.layers.norm import make_norm
 from transnormer_jax.layers.norm_attention import NormAttention
-from transnormer_jax.layers.reversible import ReversibleBlocks
 from transnormer_jax.layers.softmax_attention import SoftmaxAttention
 from transnormer_jax.layers.token_positions import TokenPositions
 
@@ -14,7 +13,6 @@ __all__ = [
     "FeedForward",
     "LightningAttention",
     "NormAttention",
-    "ReversibleBlocks",
     "SoftmaxAttention",
     "TokenPositions",
     "make_norm",

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from transnormer_jax.distributed import constrain
 from transnormer_jax.errors import UserError
-from transnormer_jax.layers import FeedForward, ReversibleBlocks, TokenPositions, make_norm
+from transnormer_jax.layers import FeedForward, TokenPositions, make_norm
 from transnormer_jax.models.mixers import make_attention, make_shared
 from transnormer_jax.models.model_config import ModelConfig
 
@@ -50,13 +50,11 @@ class Stack(nn.Module):
         config = self.config
         groups = layer_groups(config)
         new_states: list[State] = []
-        if config.reversible:
+        custom = config.custom_layers(name="layers")
+        if custom is not None:
             if states is not None:
-                raise UserError("a reversible model has no cache: pass whole sequences.")
-            blocks = [
-                (_Mixing(config, i, parent=None), _Feeding(config, parent=None)) for i in range(config.num_layers)
-            ]
-            x = ReversibleBlocks(tuple(blocks), name="layers")(x, positions)
+                raise UserError(f"{type(custom).__name__} have no cache: pass whole sequences.")
+            x = custom(x, positions)
         else:
             shared = make_shared(config, name="length_projection")
             log_decay = config.log_decays()
@@ -107,31 +105,6 @@ class Block(nn.Module):
         return x, state
 
 
-class _Mixing(nn.Module):
-    """What the attention of a layer adds to the tokens of a reversible model."""
-
-    config: ModelConfig
-    layer: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
-        """Returns [B, N, D]."""
-        x = norm_of(self.config, "attention_norm")(x)
-        return dropout(self, make_attention(self.config, self.layer, None, name="attention")(x, positions)[0])
-
-
-class _Feeding(nn.Module):
-    """What the feed-forward of a layer adds to the tokens of a reversible model."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
-        """Returns [B, N, D]; each token by itself."""
-        del positions
-        return dropout(self, feed_forward(self.config)(norm_of(self.config, "glu_norm")(x)))
-
-
 def layer_groups(config: ModelConfig) -> list[list[int]]:
     """Runs of neighbouring layers that are alike: each is one scan over stacked parameters."""
     layers = range(config.num_layers)
@@ -158,12 +131,18 @@ def init_states(config: ModelConfig, batch_size: int, max_length: int = 0) -> tu
 
 
 @functools.cache
+def has_states(config: ModelConfig) -> bool:
+    """Whether the model can be run token by token."""
+    if not config.causal or config.custom_layers(parent=None) is not None:
+        return False
+    mixers = [make_attention(config, group[0], None, parent=None) for group in layer_groups(config)]
+    return all(hasattr(mixer, "init_state") for mixer in mixers)
+
+
+@functools.cache
 def has_constant_state(config: ModelConfig) -> bool:
     """Whether the model can read texts of any length with a memory of constant size."""
-    mixers = [make_attention(config, group[0], None, parent=None) for group in layer_groups(config)]
-    if not config.causal or config.reversible or config.position == "learned":
-        return False
-    if not all(hasattr(mixer, "init_state") for mixer in mixers):
+    if config.position == "learned" or not has_states(config):
         return False
     short, long = (jax.eval_shape(functools.partial(init_states, config, 1, length)) for length in (1, 2))
     return short == long

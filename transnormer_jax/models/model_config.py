@@ -1,14 +1,26 @@
 """What the one model asks of a configuration, whichever model it describes."""
 
 import dataclasses
-from collections.abc import Hashable
-from typing import Any, Self
+from collections.abc import Collection, Hashable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+
+from transnormer_jax.models.presets import from_preset
+
+if TYPE_CHECKING:
+    import flax.linen as nn
 
 
 class ModelConfig:
     """The interface of `TransNormerLLMConfig` and `TransNormerConfig`; a default is for the one that has no choice."""
+
+    choices: ClassVar[Mapping[str, Collection[str]]] = {}
+    """The words that a field may be."""
+    may_be_zero: ClassVar[Collection[str]] = ()
+    """Fields that are whole numbers from 0; others begin at 1."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """The fields of each named model that differ from the defaults."""
 
     vocab_size: int
     num_layers: int
@@ -29,7 +41,6 @@ class ModelConfig:
     init_std: float | None = None
     use_bias: bool = True
     causal: bool = True
-    reversible: bool = False
     dropout: float = 0.0
     dtype: str
     param_dtype: str
@@ -79,6 +90,32 @@ class ModelConfig:
     def log_decays(self) -> np.ndarray | None:
         """The log of what each head keeps of its state from token to token, [L, H] float32; None without decay."""
         return None
+
+    @property
+    def linear_key_dims(self) -> tuple[int, ...]:
+        """K of `ops.linear_attention` in the layers, each once; empty unless every layer is linear attention."""
+        return ()
+
+    def custom_layers(self, **module: Any) -> "nn.Module | None":
+        """A module (x, positions) -> x, without states, that runs the layers in place of the stack's own loop.
+
+        `module` is Flax's `name` or `parent`.
+        """
+        del module
+        return None
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> Self:
+        """A model of `presets`, with some fields replaced.
+
+        >>> from transnormer_jax.models import TransNormerLLMConfig
+        >>> TransNormerLLMConfig.preset("385m", num_layers=12).model_dim
+        1024
+
+        Raises:
+          UserError: the name or a field is unknown, or the fields do not fit together.
+        """
+        return from_preset(cls, cls.presets, name, overrides)
 
     def replace(self, **changes: Any) -> Self:
         """The same with some fields changed."""

@@ -1,21 +1,24 @@
 """Configuration of TransNormerLLM, with the sizes of the paper and of the released checkpoints."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from transnormer_jax.errors import UserError
 from transnormer_jax.models.model_config import ModelConfig
-from transnormer_jax.models.presets import check_fields, from_preset
+from transnormer_jax.models.presets import check_fields
 from transnormer_jax.ops import paper_log_decay, released_log_decay
 
-_CHOICES = {
-    "decay": ("released", "paper", "none"),
-    "norm": ("simple_rms_norm", "rms_norm", "layer_norm"),
-    "glu_activation": ("identity", "silu"),
-    "remat": ("none", "dots", "full"),
-}
+
+def _size(num_layers: int, model_dim: int, num_heads: int) -> dict[str, Any]:
+    return {
+        "num_layers": num_layers,
+        "model_dim": model_dim,
+        "num_heads": num_heads,
+        "glu_dim": model_dim * 11 // 4,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +82,30 @@ class TransNormerLLMConfig(ModelConfig):
     backend: str = "auto"
     scan_layers: bool = True
 
+    choices: ClassVar[Mapping[str, Collection[str]]] = {
+        "decay": ("released", "paper", "none"),
+        "norm": ("simple_rms_norm", "rms_norm", "layer_norm"),
+        "glu_activation": ("identity", "silu"),
+        "remat": ("none", "dots", "full"),
+    }
+    may_be_zero = ("pad_token_id",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": _size(2, 64, 2) | {"vocab_size": 259, "dtype": "float32"},
+        "385m": _size(24, 1024, 8),
+        "1b": _size(16, 2048, 16),
+        "3b": _size(32, 2560, 20),
+        "7b": _size(30, 4096, 32),
+        "13b": _size(36, 5120, 40),
+        "65b": _size(72, 8192, 64),
+        "175b": _size(88, 12288, 96),
+    }
+    """The released models are 385m, 1b and 7b; 3b, 13b, 65b and 175b are the paper's, where the published facts leave
+    the width of the channel mixer open and 2.75 D, the released ratio, is used."""
+
     def __post_init__(self) -> None:
         """Raises UserError where the fields do not fit together."""
         object.__setattr__(self, "lrpe_layers", tuple(sorted(self.lrpe_layers)))
-        check_fields(self, _CHOICES, may_be_zero=("pad_token_id",))
+        check_fields(self, self.choices, may_be_zero=self.may_be_zero)
         if self.pad_token_id >= self.vocab_size:
             raise UserError(f"pad_token_id={self.pad_token_id} must be less than vocab_size={self.vocab_size}.")
         if self.model_dim % self.num_heads:
@@ -110,6 +133,12 @@ class TransNormerLLMConfig(ModelConfig):
         """Standard deviation of the embedding at initialisation."""
         return self.init_std
 
+    @property
+    def linear_key_dims(self) -> tuple[int, ...]:
+        """K, twice as many with LRPE."""
+        names = sorted(set(self.attentions))
+        return tuple(self.head_dim * (2 if name == "lightning_lrpe" else 1) for name in names)
+
     def log_decays(self) -> np.ndarray:
         """The log of what each head keeps of its state from token to token, [L, H] float32."""
         if self.decay == "none":
@@ -117,46 +146,3 @@ class TransNormerLLMConfig(ModelConfig):
         form = released_log_decay if self.decay == "released" else paper_log_decay
         log_decay = form(self.num_heads, self.num_layers)
         return log_decay if self.decay_temperature else np.broadcast_to(log_decay[0], log_decay.shape)
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "TransNormerLLMConfig":
-        """A named size, with some fields replaced.
-
-        "385m", "1b" and "7b" are the released models; "3b", "13b", "65b" and "175b" the paper's, where the published
-        facts leave the width of the channel mixer open and 2.75 D, the released ratio, is used. "tiny" is for tests.
-
-        >>> TransNormerLLMConfig.preset("385m").model_dim
-        1024
-
-        Args:
-          name: one of these.
-          **overrides: field -> value.
-
-        Returns:
-          The configuration.
-
-        Raises:
-          UserError: the name or a field is unknown, or the fields do not fit together.
-        """
-        return from_preset(cls, _PRESETS, name, overrides)
-
-
-def _size(num_layers: int, model_dim: int, num_heads: int) -> dict[str, Any]:
-    return {
-        "num_layers": num_layers,
-        "model_dim": model_dim,
-        "num_heads": num_heads,
-        "glu_dim": model_dim * 11 // 4,
-    }
-
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": _size(2, 64, 2) | {"vocab_size": 259, "dtype": "float32"},
-    "385m": _size(24, 1024, 8),
-    "1b": _size(16, 2048, 16),
-    "3b": _size(32, 2560, 20),
-    "7b": _size(30, 4096, 32),
-    "13b": _size(36, 5120, 40),
-    "65b": _size(72, 8192, 64),
-    "175b": _size(88, 12288, 96),
-}

@@ -1,5 +1,5 @@
 """What only the papers' comparisons need. Importing it registers its datasets, mixers, models and tasks."""
 
-from transnormer_jax.papers import data, mixers, models, ops, tasks
+from transnormer_jax.papers import config, data, mixers, models, ops, tasks
 
-__all__ = ["data", "mixers", "models", "ops", "tasks"]
+__all__ = ["config", "data", "mixers", "models", "ops", "tasks"]

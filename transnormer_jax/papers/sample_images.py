@@ -15,6 +15,7 @@ from absl import flags
 
 from transnormer_jax import command, storage
 from transnormer_jax.errors import UserError
+from transnormer_jax.models.block import has_states
 from transnormer_jax.papers.data import load_examples
 from transnormer_jax.papers.image_sampling import sample_images, sample_images_recomputing
 from transnormer_jax.papers.tasks import AutoregressiveImages
@@ -77,7 +78,7 @@ def complete(config: Config, params: Params, images: Images, *, given: int, seed
     if not 1 <= given <= images.shape[1]:
         raise UserError(f"given is {given}: an image has {images.shape[1]} bytes, and the model needs the first one.")
     model = AutoregressiveImages.from_config(config).model
-    cached = "lsh" not in model.config.attentions and not model.config.reversible
+    cached = has_states(model.config)
     sample = sample_images if cached else sample_images_recomputing
     first = images[:, :given].astype(np.int32)
     return np.asarray(sample(model, params, jax.random.key(seed), first, num_bytes=images.shape[1]))

@@ -14,7 +14,7 @@ from transnormer_jax import storage
 from transnormer_jax.data import load_split
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import ModelConfig
 from transnormer_jax.training import Config, load_workdir
 from transnormer_jax.training.metrics import metrics_of, read_metrics
 from transnormer_jax.training.parameters import saved_steps
@@ -108,10 +108,10 @@ def samples(
         yield Sample(step, prompt + text)
 
 
-def half_lives(config: TransNormerLLMConfig) -> npt.NDArray[np.float64]:
+def half_lives(config: ModelConfig) -> npt.NDArray[np.float64]:
     """Returns after how many tokens a head has kept half of what it saw, [L, H]; infinite where nothing decays."""
     with np.errstate(divide="ignore"):
-        return np.log(2) / -config.log_decays().astype(np.float64)
+        return np.log(2) / -np.asarray(config.log_decays(), np.float64)
 
 
 def state_norms(run: Run) -> npt.NDArray[np.float64]:
@@ -140,5 +140,5 @@ def _layers(states: Sequence[Any]) -> Iterator[npt.NDArray[np.float64]]:
 
 
 def _generator(run: Run) -> Generator:
-    assert isinstance(run.model_config, TransNormerLLMConfig)
+    assert isinstance(run.model_config, ModelConfig)
     return Generator(run.model_config, run.params, run.tokenizer)

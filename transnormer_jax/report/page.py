@@ -6,7 +6,7 @@ import jinja2
 
 from transnormer_jax import storage
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormerLLMConfig
+from transnormer_jax.models import ModelConfig
 from transnormer_jax.report import contents, pictures
 from transnormer_jax.tasks import TASKS
 from transnormer_jax.training import Config, load_workdir
@@ -54,7 +54,11 @@ def render(
     samples: list[contents.Sample] = []
     heads: list[tuple[str, str]] = []
     notes: list[str] = []
-    if isinstance(model, TransNormerLLMConfig) and run.config.task.name in ("causal_lm", "supervised_lm"):
+    if (
+        isinstance(model, ModelConfig)
+        and model.log_decays() is not None
+        and run.config.task.name in ("causal_lm", "supervised_lm")
+    ):
         samples = list(contents.samples(workdir, prompt, max_new_tokens, temperature, config))
         heads, notes = _heads(run, model)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("transnormer_jax.report", ""), autoescape=True)
@@ -98,7 +102,7 @@ def known(lines: Mapping[str, str], metrics: Metrics) -> Metrics:
     return there
 
 
-def _heads(run: Run, config: TransNormerLLMConfig) -> tuple[list[tuple[str, str]], list[str]]:
+def _heads(run: Run, config: ModelConfig) -> tuple[list[tuple[str, str]], list[str]]:
     """Captions and pictures of what a head keeps, and what is to be said of those that are missing."""
     fading = "After how many tokens a head keeps half of what it saw; empty where nothing fades"
     heads = [(fading, pictures.by_head(contents.half_lives(config), "tokens"))]

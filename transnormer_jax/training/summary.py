@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from transnormer_jax import storage
 from transnormer_jax.distributed import multihost, placement_table
 from transnormer_jax.log import log
-from transnormer_jax.models import TransNormerConfig, TransNormerLLMConfig
+from transnormer_jax.models import ModelConfig
 from transnormer_jax.ops.linear_attention.backends import Problem, resolve_backend
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.setup import TrainingSetup
@@ -81,7 +81,7 @@ def summary(
     params, optimizer = device_bytes(state.params) / _GIB, device_bytes(state.opt_state) / _GIB
     tokens = config.batch_size * config.sequence_length
     lines = {
-        "model": f"{config.architecture}, {parameters:,} parameters, {_dtypes(config)}; {attention_words(config)}",
+        "model": f"{config.architecture}, {parameters:,} parameters, {_dtypes(config)}; {attention_summary(config)}",
         "memory": f"{params + optimizer:.3g} GiB per device: parameters {params:.3g}, optimizer state {optimizer:.3g}",
         "devices": devices_words(mesh, hosts),
         "steps": f"{config.num_steps:,} of {config.batch_size:,} rows x {config.sequence_length:,} tokens = "
@@ -130,24 +130,23 @@ def checkpoint_words(config: Config) -> str:
     return f"{' and '.join(times)}; kept: {', '.join(kept)}"
 
 
-def attention_words(config: Config) -> str:
-    """Returns how a model mixes tokens; of a TransNormerLLM, the backend of linear attention that its steps run.
+def attention_summary(config: Config) -> str:
+    """Returns how a model mixes tokens, with the backend that its steps run if one operator serves all layers.
 
     Raises:
       UserError: the backend of the configuration cannot run here.
     """
     model = config.model
-    if isinstance(model, TransNormerLLMConfig):
-        shape = (config.batch_size // config.accumulation_steps, config.sequence_length, model.num_heads)
-        key_dims = {model.head_dim * (2 if layer in model.lrpe_layers else 1) for layer in range(model.num_layers)}
-        backends = {
-            resolve_backend(model.backend, Problem(*shape, key_dim, model.head_dim, jnp.dtype(model.dtype)))
-            for key_dim in sorted(key_dims)
-        }
-        return f"linear attention by {' and '.join(sorted(backends))}"
-    if isinstance(model, TransNormerConfig):
+    if not isinstance(model, ModelConfig):
+        return "recurrent"
+    if not model.linear_key_dims:
         return f"attention {', '.join(dict.fromkeys(model.attentions))}, backend {model.backend}"
-    return "recurrent"
+    shape = (config.batch_size // config.accumulation_steps, config.sequence_length, model.num_heads)
+    backends = {
+        resolve_backend(model.backend, Problem(*shape, key_dim, model.head_dim, jnp.dtype(model.dtype)))
+        for key_dim in model.linear_key_dims
+    }
+    return f"linear attention by {' and '.join(sorted(backends))}"
 
 
 def _dtypes(config: Config) -> str:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.layers.token_positions import TokenPositions
-from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.models import MIXERS, ModelConfig
+from transnormer_jax.papers.config import baseline_options
 from transnormer_jax.papers.ops import (
     convolve_length,
     linformer_attention,
@@ -193,25 +194,27 @@ class _Linformer:
 
     attention: str
 
-    def __call__(self, config: TransNormerConfig, layer: int, *, shared: nn.Module | None, **fields: Any) -> nn.Module:
+    def __call__(self, config: ModelConfig, layer: int, *, shared: nn.Module | None, **fields: Any) -> nn.Module:
+        options = baseline_options(config)
         return LinformerAttention(
             attention=self.attention,
-            projected_length=config.linformer_dims[layer],
-            max_length=config.max_length,
-            projection=config.linformer_projection,
-            sharing=config.linformer_sharing,
+            projected_length=options.linformer_dims[layer],
+            max_length=options.max_length,
+            projection=options.linformer_projection,
+            sharing=options.linformer_sharing,
             length_projection=shared,
             **fields,
         )
 
-    def make_shared(self, config: TransNormerConfig, **module: Any) -> nn.Module | None:
-        if config.linformer_sharing != "layerwise":
+    def make_shared(self, config: ModelConfig, **module: Any) -> nn.Module | None:
+        options = baseline_options(config)
+        if options.linformer_sharing != "layerwise":
             return None
         return LengthProjection(
-            projected_length=config.linformer_dims[0],
-            max_length=config.max_length,
-            kind=config.linformer_projection,
-            param_dtype=jnp.dtype(config.param_dtype),
+            projected_length=options.linformer_dims[0],
+            max_length=options.max_length,
+            kind=options.linformer_projection,
+            param_dtype=jnp.dtype(options.param_dtype),
             **module,
         )
 

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from transnormer_jax.errors import UserError
 from transnormer_jax.layers.projection import project_heads, project_out
 from transnormer_jax.layers.token_positions import TokenPositions
-from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.models import MIXERS, ModelConfig
+from transnormer_jax.papers.config import baseline_options
 from transnormer_jax.papers.ops import bucket_factors, lsh_attention
 
 
@@ -76,8 +77,9 @@ class LSHAttention(nn.Module):
 
 
 @MIXERS.register("lsh")
-def _lsh(config: TransNormerConfig, layer: int, **fields: Any) -> nn.Module:
+def _lsh(config: ModelConfig, layer: int, **fields: Any) -> nn.Module:
     del layer
+    options = baseline_options(config)
     return LSHAttention(
-        chunk_size=config.lsh_chunk, num_rounds=config.lsh_rounds, num_buckets=config.lsh_buckets, **fields
+        chunk_size=options.lsh_chunk, num_rounds=options.lsh_rounds, num_buckets=options.lsh_buckets, **fields
     )

@@ -7,7 +7,8 @@ import jax
 from jaxtyping import Array, Float
 
 from transnormer_jax.layers.token_positions import TokenPositions
-from transnormer_jax.models import MIXERS, TransNormerConfig
+from transnormer_jax.models import MIXERS, ModelConfig
+from transnormer_jax.papers.config import baseline_options
 from transnormer_jax.papers.mixers.linear_transformer import LinearTransformerAttention
 from transnormer_jax.papers.ops import favor_features, orthogonal_gaussian
 
@@ -44,6 +45,8 @@ class PerformerAttention(LinearTransformerAttention):
 
 
 @MIXERS.register("performer")
-def _performer(config: TransNormerConfig, layer: int, **fields: Any) -> nn.Module:
+def _performer(config: ModelConfig, layer: int, **fields: Any) -> nn.Module:
     del layer
-    return PerformerAttention(num_features=config.performer_features, backend=config.backend, **fields)
+    return PerformerAttention(
+        num_features=baseline_options(config).performer_features, backend=config.backend, **fields
+    )

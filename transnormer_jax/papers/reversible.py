@@ -8,6 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transnormer_jax.layers.token_positions import TokenPositions
+from transnormer_jax.models.block import dropout, feed_forward, norm_of
+from transnormer_jax.models.mixers import make_attention
+from transnormer_jax.models.model_config import ModelConfig
 
 Streams = tuple[Array, Array]
 _RANDOM_STREAMS = ("dropout", "hash")
@@ -93,3 +96,33 @@ def _run(
 
     mean_of_streams.defvjp(run_forward, run_backward)
     return mean_of_streams(params, rngs, positions, x)
+
+
+class _Attention(nn.Module):
+    """What the attention of a layer adds to the tokens."""
+
+    config: ModelConfig
+    layer: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
+        x = norm_of(self.config, "attention_norm")(x)
+        return dropout(self, make_attention(self.config, self.layer, None, name="attention")(x, positions)[0])
+
+
+class _FeedForward(nn.Module):
+    """What the feed-forward layer adds to the tokens, each by itself."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], positions: TokenPositions) -> Float[Array, "B N D"]:
+        del positions
+        return dropout(self, feed_forward(self.config)(norm_of(self.config, "glu_norm")(x)))
+
+
+def reversible_blocks(config: ModelConfig, **module: Any) -> ReversibleBlocks:
+    """The layers of a configuration, with the modules of `models.Block`, as reversible blocks."""
+    layers = range(config.num_layers)
+    blocks = tuple((_Attention(config, i, parent=None), _FeedForward(config, parent=None)) for i in layers)
+    return ReversibleBlocks(blocks, **module)

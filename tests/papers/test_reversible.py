@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transnormer_jax.layers.reversible import ReversibleBlocks
 from transnormer_jax.layers.token_positions import TokenPositions
 from transnormer_jax.papers.mixers.lsh import LSHAttention
+from transnormer_jax.papers.reversible import ReversibleBlocks
 
 POSITIONS = TokenPositions(jnp.zeros((1, 1), jnp.int32))
 
