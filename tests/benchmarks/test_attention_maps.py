@@ -8,14 +8,14 @@ import pytest
 from benchmarks import gradient_spread
 from benchmarks.attention_maps import MAPPED, Caught, catch, check_mapped, distribution, mix, positions, scores, visible
 from transnormer_jax.errors import UserError
-from transnormer_jax.models import TransNormer, TransNormerConfig
+from transnormer_jax.models import TransNormer
 from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.tasks import CausalLM, MaskedLM
 
 
 def every_attention(*, causal: bool) -> CausalLM:
     """A model in which each layer has another attention."""
-    config = TransNormerConfig.preset(
+    config = BaselineConfig.preset(
         "tiny",
         num_layers=len(MAPPED),
         attention=",".join(MAPPED),

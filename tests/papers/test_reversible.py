@@ -58,6 +58,7 @@ def assert_near(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.sqrt(np.mean(np.square(expected))))
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_plain_composition():
     depth = 2
     module, params, x, positions = example(depth)

@@ -1,5 +1,6 @@
 """Every task through the whole training program: it trains, and is evaluated."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -28,8 +29,7 @@ def make_config(architecture: str = "baseline", **model) -> ConfigDict:
     return config
 
 
-PRESET = BaselineConfig.preset("tiny")
-TINY = {name: getattr(PRESET, name) for name in BaselineConfig.__dataclass_fields__} | {"num_layers": 2}
+TINY = dataclasses.asdict(BaselineConfig.preset("tiny"))
 
 
 def duplication(directory: Path):

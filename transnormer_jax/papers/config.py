@@ -15,6 +15,9 @@ from transnormer_jax.papers.reversible import ReversibleBlocks, reversible_block
 class BaselineConfig(TransNormerConfig):
     """Everything that fixes a baseline, or the TransNormer that it is compared with.
 
+    To the names of `attention` the papers add "linear", "linformer", "linformer_linear", "lsh", "cosformer" and
+    "performer". Those without options, "linear" and "cosformer", fit into a `TransNormerConfig` as well.
+
     Attributes:
       linformer_dim: k, rows of the Linformer's projections; several numbers share the layers as `attention` does. The
         projections have `max_length` columns.

@@ -128,8 +128,8 @@ class Config:
     """One run.
 
     Attributes:
-      architecture: "transnormer_llm", "transnormer" (which includes the baselines) or another registered one; it
-        determines the keys of `model`.
+      architecture: "transnormer_llm", "transnormer", "baseline" (a TransNormer with the options of the papers'
+        baselines) or another registered one; it determines the keys of `model`.
       model: the model's configuration.
       task: what the model is trained for; its `name` determines its other keys.
       data: dataset and tokenizer.

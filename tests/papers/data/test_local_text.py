@@ -114,6 +114,7 @@ def test_pairs_of_questions_but_for_the_damaged_row(tmp_path, glue):
     assert Counter(example["label"] for example in examples) == {0: 14749, 1: 8747}
 
 
+@pytest.mark.slow
 def test_imdb_is_complete_and_balanced():
     for split in ("train", "test"):
         labels = Counter(row[0] for row in read_rows(shared_file(f"data/imdb_{split}.tsv.xz")))
