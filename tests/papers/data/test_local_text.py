@@ -11,7 +11,7 @@ from transnormer_jax.errors import UserError
 from transnormer_jax.papers.data.aan import AanFiles
 from transnormer_jax.papers.data.glue import GlueFiles
 from transnormer_jax.papers.data.imdb import ImdbFiles
-from transnormer_jax.papers.data.tables import read_rows
+from transnormer_jax.papers.data.local_files import read_rows
 from transnormer_jax.papers.data.wikitext import WikiTextFiles, read_articles
 
 # Rows and the rows of each class, from the papers and the public builders.

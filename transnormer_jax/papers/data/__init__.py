@@ -2,9 +2,8 @@
 
 from transnormer_jax.papers.data import aan, an4, cifar10, glue, imdb, listops, mnist, pathfinder, wikitext
 from transnormer_jax.papers.data.duplication import DuplicationRows
-from transnormer_jax.papers.data.example_rows import ExampleRows, HeldOutExamples
+from transnormer_jax.papers.data.example_rows import ExampleRows, HeldOutExamples, ImageRows
 from transnormer_jax.papers.data.examples import Examples, load_examples
-from transnormer_jax.papers.data.image_rows import ImageRows
 
 __all__ = [
     "DuplicationRows",

@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transnormer_jax.data import DATASETS, Dataset
-from transnormer_jax.papers.data.local_files import LocalFiles, Splits, first_existing, required
-from transnormer_jax.papers.data.tables import read_rows
+from transnormer_jax.papers.data.local_files import LocalFiles, Splits, first_existing, read_rows, required
 
 
 class _Task(NamedTuple):

@@ -7,8 +7,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from transnormer_jax.data import DATASETS, Dataset
-from transnormer_jax.papers.data.local_files import LocalFiles, Splits, required
-from transnormer_jax.papers.data.tables import read_rows
+from transnormer_jax.papers.data.local_files import LocalFiles, Splits, read_rows, required
 
 
 class ImdbFiles(LocalFiles):

@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 
 from transnormer_jax.data import DATASETS, DataConfig, Dataset
 from transnormer_jax.errors import UserError
+from transnormer_jax.papers.data.generated import config_from_name
 from transnormer_jax.papers.data.listops_sampler import ListOpsSampler, listops_samples
-from transnormer_jax.papers.data.options import config_from_name
 
 
 @dataclasses.dataclass(kw_only=True)

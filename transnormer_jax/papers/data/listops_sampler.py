@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from transnormer_jax.errors import UserError
+from transnormer_jax.papers.data.generated import ordered_map
 from transnormer_jax.papers.data.listops_expression import CLOSE, MAX, MED, MIN, SUM, ZERO
-from transnormer_jax.papers.data.ordered_map import ordered_map
 
 type Ints = npt.NDArray[np.int64]
 type Sample = tuple[npt.NDArray[np.uint8], int]

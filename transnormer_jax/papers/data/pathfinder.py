@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from transnormer_jax.data import DATASETS, DataConfig, Dataset
 from transnormer_jax.errors import UserError, did_you_mean
-from transnormer_jax.papers.data.options import config_from_name
+from transnormer_jax.papers.data.generated import config_from_name
 from transnormer_jax.papers.data.pathfinder_sampler import PathfinderSampler, pathfinder_images
 
 _CONTOUR_LENGTHS = {"easy": 6, "intermediate": 9, "hard": 14}

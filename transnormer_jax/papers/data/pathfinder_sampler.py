@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from transnormer_jax.papers.data.ordered_map import ordered_map
+from transnormer_jax.papers.data.generated import ordered_map
 from transnormer_jax.papers.data.pathfinder_contour import DRAWS, Contour, Style, free_share, free_starts
 from transnormer_jax.papers.data.pathfinder_drawing import DashShape, Floats, Ints, draw_disc, paste
 
