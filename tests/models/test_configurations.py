@@ -7,6 +7,7 @@ from transnormer_jax.models import TransNormerConfig, TransNormerLLMConfig
 from transnormer_jax.models.block import init_states
 from transnormer_jax.papers.config import BaselineConfig
 from transnormer_jax.papers.models import BiLSTMConfig
+from transnormer_jax.training import Config
 
 REFUSED = [
     ({"num_heads": 0}, "num_heads=0 must be a whole number, 1 or more."),
@@ -76,3 +77,9 @@ def test_one_number_and_a_list_are_a_tuple(given):
 def test_a_mixer_with_options_names_the_architecture_that_has_them():
     with pytest.raises(UserError, match=r"config.architecture='baseline' has: begin .* default_config\('baseline'\)"):
         init_states(TransNormerConfig.preset("tiny", attention="lsh"), 1)
+
+
+@pytest.mark.parametrize("key", ["presets", "init_std"])
+def test_what_is_no_field_is_an_unknown_key(key):
+    with pytest.raises(UserError, match=f"unknown config key config.model.{key}: "):
+        Config.from_dict({"architecture": "transnormer", "model": {key: 1}})

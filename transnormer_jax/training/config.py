@@ -285,7 +285,8 @@ def default_config(
 
 def _build(cls: Any, values: Mapping[str, Any], path: str, chosen: Mapping[str, type] | None = None) -> Any:
     """Builds a dataclass; `chosen` gives the type of a field that has a choice of types."""
-    fields = typing.get_type_hints(cls) | dict(chosen or {})
+    hints = typing.get_type_hints(cls)  # those of class variables too
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(cls)} | dict(chosen or {})
     built = {}
     for name, value in values.items():
         if name not in fields:
