@@ -178,6 +178,7 @@ def test_the_matrix_units_are_busy_for_as_long_as_the_flops_of_a_product_need(co
             assert core.read_bytes - core.written_bytes in (0, w_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v4", "v5e"])
 def test_empty_bundles_take_time(compiled, name):
     """Without them a product would be faster than the published peak."""
@@ -187,6 +188,7 @@ def test_empty_bundles_take_time(compiled, name):
     assert core.utilization["MATMUL"] * core.cycles / core.issued > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v4", "v5e"])
 def test_loops_and_conditions_run_as_often_as_they_should(compiled, name):
     """32 steps of 3 products, and 8 more: as before, they are seen in the matrix units."""
@@ -204,6 +206,7 @@ def test_loops_and_conditions_run_as_often_as_they_should(compiled, name):
     assert all(core.written_bytes == 0 and core.cycles < 100 for core in others)
 
 
+@pytest.mark.slow
 def test_copies_around_a_kernel_are_found(compiled):
     with_copy, without = compiled["copies", True], compiled["copies", False]
     assert without.failed is None
@@ -212,6 +215,7 @@ def test_copies_around_a_kernel_are_found(compiled):
     assert sum(with_copy.copied_bytes.values()) >= 4 * 8 * 16384 * 512
 
 
+@pytest.mark.slow
 def test_what_does_not_compile_says_why_and_the_next_is_compiled(compiled):
     too_large = compiled["too large", "v5e"]
     assert "vmem" in (too_large.failed or "")
@@ -221,6 +225,7 @@ def test_what_does_not_compile_says_why_and_the_next_is_compiled(compiled):
     assert row["failed"] == too_large.failed
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_finds(compiled, tmp_path, monkeypatch):
     products = [compiled["product", "v5e"], compiled["product", "v5p"]]
     monkeypatch.setattr(tpu_schedule, "compile_programs", lambda jobs: products)
@@ -248,6 +253,7 @@ def _rows(compiled: dict[tuple[str, Any], Compiled], name: str, program: Program
     return [*rows_of(generation, "", program, found)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "role", "generation", "ratio", "over_least"), _BOUNDS)
 def test_the_schedule_stays_within_its_bounds(compiled, program, role, generation, ratio, over_least):
     (row,) = [row for row in _rows(compiled, program, PROGRAMS[program], generation) if row["pass"] == role]
@@ -255,12 +261,14 @@ def test_the_schedule_stays_within_its_bounds(compiled, program, role, generatio
     assert 1 <= row["bytes_over_least"] <= over_least
 
 
+@pytest.mark.slow
 def test_nothing_is_copied_between_the_projections_and_the_kernels(compiled):
     rows = _rows(compiled, "projections", _PROJECTIONS, "v5e")
     assert [row["pass"] for row in rows] == ["forward", "backward"]
     assert rows[0]["copied_bytes"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("program", "generation"), _OTHER_SIZES)
 def test_other_sizes_compile_for_other_generations(compiled, program, generation):
     rows = _rows(compiled, program, PROGRAMS[program], generation)

@@ -70,6 +70,7 @@ def test_what_is_planted_is_found_and_every_document_is_accounted_for(cleaned):
     assert json.loads((directory / "out" / "report.json").read_text()) == report
 
 
+@pytest.mark.slow
 def test_a_document_says_where_it_comes_from_and_what_it_resembles(cleaned):
     directory, _, _ = cleaned
     kept = [record for shard in shards_of(directory / "out" / "kept") for record in read_shard(shard)]
@@ -90,6 +91,7 @@ def test_it_is_a_function_of_the_files(cleaned, tmp_path):
     assert everything(tmp_path / "again") == everything(directory / "out")
 
 
+@pytest.mark.slow
 def test_other_settings_or_files_need_another_place(cleaned):
     directory, settings, report = cleaned
     assert clean(settings, directory / "out", workers=1) == report
