@@ -41,6 +41,7 @@ def run_stage(name: str, steps: Sequence[PipelineStep], tasks: int, workers: int
     os.environ.setdefault("RAYON_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
     # The engine would fork this process for its manager, and JAX has threads.
     multiprocess.set_start_method("forkserver", force=True)
+    multiprocess.set_forkserver_preload(["transnormer_jax.data.engine_process"])
     try:
         with _quiet(logs.with_name(f"{logs.name}.txt")):
             LocalPipelineExecutor([*steps], tasks, min(workers, tasks), str(logs)).run()
