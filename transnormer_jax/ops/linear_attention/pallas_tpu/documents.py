@@ -26,14 +26,14 @@ def document_borders(layout: Layout, segments: Segments) -> list[Array]:
 
     Returns:
       The document before each chunk of a block and after the last, [B * blocks, 1, chunks + 1], and the first token of
-      each document, [B, 1, S + 2], which is the end of the row for those that do not occur.
+      each document, [B, 1, S + 1], which is the end of the row for those that do not occur.
     """
     num_documents = layout.problem.max_segments or 1
     index = jnp.minimum(segments[1], num_documents - 1)
     before = jnp.pad(index, ((0, 0), (1, layout.padded_tokens - index.shape[1])), mode="edge").at[:, 0].set(0)
     before, after = before[:, : -1 : layout.chunk], before[:, layout.block :: layout.block]
     before = jnp.concatenate([before.reshape(-1, layout.chunks), after.reshape(-1, 1)], axis=1)
-    starts = jnp.sum(index[:, None] < jnp.arange(num_documents + 2)[None, :, None], axis=2, dtype=jnp.int32)
+    starts = jnp.sum(index[:, None] < jnp.arange(num_documents + 1)[None, :, None], axis=2, dtype=jnp.int32)
     return [before[:, None], starts[:, None]]
 
 
@@ -46,12 +46,12 @@ def cross_borders(layout: Layout, decay, borders, q_ref, k_ref, v_ref, initial_r
     def cross(document: Array, _: None) -> None:
         border = starts_ref[0, 0, document + 1]
         chunk = Chunk(layout, decay, (border - pl.program_id(2) * layout.block) // layout.chunk, pl.program_id(2))
-        start, end, next_end = (starts_ref[0, 0, document + i] - chunk.start for i in range(3))
+        start, end = (starts_ref[0, 0, document + i] - chunk.start for i in range(2))
         arrives = (start < 0) | (document == 0)  # at the chunk with its state
         at_end = chunk.before(end)
         since = [jnp.where(arrives, 0.0, x + layout.border_step(i)) for i, x in enumerate(chunk.before(start))]
         after_border = [x + layout.border_step(i) for i, x in enumerate(at_end)]
-        ending, starting = (token >= start) & (token < end), (token >= end) & (token < next_end)
+        ending, starting = (token >= start) & (token < end), token >= end  # the next border ends it
         for groups in itertools.batched(head_groups(layout), _GROUPS_PER_STAGE):
             outs, kv_sums = [], []
             for group in groups:
