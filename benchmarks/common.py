@@ -71,7 +71,7 @@ def check_known(field: str, names: Iterable[str], known: Iterable[str]) -> None:
             raise UserError(f"unknown name {name!r} in {field}: {did_you_mean(name, known)}")
 
 
-def last_words(errors: str, status: int | None) -> str:
+def last_error_line(errors: str, status: int | None) -> str:
     """The last line that a failed process wrote to stderr, or its status if it wrote nothing."""
     return ([line.strip() for line in errors.splitlines() if line.strip()] or [f"status {status}"])[-1]
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Record, check_positive, last_words, main
+from benchmarks.common import ROOT, Record, check_positive, last_error_line, main
 from transnormer_jax.data import DataConfig, PackedRows, load_split, load_tokenizer, train_batches
 from transnormer_jax.errors import UserError
 from transnormer_jax.training.flops import peak_flops
@@ -81,7 +81,7 @@ def _prepare(settings: Settings, directory: Path) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        raise UserError(f"preparing failed: {last_words(done.stderr, done.returncode)}")
+        raise UserError(f"preparing failed: {last_error_line(done.stderr, done.returncode)}")
     [[counts]] = [found.values() for found in json.loads(done.stdout.splitlines()[-1]).values()]
     counts = {name: counts[name] for name in ("documents", "tokens", "bytes", "shards")}
     return {"seconds": seconds, "megabytes_per_second": counts["bytes"] / 1e6 / seconds, **counts}

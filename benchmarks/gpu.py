@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.attention import COMPUTATIONS
-from benchmarks.common import ROOT, Record, check_known, check_positive, hardware, last_words, main
+from benchmarks.common import ROOT, Record, check_known, check_positive, hardware, last_error_line, main
 from benchmarks.definition import least_bytes
 from transnormer_jax.errors import UserError
 from transnormer_jax.ops.decay import paper_log_decay
@@ -258,7 +258,7 @@ def worker_results(rows: Sequence[Row], task: dict[str, Any], end: float) -> Ite
         timer.cancel()
         if (process.wait() not in (0, 1) or not count) and time.monotonic() < end:
             errors.seek(0)
-            yield {"skipped": f"its process ended: {last_words(errors.read(), process.returncode)}"}
+            yield {"skipped": f"its process ended: {last_error_line(errors.read(), process.returncode)}"}
 
 
 if __name__ == "__main__":

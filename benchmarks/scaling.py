@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.common import ROOT, describe_environment, last_words
+from benchmarks.common import ROOT, describe_environment, last_error_line
 from benchmarks.tpu_compiler import libtpu_version
 from transnormer_jax import command
 from transnormer_jax.errors import UserError
@@ -80,7 +80,7 @@ def _compile(words: str) -> dict[str, Any]:
         check=False,
     )
     if process.returncode:
-        raise UserError(f"{words} does not compile: {last_words(process.stderr, process.returncode)}")
+        raise UserError(f"{words} does not compile: {last_error_line(process.stderr, process.returncode)}")
     return json.loads(process.stdout.splitlines()[-1])
 
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.common import ROOT, Panel, Record, describe_versions, last_words, main, tree_size
+from benchmarks.common import ROOT, Panel, Record, describe_versions, last_error_line, main, tree_size
 from benchmarks.studies import STUDIES, Study
 from transnormer_jax.errors import UserError, did_you_mean
 from transnormer_jax.training.setup import make_task
@@ -253,7 +253,7 @@ def _environment(cores: list[int]) -> dict[str, str]:
 def _message(log: str, status: int) -> str:
     """The sentence of a UserError, or the last line of a traceback."""
     said = [line for line in log.splitlines() if line.startswith("error: ")]
-    return last_words("\n".join(said) or log, status).removeprefix("error: ")
+    return last_error_line("\n".join(said) or log, status).removeprefix("error: ")
 
 
 def _data_overrides(study: Study, data: str) -> dict[str, str]:

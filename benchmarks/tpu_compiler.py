@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
-from benchmarks.common import ROOT, last_words, one_line
+from benchmarks.common import ROOT, last_error_line, one_line
 from benchmarks.tpu_bundles import Replay, replay
 from transnormer_jax.distributed.topology import CHIPS, ENVIRONMENT, Chip, find_libtpu
 
@@ -190,7 +190,7 @@ def compile_programs(jobs: Sequence[Job]) -> Iterator[Compiled]:
                     process.kill()
             if done < len(jobs):  # The compiler ends the process where it finds itself in the wrong.
                 errors = Path(directory, "stderr").read_text()
-                yield Compiled(failed=f"the compiler died: {last_words(errors, process.returncode)}")
+                yield Compiled(failed=f"the compiler died: {last_error_line(errors, process.returncode)}")
                 done += 1
         jobs = jobs[done:]
 

@@ -11,7 +11,7 @@ import pytest
 import benchmarks
 import transnormer_jax
 from benchmarks import gradient_bounds, linformer_speed
-from benchmarks.common import Measurement, Record, last_words, results_directory
+from benchmarks.common import Measurement, Record, last_error_line, results_directory
 from tests.commands import ROOT, assert_fails
 from tests.commands import run as run_command
 from transnormer_jax.errors import UserError
@@ -51,8 +51,8 @@ def test_flags_are_the_settings(tmp_path):
     status, out, err = run_command(*module, "--scales=0.1,2", "--num_tokens=8", f"--output={output}")
     assert status == 0, err
     record = json.loads(output.read_text())
-    told = {"scales": [0.1, 2.0], "num_tokens": 8, "head_dim": 16, "norm_eps": 1e-6}
-    assert record["settings"] == told
+    settings = {"scales": [0.1, 2.0], "num_tokens": 8, "head_dim": 16, "norm_eps": 1e-6}
+    assert record["settings"] == settings
     assert record["command"].startswith("python -m benchmarks.gradient_bounds --scales=0.1,2")
     assert json.loads(out.splitlines()[-1])["output"] == str(output)
 
@@ -87,9 +87,9 @@ def test_a_record_names_what_it_was_made_with(tmp_path, monkeypatch):
     assert results_directory({"device_kind": "TPU v5 lite"}) == Path("benchmarks/results/tpu-v5-lite")
 
 
-def test_the_last_words_of_a_process():
-    assert last_words("Traceback\n\nOSError: no room\n\n", 1) == "OSError: no room"
-    assert last_words("\n", -9) == "status -9"
+def test_last_error_line():
+    assert last_error_line("Traceback\n\nOSError: no room\n\n", 1) == "OSError: no room"
+    assert last_error_line("\n", -9) == "status -9"
 
 
 @pytest.mark.slow

@@ -120,9 +120,9 @@ def test_killed_it_goes_on(cleaned, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (out / "report.json").exists()
-    status, told, err = run(*command[1:])
+    status, out_text, err = run(*command[1:])
     assert status == 0, err
-    assert json.loads(told.splitlines()[-1]) == report
+    assert json.loads(out_text.splitlines()[-1]) == report
     assert everything(out) == everything(directory / "out")
 
 

@@ -70,7 +70,18 @@ def test_a_slurm_job_makes_the_same(config, prepared, tmp_path, monkeypatch):
     command = ("-m", "transnormer_jax.data.prepare", f"--config={config}", f"--config.data.data_dir={tmp_path}/data")
     status, out, err = run(*command, "--slurm_partition=cpu")
     assert (status, "0 of 1 parts are done by the Slurm job" in out) == (STOPPED, True), err
-    made = report(run(*command, "--slurm_partition=cpu"))["plain_text"]
+    assert_same_files(report(run(*command, "--slurm_partition=cpu"))["plain_text"], prepared)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_makes_the_same(config, prepared, tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    data_dir = f"--config.data.data_dir={tmp_path}"
+    made = run("-m", "transnormer_jax.data.prepare", f"--config={config}", data_dir, "--ray_address=local")
+    assert_same_files(report(made)["plain_text"], prepared)
+
+
+def assert_same_files(made, prepared):
     for split, counts in prepared.items():
         for path in Path(counts["directory"]).iterdir():
             assert (Path(made[split]["directory"]) / path.name).read_bytes() == path.read_bytes()

@@ -247,7 +247,7 @@ def test_says_which_version_works(monkeypatch):
 
 @needs_interpreter
 def test_rubbish_in_padding_is_invisible():
-    # Weights of what lies outside the row are zero, not infinite: a strong decay would show it.
+    # Weights of tokens outside the row are zero, not infinite: a strong decay would show it.
     inputs = make_inputs(Case("padding", (1, 40, 1, 16, 16), [-80.0]), jnp.bfloat16)
     ids = np.zeros((1, 40), np.int32)
     ids[:, 15:30] = 1

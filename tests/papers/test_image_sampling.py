@@ -1,4 +1,4 @@
-"""Images drawn with a cache and without are the same images, follow the model, and begin as told."""
+"""Images drawn with a cache and without are the same images, follow the model, and begin with the given bytes."""
 
 import dataclasses
 import functools

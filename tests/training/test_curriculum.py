@@ -48,9 +48,9 @@ def test_stages_come_in_turn(config):
 
 def test_a_run_that_is_resumed_in_a_stage_is_the_uninterrupted_one(config, tmp_path, capsys):
     train(Config.from_dict(config.to_dict()), tmp_path / "whole")
-    told = capsys.readouterr().out
+    out = capsys.readouterr().out
     for length in (16, 64):
-        assert f"for rows of {length} tokens" in told
+        assert f"for rows of {length} tokens" in out
     for config.num_steps in (2, 6):
         train(Config.from_dict(config.to_dict()), tmp_path / "halves")
     halves, whole = (load_workdir(tmp_path / name).params for name in ("halves", "whole"))

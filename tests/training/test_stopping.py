@@ -212,13 +212,13 @@ def test_the_mean_over_a_window_weighs_predictions_and_leaves_out_what_is_not_fi
 
 
 def test_the_second_interrupt_aborts(capfd):
-    told = []
+    seen = []
 
     def work() -> None:
-        with StopSignal(told.append):
+        with StopSignal(seen.append):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.3)
-            assert told == ["SIGINT"]
+            assert seen == ["SIGINT"]
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
 
@@ -277,11 +277,11 @@ def test_a_checkpoint_that_fails_in_the_background_ends_the_run_before_the_next_
 
 @pytest.mark.slow
 def test_a_process_that_cannot_write_says_so_while_the_others_wait_for_it(tmp_path, monkeypatch):
-    """Of several processes, Orbax meets all others before it passes a failure on, and they wait for this one's part."""
+    """Orbax passes a failure on after a barrier, where the others wait for this process's part."""
     released, gave_up = threading.Event(), []
     track = Tracker.set
 
-    def meet(tracker, value):
+    def join_barrier(tracker, value):
         if value is False and not released.wait(20):
             gave_up.append(tracker)
         track(tracker, value)
@@ -290,7 +290,7 @@ def test_a_process_that_cannot_write_says_so_while_the_others_wait_for_it(tmp_pa
         if threading.current_thread().name == "save_finalize":
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Tracker, "set", meet)
+    monkeypatch.setattr(Tracker, "set", join_barrier)
     monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", fail)
     with pytest.raises(UserError, match="No space left on device"):
         loop.train(config_for(tmp_path, num_steps=1000, checkpoint_every=5), tmp_path / "run")

@@ -90,7 +90,7 @@ def claim(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _report(out: Path) -> dict[str, Any]:
-    """Counts what lies on disk, and compares it with what the reader says it has read."""
+    """Counts what is on disk, and compares it with what the reader says it has read."""
     kept = _count(out / "kept")
     removed = {path.name: _reasons(path) for path in sorted((out / "removed").glob("*"))}
     read = _documents_read(out / "logs" / "rules" / "stats")

@@ -38,7 +38,7 @@ class LanguageFilter(BaseFilter):
 
 
 def rules(languages: tuple[str, ...], min_words: int, removed: Path) -> list[PipelineStep]:
-    """The filters in turn; what one removes lies in `removed`, with its reason.
+    """The filters in turn; what one removes is in `removed`, with its reason.
 
     Thresholds are datatrove's defaults for the rules of Gopher (arXiv 2112.11446) and FineWeb (arXiv 2406.17557), but
     for `min_words`. Gopher's stop words are asked for where English alone is kept.

@@ -1,6 +1,7 @@
-"""The engine of parallel passes over text: datatrove's executors, on this machine or on a Slurm cluster."""
+"""The engine of parallel passes over text: datatrove's executors, on this machine, under Slurm or on Ray."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import multiprocess
-from datatrove.executor import LocalPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from transnormer_jax.errors import UserError
@@ -80,6 +81,34 @@ def submit_stage(
         shutil.rmtree(logs, ignore_errors=True)  # the next call submits again
         message = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"Slurm did not take the job ({message}): correct that, and run again.") from error
+
+
+def run_stage_on_ray(
+    name: str, steps: Sequence[PipelineStep], tasks: int, workers: int, logs: Path, *, address: str
+) -> None:
+    """Runs the tasks of a stage on a Ray cluster, at most `workers` at one time, and waits for them.
+
+    Each task takes one CPU of a node with this package. A task may fail without an exception here.
+
+    Raises:
+      UserError: Ray is not installed, or there is no cluster at the address.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("Ray is not installed: pip install ray, here and on the nodes of the cluster.")
+    import ray
+
+    with _quiet(logs.with_name(f"{logs.name}.txt")):
+        try:
+            ray.init(address, log_to_driver=False)
+        except Exception as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                f"there is no Ray cluster at {address!r} ({message}): give another --ray_address."
+            ) from error
+        try:
+            RayPipelineExecutor([*steps], tasks, workers, logging_dir=str(logs), mem_per_cpu_gb=1).run()
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""`MaskedRows`: packed text with some tokens hidden, to be told from those on both sides."""
+"""`MaskedRows`: packed text with some tokens masked, to be predicted from both sides."""
 
 import sys
 from collections.abc import Collection

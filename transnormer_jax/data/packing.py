@@ -65,7 +65,7 @@ class PackedRows:
         return {"inputs": inputs, "targets": targets, "segment_ids": segment_ids}
 
     def row_order(self, epoch: int) -> Int64s:
-        """Returns where each row of an epoch lies in the line of its documents, int64 [rows_per_epoch]."""
+        """Returns where each row of an epoch starts in the concatenation of its documents, int64 [rows_per_epoch]."""
         return self._epoch(epoch).row_order
 
     def _epoch(self, number: int) -> "_Epoch":

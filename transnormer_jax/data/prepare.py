@@ -2,13 +2,15 @@
 
     python -m transnormer_jax.data.prepare --config=configs/quickstart.py --workers=8
     python -m transnormer_jax.data.prepare --config=my_config.py --workers=100 --slurm_partition=cpu
+    python -m transnormer_jax.data.prepare --config=my_config.py --workers=100 --ray_address=auto
 
 Each source of `config.data` is read once, for all of its splits; of a dataset of TFDS, the training and the evaluation
 split are prepared, or those of --splits. If killed, it continues with the first unfinished shard when it is run again.
 --verify reads everything, compares it with the checksums in the manifests, and rewrites damaged shards.
 
-With --slurm_partition the work is an array job of at most --workers tasks, and `data_dir` must be on a shared disk. The
-command ends with status 75 until that job has finished: run it again to see how far it is, and the counts at its end.
+Many machines: `data_dir` must be on a shared disk. With --ray_address the command runs --workers tasks on a Ray cluster
+and waits for them. With --slurm_partition it submits an array job of at most --workers tasks, and ends with status 75
+until that job has finished: run it again to see its progress, and the counts at its end.
 
 The last line of stdout is one JSON object with, for each source and split, the directory, the numbers of documents,
 tokens, bytes and shards, and with --verify the shards that were damaged.
@@ -16,6 +18,7 @@ tokens, bytes and shards, and with --verify the shards that were damaged.
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -39,6 +42,7 @@ _CONFIG = config_flag.define_config_flag()
 _WORKERS = flags.DEFINE_integer("workers", None, "Number of processes; by default one per eight cores.", lower_bound=1)
 _PARTITION = flags.DEFINE_string("slurm_partition", "", "Partition of a Slurm array job that does the work.")
 _TIME = flags.DEFINE_string("slurm_time", "01:00:00", "Time limit of a task of that job, HH:MM:SS.")
+_RAY = flags.DEFINE_string("ray_address", "", "Address of a Ray cluster that does the work, or auto.")
 _SPLITS = flags.DEFINE_list("splits", [], "Splits, separated by commas; by default the configuration's.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and rewrite what differs.")
 
@@ -69,8 +73,8 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
         return work.directory
 
     if storage.is_remote(source.data_dir):
-        if _VERIFY.value or _PARTITION.value:
-            raise UserError("--verify and --slurm_partition are for a data_dir on a disk: leave them out.")
+        if _VERIFY.value or _PARTITION.value or _RAY.value:
+            raise UserError("--verify, --slurm_partition and --ray_address need a data_dir on a disk: leave them out.")
         stored, directory = load_stored(source, split, tokenizer, write)
     else:
         stored = directory = write()
@@ -87,15 +91,25 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
 
 def _run(work: Tokenization, words: str) -> None:
     workers = _WORKERS.value or -(-(os.cpu_count() or 1) // 8)
-    if _PARTITION.value and not work.directory.exists():
-        from transnormer_jax.data.engine import EachTask, submit_stage
+    if (_PARTITION.value or _RAY.value) and not work.directory.exists():
+        from transnormer_jax.data.engine import EachTask, run_stage_on_ray, submit_stage
 
-        done, parts = work.progress(), len(work.corpus)
+        parts, steps = len(work.corpus), [EachTask("tokenise", work.complete_part)]
+        if _RAY.value:
+            logs = work.directory.with_name(f"ray.{work.directory.name}")
+            shutil.rmtree(logs, ignore_errors=True)  # what is done is known by its records
+            run_stage_on_ray("tokenise", steps, parts, workers, logs, address=_RAY.value)
+            if not work.directory.exists():
+                raise UserError(
+                    f"{parts - work.progress()} of {parts} parts failed on Ray; the log is {str(logs)!r}. Run again to "
+                    "continue from there."
+                )
+            shutil.rmtree(logs)
+            return
+        done = work.progress()
         logs = work.directory.with_name(f"slurm.{work.directory.name}")
         if not logs.exists():
-            step = EachTask("tokenise", work.complete_part)
-            where = {"partition": _PARTITION.value, "time": _TIME.value}
-            submit_stage("tokenise", [step], parts, workers, logs, **where)
+            submit_stage("tokenise", steps, parts, workers, logs, partition=_PARTITION.value, time=_TIME.value)
         print(
             f"{words}: {done} of {parts} parts are done by the Slurm job, whose log is {str(logs)!r}: run the same "
             "command later. If the job has failed, delete that directory first."

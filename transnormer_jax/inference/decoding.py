@@ -100,7 +100,7 @@ def read(
 ) -> DecodeState:
     """Goes on by a window, [B, N] each as from `windows`; the state is donated.
 
-    Only the last token of each row meets the head: all logits of a window would be the largest array here. A row
+    Only the last token of each row reaches the head: all logits of a window would be the largest array here. A row
     without tokens in this window stays as it is.
     """
     hidden, cache = _hidden(model, params, state, tokens, segment_ids)

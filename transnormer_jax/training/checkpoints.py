@@ -294,7 +294,7 @@ def _wait_without_devices() -> None:
 @functools.cache  # once in a process
 def _silence_repetitions() -> None:
     """Keeps tracebacks off stderr that repeat what is raised and printed in one sentence."""
-    # Orbax logs an error in each thread that meets it.
+    # Orbax logs an error in each thread that sees it.
     logging.getLogger("absl").addFilter(_is_no_repetition)
     # So does asyncio for the writes beside the one whose error Orbax passes on.
     logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())

@@ -22,7 +22,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 @dataclasses.dataclass
 class LocalConfig(tfds.core.BuilderConfig):
-    """Which dataset of a family lies where; made by `LocalFiles.at`.
+    """Where each dataset of a family is; made by `LocalFiles.at`.
 
     Attributes:
       task: the part of the dataset's name after the slash, such as `"sst2"`, or "".

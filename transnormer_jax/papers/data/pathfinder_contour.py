@@ -1,6 +1,6 @@
 """How a Pathfinder contour grows, dash by dash, on a mask of what is taken (Linsley et al. 2018, arXiv 1805.08315).
 
-Between two dashes lies a pivot. The next dash ends on a circle around it and begins at the margin from it. What turns
+Between two dashes is a pivot. The next dash ends on a circle around it and begins at the margin from it. What turns
 are possible depends on the last direction alone, so it is tabled; places are indices of the flattened mask.
 """
 
