@@ -76,10 +76,15 @@ def last_error_line(errors: str, status: int | None) -> str:
     return ([line.strip() for line in errors.splitlines() if line.strip()] or [f"status {status}"])[-1]
 
 
-def _define_flags(name: str, settings: Any, output: str) -> None:
+def explain_fields(settings: Any) -> dict[str, str]:
+    """The sentence about each field in the docstring of a dataclass."""
     # An attribute begins two columns in, and what is left of its sentence stands further in.
     matches = re.finditer(r"(?m)^  (\w+): (.*(?:\n    .*)*)", inspect.cleandoc(type(settings).__doc__ or ""))
-    explained = {found[1]: " ".join(found[2].split()) for found in matches}
+    return {found[1]: " ".join(found[2].split()) for found in matches}
+
+
+def _define_flags(name: str, settings: Any, output: str) -> None:
+    explained = explain_fields(settings)
     for field in dataclasses.fields(settings):
         default, words = getattr(settings, field.name), explained[field.name]
         if isinstance(default, tuple):

@@ -125,6 +125,7 @@ def test_an_object_is_no_workdir(gs):
         storage.check_workdir("gs://bench/object")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_a_host_copies_once_and_again_what_has_changed(request, own_cache, scheme):
     request.getfixturevalue(scheme)

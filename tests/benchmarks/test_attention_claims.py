@@ -75,6 +75,7 @@ def test_dilution_and_spectrum_of_a_trained_model(workdir, tmp_path):
         dilution.whole_rows([], 1, 24)
 
 
+@pytest.mark.slow
 def test_derivatives_stay_within_their_bounds(tmp_path):
     settings = gradient_bounds.Settings(scales=(1e-4, 1e-2, 1.0, 30.0), num_tokens=12, head_dim=4)
     summary, record = run_benchmark(gradient_bounds, settings, tmp_path / "bounds.json")
@@ -88,6 +89,7 @@ def test_derivatives_stay_within_their_bounds(tmp_path):
         assert row["softmax derivative"] <= 0.25
 
 
+@pytest.mark.slow
 def test_the_spread_of_gradients_is_taken_after_the_warm_up(corpus, tmp_path):
     settings = gradient_spread.Settings(
         **corpus,

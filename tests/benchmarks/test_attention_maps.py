@@ -41,6 +41,7 @@ def packed_batch() -> dict[str, np.ndarray]:
     return {"inputs": inputs, "targets": targets, "segment_ids": ids}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_matrices_are_those_of_the_model(causal):
     """Matrix times values is what the output projection reads; and the scores' gradients lead to the parameters'."""

@@ -162,7 +162,7 @@ except OSError:
 @pytest.mark.slow
 def test_a_short_record(tmp_path):
     output = tmp_path / "faults.json"
-    flags = ["--faults=2", "--faults_per_run=2", "--processes=1", "--num_steps=30", "--seed=1"]
+    flags = ["--faults=1", "--faults_per_run=1", "--processes=1", "--num_steps=20", "--seed=1"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     environment.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
     command = [sys.executable, "-m", "benchmarks.faults", *flags, f"--output={output}"]
@@ -171,5 +171,5 @@ def test_a_short_record(tmp_path):
     record = json.loads(output.read_text())
     counts = record["summary"]
     assert record["failures"] == []
-    assert [one["problems"] for one in record["rows"]] == [[]] * 2, record["rows"]
-    assert (counts["faults"], counts["same_parameters"], counts["hung"], counts["over_the_bound"]) == (2, 2, 0, 0)
+    assert [one["problems"] for one in record["rows"]] == [[]], record["rows"]
+    assert (counts["faults"], counts["same_parameters"], counts["hung"], counts["over_the_bound"]) == (1, 1, 0, 0)

@@ -119,6 +119,7 @@ def _verify(shape: Shape, operands, results):
     return verify({"tolerance": TOLERANCE}, shape, operands, results, lambda x, row, head: np.asarray(x[row, :, head]))
 
 
+@pytest.mark.slow
 def test_wrong_results_are_not_timed():
     shape = Shape(2, 3, 40, 8, 8, "float32")
     (operands,) = _operands(shape, 3, sets=1)

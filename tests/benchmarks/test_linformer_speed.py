@@ -6,6 +6,7 @@ from benchmarks import linformer_speed
 from tests.benchmarks.runs import run_benchmark
 
 
+@pytest.mark.slow
 def test_the_linformer_is_set_beside_softmax(tmp_path):
     settings = linformer_speed.Settings(num_tokens=(256,), projected=(64, 256), preset="tiny", seconds=1e-3)
     summary, record = run_benchmark(linformer_speed, settings, tmp_path / "linformer.json")

@@ -158,6 +158,7 @@ def test_missing_data_are_told(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_an_unknown_study_is_told():
     assert_fails(run_command("-m", "benchmarks.study", "--name=mnits"), "unknown study 'mnits'", "'mnist'")
 

@@ -36,6 +36,7 @@ def processes_of_session(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find processes")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_it_takes_its_processes_along(tmp_path, workers):

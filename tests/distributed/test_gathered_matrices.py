@@ -13,6 +13,7 @@ from transnormer_jax.training.placement import place_params
 LAYERS = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_every_matrix_is_gathered_twice(remat):
     sizes = {"num_layers": LAYERS, "model_dim": 128, "num_heads": 4, "glu_dim": 256, "vocab_size": 97}

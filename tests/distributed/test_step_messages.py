@@ -77,6 +77,7 @@ def assert_close(actual, expected, tolerance: float):
         np.testing.assert_allclose(getattr(actual[1], name), expected_value, rtol=tolerance, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -95,6 +96,7 @@ def test_bfloat16_trains_on_simulated_devices(sizes):
     assert actual[1].predictions == expected[1].predictions == make_batch()["segment_ids"].sum()
 
 
+@pytest.mark.slow
 def test_beside_parameters_and_gradients_two_sums_are_sent():
     """The loss and its counts, and the norm of the gradient; XLA may send the former along with the gradient."""
     compiled, _, _ = compiled_step({"data": 2, "fsdp": 2}, "float32")
@@ -103,6 +105,7 @@ def test_beside_parameters_and_gradients_two_sums_are_sent():
     assert {kind for kind, _ in small} <= {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_joined_gradients_are_one_gather_and_one_sum():
     sizes = {"data": 2, "fsdp": 2}
     compiled, _, _ = compiled_step(sizes, "float32", join=True)

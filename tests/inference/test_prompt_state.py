@@ -58,6 +58,7 @@ def test_the_state_of_another_model_is_refused(generator, params):
         generator.generate(["x"], prefix=other.read("The king"))
 
 
+@pytest.mark.slow
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read a prompt's state"):
         PromptState.load(tmp_path / "missing")

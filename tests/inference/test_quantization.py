@@ -35,6 +35,7 @@ def test_every_number_is_within_half_a_step(params):
     assert int(jnp.abs(kernel).max()) == 127
 
 
+@pytest.mark.slow
 def test_the_model_computes_with_the_rounded_numbers():
     model = TransNormerLLM(CONFIG.replace(tie_embeddings=False, use_bias=True))
     params = random_params(model)

@@ -13,6 +13,7 @@ def test_every_framework_has_an_example():
     assert [name for name, _ in SECTIONS] == ["JAX", "Flax NNX", "Equinox", "PyTorch"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # those of other libraries
 @pytest.mark.parametrize(("name", "code"), SECTIONS, ids=[name for name, _ in SECTIONS])
 def test_an_example_runs(name, code):

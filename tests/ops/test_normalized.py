@@ -5,10 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from transnormer_jax.ops import normalized_linear_attention
 
 
+@pytest.mark.slow
 def test_normalized_is_a_weighted_mean():
     q, k = jax.nn.elu(jax.random.normal(jax.random.key(0), (2, 2, 70, 3, 8))) + 1
     v = jax.random.normal(jax.random.key(1), (2, 70, 3, 5))

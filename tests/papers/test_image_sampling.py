@@ -163,6 +163,7 @@ def test_the_command_completes_held_out_images(workdir):
     assert np.all(cells[3] == 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

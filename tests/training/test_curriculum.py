@@ -46,6 +46,7 @@ def test_stages_come_in_turn(config):
     assert lengths == [16] * 4 + [32] * 4 + [64] * 4
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_in_a_stage_is_the_uninterrupted_one(config, tmp_path, capsys):
     train(Config.from_dict(config.to_dict()), tmp_path / "whole")
     out = capsys.readouterr().out

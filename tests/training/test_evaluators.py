@@ -22,6 +22,7 @@ def documents():
     return ListDocuments(rng.integers(3, 259, length) for length in (1, 5, 150, 64, 63, 65, 20, 90, 7, 128, 31))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh_config", [MeshConfig(), MeshConfig(data=1, fsdp=2, context=2, tensor=2)])
 def test_windows_equal_documents_alone(documents, mesh_config):
     params = jax.jit(TASK.init)(jax.random.key(0))

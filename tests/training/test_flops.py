@@ -9,6 +9,7 @@ from transnormer_jax.tasks import CausalLM
 from transnormer_jax.training.flops import peak_flops, training_flops_per_token
 
 
+@pytest.mark.slow
 def test_count_agrees_with_the_compiler():
     # Two layers, one with LRPE: each is a scan of its own, so the compiler's count, which sees a scan's body once, is
     # whole. A short row in one chunk keeps what chunks add small.

@@ -43,6 +43,7 @@ def make_converted(directory):
     return params
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_parameters_and_the_model_of_another(config, tmp_path):
     params = make_converted(tmp_path / "converted")
     config.optimizer.learning_rate = 0.0

@@ -36,6 +36,7 @@ def config(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_it_read_of_every_source(config, tmp_path):
     workdir = tmp_path / "run"
     result = train(Config.from_dict(config.to_dict()), workdir)

@@ -159,6 +159,7 @@ def test_without_a_readable_checkpoint_nothing_begins_and_nothing_is_moved(tmp_p
     assert steps_in(tmp_path / "run") == kept == [2, 3, 4]
 
 
+@pytest.mark.slow
 def test_more_steps_continue_a_finished_run(tmp_path, capfd):
     config = config_for(tmp_path, num_steps=4, checkpoint_every=4)
     loop.train(config, tmp_path / "run")

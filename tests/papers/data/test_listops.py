@@ -81,6 +81,7 @@ def test_a_broken_expression_is_the_users_error(text, message):
         evaluate(parse(text))
 
 
+@pytest.mark.slow
 def test_samples_are_well_formed_and_their_values_right(samples):
     for tokens, value in samples[:1000]:
         assert tokens.dtype == np.uint8

@@ -94,6 +94,7 @@ def brightness(**options):
     return np.mean(pairs, axis=0)
 
 
+@pytest.mark.slow
 def test_contours_are_as_bright_as_distractors_unless_the_original_contrast_is_asked_for():
     others, contours = brightness()
     assert others == pytest.approx(contours, rel=0.03)
@@ -111,14 +112,9 @@ def test_distractors_are_added_and_contours_stay():
 def test_an_image_depends_on_its_index_alone():
     sampler = PathfinderConfig(difficulty="easy").sampler
     alone = list(pathfinder_images(sampler, 5, range(40), processes=1))
-    for run in (
-        pathfinder_images(sampler, 5, range(40), processes=2),
-        pathfinder_images(sampler, 5, range(7, 40), processes=1),
-    ):
-        run = list(run)
-        for one, other in zip(alone[-len(run) :], run, strict=True):
-            np.testing.assert_array_equal(one.image, other.image)
-            assert one.label == other.label
+    for one, other in zip(alone[7:], pathfinder_images(sampler, 5, range(7, 40), processes=1), strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        assert one.label == other.label
     assert len({drawn.image.tobytes() for drawn in alone}) == 40
 
 

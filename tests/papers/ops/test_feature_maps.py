@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from transnormer_jax.ops import normalized_linear_attention, softmax_attention
 from transnormer_jax.papers.ops import cosformer_features, favor_features, orthogonal_gaussian
@@ -29,6 +30,7 @@ def test_key_features_have_mean_one_for_every_key():
     assert (np.abs(features.mean(axis=-1) - 1) < 5 * error + 1e-4).all()
 
 
+@pytest.mark.slow
 def test_error_of_the_estimated_softmax_falls_with_the_features():
     # The variance of a weight grows as exp(|q + k|^2 / sqrt(K)) / M (lemma 2), so queries and keys are small here.
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 40, 2, 8)) * jnp.array([0.5, 0.5, 1]).reshape(3, 1, 1, 1, 1)
