@@ -107,6 +107,7 @@ def test_what_is_local_is_its_own_copy(tmp_path):
     assert storage.local_copy(str(tmp_path)) == tmp_path
 
 
+@pytest.mark.slow
 def test_a_bucket_is_a_workdir_and_stays_as_it_is(gs):
     path = storage.check_workdir("gs://bench/checked")
     assert str(path) == "gs://bench/checked"

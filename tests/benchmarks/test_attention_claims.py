@@ -36,6 +36,7 @@ def workdir(corpus, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_accumulated_attention_grows_from_a_token_to_all():
     p = jax.nn.softmax(jax.random.normal(jax.random.key(0), (2, 37, 37)))
     curves = np.stack([dilution.accumulated(p, share) for share in np.linspace(0, 1, 75)])

@@ -104,7 +104,8 @@ def get(proxy):
         return answer.read()
 
 
-def test_a_proxy_fails_as_it_is_told_and_recovers(served):
+@pytest.mark.slow
+def test_a_proxy_fails_on_request_and_recovers(served):
     assert get(served) == b"here"
     served.set_mode(fault_lab.UNAVAILABLE)
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -134,6 +135,7 @@ def test_a_full_disk_is_full_until_it_is_freed(tmp_path):
         disk.close()
 
 
+@pytest.mark.slow
 @as_root
 def test_hosts_reach_each_other_until_one_is_cut():
     network = fault_lab.Network(2)

@@ -64,6 +64,7 @@ def test_placed_states_go_on_in_a_batch(kind):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.cache))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("tiny", 125_184), ("100m", 1e8)])
 def test_both_models_have_the_same_size(name, size):
     config, tokens = MODELS[name], jnp.zeros((1, 1), jnp.int32)

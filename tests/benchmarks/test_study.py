@@ -159,7 +159,7 @@ def test_missing_data_are_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unknown_study_is_told():
+def test_an_unknown_study_is_refused():
     assert_fails(run_command("-m", "benchmarks.study", "--name=mnits"), "unknown study 'mnits'", "'mnist'")
 
 

@@ -94,6 +94,7 @@ def test_shards_are_one_model(tmp_path, monkeypatch):
             load_hugging_face(tmp_path / "hf")
 
 
+@pytest.mark.slow
 def test_the_golden_model_comes_and_goes(released, tmp_path):
     config, params = load_hugging_face(released)
     with np.load(released / "reference.npz") as arrays:

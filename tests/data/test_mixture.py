@@ -124,6 +124,7 @@ def test_a_mixture_without_meaning_is_refused(mixture, message):
         DataConfig(mixture=mixture)
 
 
+@pytest.mark.slow
 def test_real_sources_in_their_shares(tmp_path):
     """Wikipedia, IMDb and WikiText, 60 to 30 to 10: slices of them, read for 10 million tokens."""
     with lzma.open(shared_file("data/enwiki2015_first100M.txt.xz"), "rt", encoding="utf-8") as wikipedia:

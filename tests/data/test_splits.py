@@ -72,6 +72,7 @@ def test_changed_text_is_tokenised_again(tmp_path):
     assert texts(plain_text(tmp_path, "four\nfive"), "train") == ["four", "five"]
 
 
+@pytest.mark.slow
 def test_python_source_is_the_default(tmp_path):
     documents = load_split(DataConfig(data_dir=str(tmp_path)), BYTES, "validation")
     assert len(documents) > 5
@@ -176,6 +177,7 @@ def test_a_store_that_nobody_knows_is_the_users_error(tmp_path):
         load_split(config, BYTES, "train")
 
 
-def test_importing_the_room_brings_no_heavy_library_along():
+@pytest.mark.slow
+def test_importing_the_package_imports_no_heavy_library():
     code = "import sys, transnormer_jax.data; print({'jax', 'grain', 'tensorflow_datasets'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

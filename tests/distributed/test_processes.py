@@ -278,6 +278,7 @@ def test_the_environment_fills_in_what_flags_leave_out(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_a_silent_address_is_one_sentence():
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"process 0 does not answer at {address} within 1 s"):  # noqa: SIM117

@@ -45,6 +45,7 @@ def test_the_repetition_penalty_sees_prompt_and_output(generator):
         assert not set(prompt) & set(text)
 
 
+@pytest.mark.slow
 def test_the_repetition_penalty_does_not_see_padding(params):
     seen = prefill(MODEL, params, empty_state(MODEL, params, 2, 259), [[1, 5], [1, 6, 7, 6]]).seen
     assert [np.flatnonzero(row).tolist() for row in seen] == [[1, 5], [1, 6, 7]]

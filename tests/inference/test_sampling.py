@@ -65,6 +65,7 @@ def test_top_p_of_1_keeps_tokens_that_rounding_would_lose():
     assert len(kept_tokens(logits, top_k=50_000)) == 50_000
 
 
+@pytest.mark.slow
 def test_frequencies_are_the_softmax_at_the_temperature():
     count, temperature = 20_000, 0.7
     keys = jax.random.split(jax.random.key(2), count)

@@ -133,6 +133,7 @@ def assert_close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * scale)
 
 
+@pytest.mark.slow
 @_rows()
 def test_what_a_token_sees(mixer, direction):
     case = case_of(mixer, direction)
@@ -181,6 +182,7 @@ def test_size_of_arrays_in_the_compiled_gradient(mixer, direction):
     assert (largest < LENGTH**2 // 2) == mixer.linear
 
 
+@pytest.mark.slow
 @_rows(lambda _, direction: direction == "causal")
 def test_recurrent_is_parallel(mixer, direction):
     case = case_of(mixer, direction)

@@ -66,6 +66,7 @@ def test_norm_attention(file, variant, causal):
     check_attention(module, load(f"tn_norm_attention_{file}"), "float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "variant", "causal", "heads"),
     [("t1_causal", "t1", True, 4), ("t2_bidir", "t2", False, 4), ("t2_causal", "t2", True, 2)],

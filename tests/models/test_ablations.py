@@ -59,6 +59,7 @@ def test_one_layer_without_positions_is_blind_to_order(overrides, order_matters)
     assert difference > 1e-2 if order_matters else difference < 1e-5
 
 
+@pytest.mark.slow
 def test_without_temperature_all_layers_have_the_decay_of_the_first():
     def factor_of_each_layer(**overrides):
         model, variables = make(**overrides)

@@ -71,6 +71,7 @@ def test_shards_equal_whole_rows(backend, causal, segments):
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
 
 
+@pytest.mark.slow
 def test_a_state_passes_through_shards_without_drift():
     """A decay of exp(-1e-5) over a shard is 1 - 1e-5 n to the last bit that float32 has."""
     length = 4096
@@ -81,6 +82,7 @@ def test_a_state_passes_through_shards_without_drift():
     np.testing.assert_allclose(after, np.exp(-1e-5 * length), rtol=2e-7)
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_divide_are_whole_everywhere():
     with jax.set_mesh(make_mesh(MeshConfig(data=1, context=8))):
         actual = results("chunked", causal=True, segments=True, length=60)
@@ -89,6 +91,7 @@ def test_rows_that_do_not_divide_are_whole_everywhere():
         assert relative_rms(a, np.asarray(b, np.float64)) <= 5e-6
 
 
+@pytest.mark.slow
 def test_positions_continue_from_shard_to_shard():
     ids, start = jnp.asarray(make_segment_ids(2, 64)), jnp.array([5, 7], jnp.int32)
     expected = token_positions(ids, start)
@@ -144,6 +147,7 @@ def test_gradient_of_gradient():
 EXPLICIT = [(("rows", None, None), True), ((None, "tokens", None), True), (("a", "b", "c"), True), (("a", "b"), False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "causal"), EXPLICIT)
 def test_explicit_axes_of_any_name_gather_no_operand(spec, causal: bool):
     names = tuple(name for name in spec if name)

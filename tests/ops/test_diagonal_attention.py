@@ -75,6 +75,7 @@ def test_any_cut_into_calls_gives_the_same(weights):
         np.testing.assert_allclose(jnp.concatenate(outputs, axis=1), expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_padding_counted_as_the_authors_do():
     q, k, v = operands(6)  # the last block has two tokens, and two keys of zeros
     attention = functools.partial(diagonal_attention, block_size=4, weights="softmax", causal=False)

@@ -22,6 +22,7 @@ def test_lrpe_depends_on_the_distance_alone():
     np.testing.assert_allclose(score(7, 3), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lrpe_tells_positions_apart_in_bfloat16():
     # Positions in bfloat16 would be rounded to multiples of 4 near 600.
     x = jnp.ones((1, 4, 1, 8), jnp.bfloat16)

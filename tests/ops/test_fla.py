@@ -16,6 +16,7 @@ SIMPLE = ("fla_simple_gla_token_gates", "fla_simple_gla_chunked_tail")
 STARTS = np.array([0, 5, 5, 12, 20, 20])  # two of five documents are empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SIMPLE, "fla_lightning_paper_decay"])
 def test_scalar_decay_and_its_gradients(name):
     golden = load(name)
@@ -58,6 +59,7 @@ def test_lightning_attention():
     assert relative_rms(released, golden["out/y"]) > 0.1
 
 
+@pytest.mark.slow
 def test_retention():
     golden = load("fla_retention")
     out, state = fla.chunk_retention(*(jnp.swapaxes(x, 1, 2) for x in operands(golden)))  # stored heads first
@@ -65,6 +67,7 @@ def test_retention():
     assert state is None
 
 
+@pytest.mark.slow
 def test_no_decay():
     golden = load("fla_linear_attn_state")
     options = {"scale": 1.0, "initial_state": jnp.asarray(golden["in/initial_state"]), "output_final_state": True}

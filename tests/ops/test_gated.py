@@ -109,6 +109,7 @@ def test_it_equals_the_definition(gates, documents):
     check(apply(*inputs), define(*inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gates", "documents"), [("wide", None), ("-inf", DOCUMENTS)])
 def test_the_form_for_gpus_and_tpus(gates, documents, monkeypatch):
     monkeypatch.setattr(gated, "target_hardware", lambda: Hardware("tpu", "TPU v5e"))
@@ -116,6 +117,7 @@ def test_the_form_for_gpus_and_tpus(gates, documents, monkeypatch):
     check(jax.jit(apply.__wrapped__)(*inputs), define(*inputs))
 
 
+@pytest.mark.slow
 def test_gates_that_forget_everything():
     operands, cotangents, _ = make_inputs("all")
     ids = np.ones((BATCH, LENGTH), np.int32)
@@ -139,6 +141,7 @@ def test_bfloat16():
     check(actual, define(*inputs), 5e-3, 5e-3, 5e-3)
 
 
+@pytest.mark.slow
 def test_equal_channels_are_a_decay_per_head():
     (q, k, v, log_decay, state), _, ids = jax.tree.map(jnp.asarray, make_inputs())
     log_decay = log_decay[..., 0]

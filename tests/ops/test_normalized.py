@@ -22,6 +22,7 @@ def test_normalized_is_a_weighted_mean():
     assert again.shape == (2, 1, 3, 5)
 
 
+@pytest.mark.slow
 def test_normalized_sums_may_leave_the_range_of_float16():
     # Denominators of about 9,000 and of 0: the largest float16 is 65,504, and 1 / eps^2 is larger.
     k = 8 * jnp.ones((1, 160, 1, 4), jnp.float16)

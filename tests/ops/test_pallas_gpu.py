@@ -28,6 +28,7 @@ LARGE_CASES = [
 ]
 
 
+@pytest.mark.slow
 @parametrize([CASES[0], CASES[5], *LARGE_CASES], quick=[CASES[5]])
 def test_equals_definition(case: Case):
     assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
@@ -42,6 +43,7 @@ def test_splits_equal_the_whole(monkeypatch: pytest.MonkeyPatch):
     assert_equals_definition("pallas_gpu", case, jnp.bfloat16, 5e-3)
 
 
+@pytest.mark.slow
 def test_float16_equals_definition():
     inputs = make_inputs(LARGE_CASES[0], jnp.float16)
     with interpret_kernels():
@@ -66,6 +68,7 @@ def test_no_race_between_warpgroups():
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in grads if x is not None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key_dim", "value_dim", "reverse", "segmented"),
     [

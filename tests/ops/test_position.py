@@ -122,6 +122,7 @@ def test_rotary_depends_on_the_distance_alone():
     np.testing.assert_allclose(score(9, 4), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rotary_tells_positions_apart_in_bfloat16():
     x = jnp.ones((1, 4, 1, 2), jnp.bfloat16)
     turned = rotary(x, jnp.ones(1), jnp.array([[600, 601, 602, 603]]))

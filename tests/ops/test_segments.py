@@ -19,6 +19,7 @@ ATTENTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_an_id_that_comes_again_is_another_document(name: str):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 32, 2, 4))

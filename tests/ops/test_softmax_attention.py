@@ -17,6 +17,7 @@ def dense(q, k, v, seen):
     return np.einsum("bhnm,bmhv->bnhv", scores / scores.sum(-1, keepdims=True), v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_equals_the_formula_for_real_tokens(causal):
     q, k, v = operands(13)
@@ -30,6 +31,7 @@ def test_equals_the_formula_for_real_tokens(causal):
     assert np.isfinite(out).all()
 
 
+@pytest.mark.slow
 def test_rows_of_a_cache_have_places_of_their_own():
     q, k, v = operands(9)
     expected = softmax_attention(q, k, v, causal=True)

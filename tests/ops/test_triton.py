@@ -44,6 +44,7 @@ def _one_policy_of_fused_multiply_add(monkeypatch):
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
 
 
+@pytest.mark.slow
 @needs_interpreter
 @parametrize([CASES[0], CASES[3], CASES[5]], quick=[CASES[0]])
 def test_float32_equals_definition(case: Case):
@@ -60,6 +61,7 @@ def test_splits_equal_the_whole(monkeypatch: pytest.MonkeyPatch):
     assert_equals_definition("triton", case, jnp.float32, 2e-6)
 
 
+@pytest.mark.slow
 @needs_interpreter
 @pytest.mark.parametrize(
     ("case", "dtype"), [(TWO_VALUE_BLOCKS, jnp.bfloat16), (CASES[0], jnp.float16)], ids=["bfloat16", "float16"]
@@ -245,6 +247,7 @@ def test_says_which_version_works(monkeypatch):
     assert what_is_missing(Hardware("gpu", "NVIDIA H200")) is None
 
 
+@pytest.mark.slow
 @needs_interpreter
 def test_rubbish_in_padding_is_invisible():
     # Weights of tokens outside the row are zero, not infinite: a strong decay would show it.

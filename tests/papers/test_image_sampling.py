@@ -70,6 +70,7 @@ def test_byte_by_byte_the_mixtures_are_those_of_the_whole_row(attention):
     np.testing.assert_allclose(jnp.swapaxes(by_byte, 0, 1), whole, rtol=2e-5, atol=2e-5 * float(jnp.abs(whole).max()))
 
 
+@pytest.mark.slow
 def test_bytes_follow_the_mixture():
     """A head without weights draws every byte from one known distribution: nearly always the byte 100 or 200."""
     model, params = _model("linear")

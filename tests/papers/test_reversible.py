@@ -83,6 +83,7 @@ class Noise(nn.Module):
         return x * jax.random.normal(self.make_rng(self.stream), x.shape)
 
 
+@pytest.mark.slow
 def test_random_streams_repeat_in_the_backward_pass():
     """The gradient of a linear map is the map itself, if the backward pass draws what the forward pass drew."""
     module = ReversibleBlocks(((Noise("hash", parent=None), Noise("dropout", parent=None)),) * 2)

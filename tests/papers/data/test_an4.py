@@ -61,6 +61,7 @@ def test_a_cut_or_missing_file_is_the_users_error(tmp_path):
         An4Files.at("an4", str(tmp_path), str(tmp_path / "data"))
 
 
+@pytest.mark.slow
 def test_an4_is_complete(tmp_path):
     unpack("an4_mfcc.tar.xz", tmp_path)
     builder = An4Files.at("an4", str(tmp_path / "an4_mfcc"), str(tmp_path / "data"))

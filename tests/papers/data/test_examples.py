@@ -144,6 +144,7 @@ def test_the_registry_knows_the_usual_features(tmp_path):
         assert len(load_examples(config, BYTES, "train")) > 0
 
 
+@pytest.mark.slow
 def test_generated_datasets_take_options(tmp_path):
     tiny = "listops/min_length=10,max_length=30,num_train=20,num_validation=5,num_test=5,processes=1"
     loaded = load_examples(DataConfig(dataset=tiny, data_dir=str(tmp_path)), BYTES, "train")

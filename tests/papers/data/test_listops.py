@@ -115,7 +115,8 @@ def test_lengths_and_answers_are_distributed_as_in_the_released_files(samples, r
     assert stats.chi2_contingency(answers).pvalue > 1e-3
 
 
-def test_forests_have_the_law_of_trees_drawn_one_by_one():
+@pytest.mark.slow
+def test_forests_have_the_distribution_of_trees_drawn_one_by_one():
     sampler = ListOpsSampler(min_length=20, max_length=100, max_depth=5, max_args=6)
     rng = random.Random(0)
 
@@ -137,7 +138,8 @@ def test_forests_have_the_law_of_trees_drawn_one_by_one():
     np.testing.assert_allclose(shares[0][1:], shares[1][1:], rtol=0.05)
 
 
-def test_each_tree_comes_once_and_the_last_one_is_told():
+@pytest.mark.slow
+def test_each_tree_comes_once_and_the_end_is_reported():
     # 4 operators over 2 or 3 digits: 400 + 4,000 trees.
     stream = listops_samples(ListOpsSampler(min_length=3, max_length=10, max_depth=2, max_args=3), seed=0, processes=1)
     trees = {tokens.tobytes() for tokens, _ in itertools.islice(stream, 4400)}
@@ -165,6 +167,7 @@ def build(tmp_path, **options):
     return {split: list(builder.as_data_source(split)) for split in builder.info.splits}
 
 
+@pytest.mark.slow
 def test_splits_are_apart_and_held_out_ones_stay_as_they_are(tmp_path):
     splits = build(tmp_path, num_train=100)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 100, "validation": 20, "test": 30}

@@ -75,6 +75,7 @@ def test_images_fill_the_range_of_bytes(options):
         assert (drawn.image > 80).mean() < 0.3
 
 
+@pytest.mark.slow
 def test_labels_are_a_fair_coin():
     labels = [drawn.label for drawn in draw(400, difficulty="easy", num_distractors=0)]
     assert abs(np.mean(labels) - 0.5) < 3 * 0.5 / np.sqrt(400)

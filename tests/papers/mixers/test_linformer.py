@@ -95,6 +95,7 @@ def feed_forward(x, golden, prefix, names):
     return x
 
 
+@pytest.mark.slow
 @WIDE
 @pytest.mark.parametrize("name", ["linformer_luc_default", "linformer_luc_share_kv_short"])
 def test_golden_modules(name, wide):
@@ -228,6 +229,7 @@ def test_biases_of_the_projections_are_added_to_every_row():
     assert_near(module.apply({"params": zero}, x, PLACES)[0], expected, 1e-6)
 
 
+@pytest.mark.slow
 def test_cross_attention_reads_the_context_and_not_its_padding():
     module = LinformerAttention(2, False, 5, 30)
     rng = np.random.default_rng(4)
@@ -243,6 +245,7 @@ def test_cross_attention_reads_the_context_and_not_its_padding():
     assert np.abs(clean - apply(x, context=context))[1].max() > 1e-3
 
 
+@pytest.mark.slow
 def test_one_projection_for_all_layers():
     class Layers(nn.Module):
         @nn.compact

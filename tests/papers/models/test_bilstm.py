@@ -90,6 +90,7 @@ def test_every_frame_sees_every_real_frame(model, variables, frames):
     np.testing.assert_array_equal(seen, real[:, None] & real[None])
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_its_parameters_in_float32(model, variables, frames):
     half = BiLSTM(BiLSTMConfig(num_layers=2, hidden_dim=6, dtype="bfloat16"))
     shapes = jax.eval_shape(half.init, jax.random.key(0), *frames)

@@ -21,6 +21,7 @@ def test_directions_are_orthogonal_and_as_long_as_gaussian_vectors():
     np.testing.assert_allclose(directions.mean(axis=0), 0, atol=5 / np.sqrt(4000))
 
 
+@pytest.mark.slow
 def test_key_features_have_mean_one_for_every_key():
     # E exp(w . x - |x|^2 / 2) = 1: what allows keys to subtract nothing. Five standard errors, and the floor.
     directions = orthogonal_gaussian(jax.random.key(0), 16_384, 8)
@@ -47,6 +48,7 @@ def test_error_of_the_estimated_softmax_falls_with_the_features():
     assert many < few / 3  # 1 / sqrt(M) would be 8
 
 
+@pytest.mark.slow
 def test_features_stay_finite_and_positive_for_large_heads():
     directions = orthogonal_gaussian(jax.random.key(0), 256, 256)
     along = directions[:1, None, None] * 256**0.25  # the key for which an exponent is largest, |w|^2 / 2 > 88
@@ -57,6 +59,7 @@ def test_features_stay_finite_and_positive_for_large_heads():
             assert (features > 0).all()
 
 
+@pytest.mark.slow
 def test_cosformer_weights():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 12, 2, 4))
     position = jnp.arange(12)[None]

@@ -123,6 +123,7 @@ def test_padding_never_leaks(kind, attention):
     assert np.isfinite(only_padding).all()
 
 
+@pytest.mark.slow
 def test_windows():
     x = jnp.asarray(np.random.default_rng(7).normal(size=(1, 10, 2, 3)), jnp.float32)
     for kind, pool in (("mean", np.mean), ("max", np.max)):
@@ -135,6 +136,7 @@ def test_windows():
     np.testing.assert_allclose(rows, pool_length(x[:, :8], 4, "mean")[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_is_near():
     q, k, v, projection = inputs(8)
     for attention in (linformer_attention, linformer_linear_attention):

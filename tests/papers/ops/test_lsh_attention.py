@@ -66,6 +66,7 @@ def dense(qk, v, weight, scale):
     return jnp.where(total > 0, terms @ v / jnp.where(total > 0, total, 1), v)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", LUCIDRAINS)
 def test_golden_arrays(name, wide):
@@ -102,6 +103,7 @@ def test_golden_arrays(name, wide):
         np.testing.assert_array_equal(y[alone], v[alone])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", HUGGING_FACE)
 def test_golden_modules(name, wide):
@@ -182,6 +184,7 @@ def test_golden_duplicates():
             assert_near(gradient, like, 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounds", "chunk_size", "causal"),
     [(3, 8, True), (1, 8, False), (2, 40, True)],
@@ -223,6 +226,7 @@ def test_hash_with_two_factors():
             bucket_factors(number)
 
 
+@pytest.mark.slow
 def test_causal_by_gradient():
     length = 37
     qk, v, rotations = inputs(3, batch=1, length=length)
@@ -237,6 +241,7 @@ def test_causal_by_gradient():
         assert (np.tril(influence, -1) > 0).sum() > length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_and_documents_never_leak(causal):
     qk, v, rotations = inputs(4, length=41)
@@ -261,6 +266,7 @@ def test_padding_and_documents_never_leak(causal):
     assert (gradient == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_sorts_behind_all_tokens_as_in_hugging_face(causal):
     """There, padding has one more bucket, the last of each round, and no token sees it."""
@@ -285,6 +291,7 @@ def test_later_tokens_move_the_borders_of_causal_chunks():
     assert np.abs(one - two).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_document_in_one_chunk_is_the_document_alone():
     """Where all of a document fits into a chunk and no border cuts it, packing changes nothing."""
     qk, v, rotations = inputs(5, length=32, rounds=2)
@@ -295,6 +302,7 @@ def test_a_document_in_one_chunk_is_the_document_alone():
         np.testing.assert_allclose(packed[:, part], alone, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_half_precision_is_near():
     qk, v, rotations = inputs(6)
     buckets = lsh_hash(qk.astype(jnp.bfloat16), rotations)
@@ -304,6 +312,7 @@ def test_half_precision_is_near():
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.06)
 
 
+@pytest.mark.slow
 def test_no_matrix_of_all_pairs():
     length = 1013
     qk, v, rotations = inputs(7, batch=1, length=length, num_buckets=64)

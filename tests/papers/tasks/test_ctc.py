@@ -61,6 +61,7 @@ def test_padding_does_not_matter_to_the_loss():
         np.testing.assert_array_equal(gradient_of_other, gradient)
 
 
+@pytest.mark.slow
 def test_too_few_frames_have_a_great_loss_and_a_finite_gradient():
     logits, labels = jax.random.normal(jax.random.key(2), (1, 3, 4)), jnp.array([[1, 1, 2]])
     loss, gradient = loss_and_gradient(logits, jnp.ones((1, 3), bool), labels)

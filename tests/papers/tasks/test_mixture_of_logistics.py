@@ -94,6 +94,7 @@ def test_loss_and_gradient_are_finite_at_extremes():
     assert np.isfinite(nll(raw.astype(jnp.bfloat16), target)).all()
 
 
+@pytest.mark.slow
 def test_gradient_equals_that_of_the_definition_in_float64(raw):
     wide = raw.at[:, 20:].set(jnp.clip(raw[:, 20:], -2, 0))
     target = 1 + jnp.arange(16) * 16
