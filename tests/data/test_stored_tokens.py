@@ -17,6 +17,7 @@ def host(monkeypatch, directory: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(directory))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_a_second_host_needs_the_store_alone(request, tmp_path, monkeypatch, scheme):
     request.getfixturevalue(scheme)

@@ -151,6 +151,7 @@ def test_what_a_token_sees(mixer, direction):
         assert gradient.any() != drawn_once or (mixer.name, name) == ("softmax", "k/bias"), name
 
 
+@pytest.mark.slow
 @_rows()
 def test_padding_and_other_documents_are_never_seen(mixer, direction):
     case = case_of(mixer, direction)

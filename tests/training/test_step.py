@@ -37,6 +37,7 @@ def assert_trees_close(actual, expected, tolerance: float):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(np.abs(b).max(), 1e-6))
 
 
+@pytest.mark.slow
 def test_accumulation_weighs_tokens_not_batches():
     params, batch = jax.jit(TASK.init)(jax.random.key(0)), make_batch()
     accumulate = jax.jit(accumulate_gradients, static_argnums=(0, 3))
