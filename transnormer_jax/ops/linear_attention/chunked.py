@@ -52,7 +52,7 @@ def forward(
     save: bool = False,
     parallel: bool = False,
 ) -> tuple[Float[Array, "B N H V"], State, Any]:
-    """Output, final state, and the states at the starts of blocks; `Backend` explains the arguments.
+    """Output, final state, and the states before each block and after the last; `Backend` explains the arguments.
 
     With `parallel`, one block covers the row and `jax.lax.associative_scan` finds the states of its chunks.
     """
@@ -82,12 +82,12 @@ def forward(
     first = initial if blocks.layout is None else jnp.zeros_like(initial[:, 0])
     (last, final_states, out), saved = _scan(attend, (first, initial, jnp.zeros_like(operands[2])), blocks.num_blocks)
     final = last if blocks.layout is None else final_states
-    return blocks.take_back(out), final.reshape(state.shape), saved if save else None
+    return blocks.take_back(out), final.reshape(state.shape), (saved, last) if save else None
 
 
 def backward(
     inputs: Operands,
-    saved: Float[Array, "blocks B G R K V"],
+    saved: tuple[Float[Array, "blocks B G R K V"], Float[Array, "B G R K V"]],
     d_out: Float[Array, "B N H V"],
     d_final: State,
     *,
@@ -114,7 +114,7 @@ def backward(
         return x if decay_gradient else jnp.sum(x, 3, keepdims=True)
 
     def pull_back(carry: tuple[Array, ...], block: tuple[Array | int, Array]) -> tuple[tuple[Array, ...], None]:
-        (d_state, d_states, *gradients), (number, state) = carry, block
+        (d_state, d_states, after_block, *gradients), (number, state) = carry, block
         w, documents = blocks.weights(number), blocks.documents(number)
         _, k, v, d_out = blocks.take(operands, number)
         q_t, k_t = (blocks.take_transposed(x, number) for x in operands[:2])
@@ -126,6 +126,8 @@ def backward(
         kv_sum = _dot("bmgkc,bmgrcv->bmgrkv", k_t, decayed_v)
         d_kv_sum = _dot("bmgkc,bmgrcv->bmgrkv", q_t, decayed_d_out)
         before, after = cross_chunks(state, w.chunk_decay, kv_sum, enters, parallel=parallel)
+        if blocks.chunks == 1:  # known, so that nothing depends on kv_sum, which then is not computed
+            after = after_block[:, None]
         d_after, d_before = cross_chunks(d_state, w.chunk_decay, d_kv_sum, leaves, parallel=parallel, reverse=True)
 
         intra_t = jnp.swapaxes(w.intra, -1, -2)
@@ -149,14 +151,15 @@ def backward(
         if documents is not None:
             d_states = set_states(d_states, documents.document, documents.first, d_before)
         gradients = [blocks.put(x, y, number) for x, y in zip(gradients, new, strict=True)]
-        return (d_before[:, 0], d_states, *gradients), None
+        return (d_before[:, 0], d_states, state, *gradients), None
 
     zeros = [jnp.zeros_like(x) for x in operands[:3]]
     if decay_gradient:
         zeros.append(jnp.zeros((*operands[2].shape[:3], 1), jnp.float32))
     last = d_initial if blocks.layout is None else jnp.zeros_like(d_initial[:, 0])
-    carry = (last, d_initial, *zeros)
-    (d_first, d_states, *gradients), _ = _scan(pull_back, carry, blocks.num_blocks, saved, reverse=True)
+    states, after_row = saved
+    carry = (last, d_initial, after_row, *zeros)
+    (d_first, d_states, _, *gradients), _ = _scan(pull_back, carry, blocks.num_blocks, states, reverse=True)
     dq, dk, dv, *d_steps = (blocks.take_back(x) for x in gradients)
     d_initial = d_first if blocks.layout is None else d_states
     return Gradients(dq, dk, dv, d_steps[0][..., 0] if d_steps else None, d_initial.reshape(state.shape))
