@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,9 +78,9 @@ def test_a_slurm_job_makes_the_same(config, prepared, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_ray_cluster_makes_the_same(config, prepared, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
-    data_dir = f"--config.data.data_dir={tmp_path}"
-    made = run("-m", "transnormer_jax.data.prepare", f"--config={config}", data_dir, "--ray_address=local")
-    assert_same_files(report(made)["plain_text"], prepared)
+    command = ["-m", "transnormer_jax.data.prepare", f"--config={config}", f"--config.data.data_dir={tmp_path}"]
+    made = subprocess.run([sys.executable, *command, "--ray_address=local"], capture_output=True, text=True, check=True)
+    assert_same_files(json.loads(made.stdout.splitlines()[-1])["plain_text"], prepared)
 
 
 def assert_same_files(made, prepared):
