@@ -4,8 +4,8 @@ Each run trains the same small model on text made here, in one process or severa
 or in a bucket. At a random moment of a random step, of the start-up or of the last evaluation, something fails:
 
     sigkill        one process is killed
-    sigterm        one process gets a request to stop
-    preemption     one process gets a request to stop, and killed a few seconds later if it has not ended
+    sigterm        one process is asked to stop
+    preemption     one process is asked to stop, and killed a few seconds later if it has not ended
     cut_network    the cable of one host is taken out
     full_disk      the disk of the workdir has no byte left
     slow_store     the store answers slowly, for some seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import ROOT
 
 SCRIPT = """
 import os, time
@@ -39,7 +39,7 @@ def processes_of_session(session: int) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc to find processes")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_it_takes_its_processes_along(tmp_path, workers):
+def test_its_processes_end_when_it_is_killed(tmp_path, workers):
     script = tmp_path / "stage.py"
     script.write_text(SCRIPT.replace("OUT", repr(str(tmp_path))).replace("WORKERS", str(workers)))
     process = subprocess.Popen(

@@ -39,7 +39,9 @@ from transnormer_jax.start import STOPPED
 
 _CONFIG = config_flag.define_config_flag()
 # The `tokenizers` library keeps eight cores busy from one process, which starts at once.
-_WORKERS = flags.DEFINE_integer("workers", None, "Number of processes; by default one per eight cores.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Number of processes; by default one per eight cores, on a cluster one per part.", lower_bound=1
+)
 _PARTITION = flags.DEFINE_string("slurm_partition", "", "Partition of a Slurm array job that does the work.")
 _TIME = flags.DEFINE_string("slurm_time", "01:00:00", "Time limit of a task of that job, HH:MM:SS.")
 _RAY = flags.DEFINE_string("ray_address", "", "Address of a Ray cluster that does the work, or auto.")
@@ -90,33 +92,43 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
 
 
 def _run(work: Tokenization, words: str) -> None:
-    workers = _WORKERS.value or -(-(os.cpu_count() or 1) // 8)
-    if (_PARTITION.value or _RAY.value) and not work.directory.exists():
-        from transnormer_jax.data.engine import EachTask, run_stage_on_ray, submit_stage
+    if work.directory.exists():
+        return
+    if _RAY.value:
+        _run_on_ray(work)
+    elif _PARTITION.value:
+        _submit_to_slurm(work, words)
+    else:
+        with tqdm.tqdm(total=len(work.corpus), desc=words, unit="part", disable=not sys.stderr.isatty()) as bar:
+            work.run(_WORKERS.value or -(-(os.cpu_count() or 1) // 8), on_part=bar.update)
 
-        parts, steps = len(work.corpus), [EachTask("tokenise", work.complete_part)]
-        if _RAY.value:
-            logs = work.directory.with_name(f"ray.{work.directory.name}")
-            shutil.rmtree(logs, ignore_errors=True)  # what is done is known by its records
-            run_stage_on_ray("tokenise", steps, parts, workers, logs, address=_RAY.value)
-            if not work.directory.exists():
-                raise UserError(
-                    f"{parts - work.progress()} of {parts} parts failed on Ray; the log is {str(logs)!r}. Run again to "
-                    "continue from there."
-                )
-            shutil.rmtree(logs)
-            return
-        done = work.progress()
-        logs = work.directory.with_name(f"slurm.{work.directory.name}")
-        if not logs.exists():
-            submit_stage("tokenise", steps, parts, workers, logs, partition=_PARTITION.value, time=_TIME.value)
-        print(
-            f"{words}: {done} of {parts} parts are done by the Slurm job, whose log is {str(logs)!r}: run the same "
-            "command later. If the job has failed, delete that directory first."
-        )
-        sys.exit(STOPPED)
-    with tqdm.tqdm(total=len(work.corpus), desc=words, unit="part", disable=not sys.stderr.isatty()) as bar:
-        work.run(workers, on_part=bar.update)
+
+def _run_on_ray(work: Tokenization) -> None:
+    from transnormer_jax.data.engine import EachTask, run_stage_on_ray
+
+    parts, logs = len(work.corpus), work.directory.with_name(f"ray.{work.directory.name}")
+    shutil.rmtree(logs, ignore_errors=True)  # completed parts are known by their records
+    step = EachTask("tokenise", work.complete_part)
+    run_stage_on_ray("tokenise", [step], parts, _WORKERS.value or parts, logs, address=_RAY.value)
+    if not work.directory.exists():
+        failed = parts - work.progress()
+        raise UserError(f"{failed} of {parts} parts failed on Ray; the log is {str(logs)!r}. Run again to continue.")
+    shutil.rmtree(logs)
+
+
+def _submit_to_slurm(work: Tokenization, words: str) -> None:
+    from transnormer_jax.data.engine import EachTask, submit_stage
+
+    done, parts = work.progress(), len(work.corpus)
+    logs = work.directory.with_name(f"slurm.{work.directory.name}")
+    if not logs.exists():
+        step, workers = EachTask("tokenise", work.complete_part), _WORKERS.value or parts
+        submit_stage("tokenise", [step], parts, workers, logs, partition=_PARTITION.value, time=_TIME.value)
+    print(
+        f"{words}: {done} of {parts} parts are done by the Slurm job, whose log is {str(logs)!r}: run the same "
+        "command later. If the job has failed, delete that directory first."
+    )
+    sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

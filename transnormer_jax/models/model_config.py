@@ -97,7 +97,7 @@ class ModelConfig:
         return ()
 
     def custom_layers(self, **module: Any) -> "nn.Module | None":
-        """A module (x, positions) -> x, without states, that runs the layers in place of the stack's own loop.
+        """A module (x, positions) -> x, without states, that replaces the loop over the layers.
 
         `module` is Flax's `name` or `parent`.
         """

@@ -26,7 +26,7 @@ _ROBERTA: dict[str, Any] = {
 class TransNormerConfig(ModelConfig):
     """Everything that fixes a TransNormer. The defaults are T2, the causal model of arXiv 2210.10340.
 
-    A mixer with options of its own has a subclass with these as fields, which is registered as an architecture.
+    For a mixer with its own options, register a subclass that has them as fields as an architecture.
 
     Attributes:
       vocab_size: V, number of tokens in the vocabulary.

@@ -111,7 +111,7 @@ class _Attention(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """What the feed-forward layer adds to the tokens, each by itself."""
+    """What the feed-forward layer adds to each token."""
 
     config: ModelConfig
 

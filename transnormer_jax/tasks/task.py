@@ -47,7 +47,7 @@ class LossSums(NamedTuple):
 class TaskConfig:
     """What the model is trained for.
 
-    A task with options of its own has a subclass with more fields: see `Task.options`.
+    A task with its own options has a subclass with more fields: see `Task.options`.
 
     Attributes:
       name: "causal_lm", "supervised_lm" (fine-tuning on conversations), "masked_lm", or another registered one.
