@@ -49,9 +49,8 @@ def test_the_released_template():
     whole = template.encode(TALK)
     assert BYTES.decode(whole.tokens) == "Be brief.\nHuman:\nOne?\nAssistant:\nYes.Human:\nTwo?\nAssistant:\nNo."
     assert written_by_assistant(whole, BYTES) == "Yes.No."
-    # The end token after the first answer is there and learnt; the one after the last is that of the document.
     ends = [written for token, written in zip(whole.tokens, whole.supervised, strict=True) if token == BYTES.eos_id]
-    assert ends == [True]
+    assert ends == [True, True]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -92,8 +91,15 @@ def test_templates_are_found_beside_a_tokenizer(tmp_path):
     named = [{"name": "tools", "template": "x"}, {"name": "default", "template": "two"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     assert find_chat_template(tmp_path) == "two"
-    (tmp_path / "chat_template.jinja").write_text("three")
+    (tmp_path / "chat_template.jinja").write_text("three", encoding="utf-8-sig")
     assert find_chat_template(tmp_path) == "three"
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"chat_template": [{}]}', "\xff"])
+def test_a_broken_configuration_is_the_users_error(tmp_path, content):
+    (tmp_path / "tokenizer_config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"cannot read the chat template in .*tokenizer_config\.json"):
+        find_chat_template(tmp_path)
 
 
 def test_what_ends_an_answer(chat_ml):
@@ -111,6 +117,8 @@ def test_what_ends_an_answer(chat_ml):
         ("{{ raise_exception('no system') }}", TALK, r"refuses the messages \(no system\)"),
         ("{{ messages.append(1) }}", TALK, "the chat template refuses the messages"),
         ("{{ ''.__class__.__mro__ }}", TALK, "the chat template refuses the messages"),
+        ("{{ 1 + messages[0].content }}", TALK, r"refuses the messages \(TypeError: .*\): change them"),
+        ("{% for i in range(10**9) %}{% endfor %}", TALK, r"refuses the messages \(OverflowError"),
         (RELEASED_TEMPLATE, [{"role": "robot", "content": "x"}], "message 0 needs a role"),
         (RELEASED_TEMPLATE, [TALK[0], {"role": "user"}], "message 1 needs a role"),
     ],
@@ -121,7 +129,45 @@ def test_what_cannot_be_encoded_is_refused(source, messages, error):
 
 
 def test_turns_without_anything_between_them_stay_apart():
-    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", ByteTokenizer())
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", BYTES)
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     encoded = template.encode([{"role": role, "content": text} for role, text in turns])
-    assert written_by_assistant(encoded, ByteTokenizer()) == "bd"
+    assert written_by_assistant(encoded, BYTES) == "bd"
+    assert encoded.tokens == [*BYTES.encode("abcd"), BYTES.eos_id]  # which the template lacks
+
+
+def test_a_prompt_with_which_the_answer_does_not_begin_is_refused():
+    """Learnt after another prompt than that of a chat, the answer would not be given in one."""
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <think>{% endif %}"
+    )
+    template = ChatTemplate(source, BYTES)
+    thought = [*TALK[1:2], {"role": "assistant", "content": "<think>so</think>Yes."}]
+    assert written_by_assistant(template.encode(thought), BYTES) == "so</think>Yes."
+    assert (
+        template.encode(TALK[1:2], reply=True).tokens
+        == template.encode(thought).tokens[: len("user: One?.assistant: <think>")]
+    )
+    with pytest.raises(UserError, match="opens the assistant's turn with a prompt that the last answer does not begin"):
+        template.encode(TALK[1:3])
+
+
+@pytest.mark.parametrize(
+    ("expression", "content", "expected"),
+    [
+        ("content | trim", " </s> hi ", "</s> hi"),
+        ("content | upper", "a</s>", "A</S>"),
+        ("content | tojson", "'</s>' <b> \u00e9", "\"'</s>' <b> \u00e9\""),
+        ("content[1:4]", "a</s>b", "</s"),
+        ("content | length", "</s></s>", "8"),
+        ("content.split('|')[-1]", "a|</s>", "</s>"),
+        ("content.replace('</s>', '')", "a</s>b", "ab"),  # the template looks for it
+        ("content", "half \ud83d", "half \ufffd"),
+    ],
+)
+def test_whatever_a_template_does_to_a_message(expression, content, expected):
+    template = ChatTemplate("{{ messages[0]." + expression + " }}", BYTES)
+    tokens = template.encode([{"role": "user", "content": content}]).tokens
+    assert BYTES.decode(tokens) == expected
+    assert BYTES.eos_id not in tokens

@@ -2,7 +2,8 @@
 
 from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.conversations import ConversationRows
+from transnormer_jax.data.conversation_rows import ConversationRows
+from transnormer_jax.data.conversations import split_numbers
 from transnormer_jax.data.datasets import DATASETS, Dataset
 from transnormer_jax.data.masked_rows import MaskedRows
 from transnormer_jax.data.mixture import MixedRows
@@ -42,6 +43,7 @@ __all__ = [
     "load_conversations",
     "load_split",
     "load_tokenizer",
+    "split_numbers",
     "tokenizer_directory",
     "tokenizer_exists",
     "train_batches",

@@ -3,15 +3,14 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-import jinja2.sandbox
-
+from transnormer_jax.data.chat_rendering import GENERATION_BEGINS, GENERATION_ENDS, ChatRenderer, Message
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError
 
@@ -25,30 +24,42 @@ RELEASED_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 
-# Stands for the content of message i while the template is filled in: two characters of private use around a number.
-_PLACE = re.compile("\ue000(\\d+)\ue001")
-
-_ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 class EncodedChat(NamedTuple):
-    """A conversation as tokens, without the begin token before it and the end token after it.
+    """A conversation as tokens, without the begin token before it.
 
     Attributes:
       tokens: ids.
-      supervised: of each token, whether the assistant wrote it.
+      supervised: of each token, whether the assistant has to write it.
     """
 
     tokens: list[int]
     supervised: list[bool]
 
 
-class ChatTemplate:
-    """A Jinja template as Hugging Face has them, in `tokenizer_config.json`: what stands around the messages.
+class _Span(NamedTuple):
+    """What the assistant writes in a turn, as a stretch of the rendered text."""
 
-    The names of special tokens become these tokens where the template writes them, and stay text inside a message: no
-    message can end its own turn. Where the assistant begins to write, the text is cut before it is tokenised, since
-    in a chat the tokens before that are there first.
+    start: int
+    stop: int
+
+
+class ChatTemplate:
+    """A Jinja template as Hugging Face has them, in `tokenizer_config.json`.
+
+    The text is that of `transformers`, and the names of special tokens that the template writes become these tokens,
+    while a name inside a message stays text: no message can end its own turn.
+
+    The assistant writes what stands between the prompt that opens its turn and the end of the turn, which is the
+    special token there, or the end token of the conversation where the template has none. It does so only where the
+    whole conversation has the turn as it was when it was written: templates that remove the reasoning of earlier turns
+    leave these turns without anything to learn. Where a template has `{% generation %}`, the assistant writes what is
+    in these blocks, and nothing else.
+
+    The text is cut where the assistant begins to write, and tokenised piece by piece: in a chat the tokens before that
+    are there first.
 
     Attributes:
       fingerprint: differs between templates and tokenizers that encode differently.
@@ -64,16 +75,10 @@ class ChatTemplate:
         Raises:
           UserError: it is no Jinja.
         """
-        # As `transformers` fills in its templates; a template of a stranger may do no harm.
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise UserError(f"the chat template cannot be read ({error}): correct it.") from error
-        self.fingerprint = hashlib.sha256(f"{tokenizer.fingerprint} {source}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"2 {tokenizer.fingerprint} {source}".encode()).hexdigest()
         self._tokenizer = tokenizer
         self._special = {name: index for name, index in tokenizer.special_tokens.items() if name}
+        self._renderer = ChatRenderer(source, tokenizer.token_names, self._special)
         names = sorted(self._special, key=len, reverse=True)
         self._special_names = re.compile("|".join(map(re.escape, names)) or "(?!)")
 
@@ -84,90 +89,133 @@ class ChatTemplate:
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
         with contextlib.suppress(UserError):  # It may ask for a system message, say; then the end token has to do.
             tokens, supervised = self.encode(turns)
-            special = set(self._special.values())
-            ends |= {token for token, mine in zip(tokens, supervised, strict=True) if mine and token in special}
+            written = [token for token, mine in zip(tokens, supervised, strict=True) if mine]
+            ends |= set(written[-1:]) & set(self._special.values())
         return frozenset(ends)
 
-    def encode(self, messages: Sequence[Mapping[str, str]], *, reply: bool = False) -> EncodedChat:
-        """Encodes messages, each with `role` (system, user or assistant) and `content`.
+    def encode(
+        self, messages: Sequence[Message], *, reply: bool = False, tools: Sequence[Any] | None = None
+    ) -> EncodedChat:
+        """Encodes messages.
 
         Args:
-          messages: the conversation.
+          messages: each with `role` (see `ROLES`) and `content`, which is text; the assistant's may have `tool_calls`
+            in its place.
           reply: whether the assistant is to write next, so that its turn is opened.
+          tools: JSON schemas of functions, for templates that tell of them.
 
         Returns:
-          The ids, without the begin token before them and the end token after them, and of each whether the assistant
-          wrote it.
+          The ids, without the begin token before them, and of each whether the assistant has to write it. After an
+          answer that the template does not end, the end token.
 
         Raises:
           UserError: a message is malformed, or the template refuses the conversation.
         """
         for number, message in enumerate(messages):
-            if message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
-                raise UserError(f"message {number} needs a role ({', '.join(_ROLES)}) and a content that is text.")
-        places = [{**message, "content": f"\ue000{i}\ue001"} for i, message in enumerate(messages)]
-        names = {index: name for name, index in self._special.items()}
-        try:
-            text = self._template.render(
-                messages=places,
-                add_generation_prompt=reply,
-                bos_token=names.get(self._tokenizer.bos_id, ""),
-                eos_token=names.get(self._tokenizer.eos_id, ""),
-            )
-        except jinja2.TemplateError as error:
-            raise UserError(f"the chat template refuses the messages ({error}): change them.") from error
-        tokens: list[int] = []
-        supervised: list[bool] = []
-        for piece, written in self._pieces(text, messages):
-            ids = [piece] if isinstance(piece, int) else self._tokenizer.encode(piece)
+            if message.get("role") not in ROLES or not (
+                isinstance(message.get("content"), str) or message.get("tool_calls")
+            ):
+                raise UserError(f"message {number} needs a role ({', '.join(ROLES)}) and a content that is text.")
+        text, spans = self._render(messages, tools, reply=reply)
+        openings = self._openings(messages, tools, text)
+        tagged = self._renderer.marks_generation
+        if not tagged:
+            spans = self._written(messages, tools, text, openings, reply)
+        tokens, supervised = list[int](), list[bool]()
+        borders = {0, len(text), *openings.values(), *itertools.chain.from_iterable(spans)}
+        for start, stop in itertools.pairwise(sorted(borders)):
+            ids = list(self._encode(text[start:stop]))
             tokens += ids
-            supervised += [written] * len(ids)
-        if tokens[:1] == [self._tokenizer.bos_id] and self._tokenizer.bos_id != self._tokenizer.eos_id:
-            tokens, supervised = tokens[1:], supervised[1:]
-        if tokens[-1:] == [self._tokenizer.eos_id]:
-            tokens, supervised = tokens[:-1], supervised[:-1]
-        return EncodedChat(tokens, supervised)
+            supervised += [any(span.start <= start < span.stop for span in spans)] * len(ids)
+        unended = not (tagged or reply) and spans[-1:] and spans[-1].stop == len(text)
+        if unended and not set(tokens[-1:]) & set(self._special.values()):
+            tokens, supervised = [*tokens, self._tokenizer.eos_id], [*supervised, True]
+        begin = tokens[:1] == [self._tokenizer.bos_id]
+        return EncodedChat(tokens[begin:], supervised[begin:])
 
-    def _pieces(self, text: str, messages: Sequence[Mapping[str, str]]) -> Iterator[tuple[str | int, bool]]:
-        """Special tokens, and texts to be tokenised as one, each with whether the assistant writes it."""
-        run, written = "", False
-        # re.split gives template, number, template, number, ..., template.
-        for i, part in enumerate(_PLACE.split(text)):
-            if i % 2:
-                message = messages[int(part)]
-                mine = message["role"] == "assistant"
-                if mine or written:  # a template may put nothing between two turns
-                    yield run, written
-                    run, written = "", mine
-                run += message["content"]
-                continue
-            if written and part:
-                yield run, True
-                run, written = "", False
-                # The end of a turn that the assistant wrote is his too; whatever else follows is not.
-                if end := self._special_names.match(part):
-                    yield self._special[end[0]], True
-                    part = part[end.end() :]
-            position = 0
-            for match in self._special_names.finditer(part):
-                yield run + part[position : match.start()], False
-                yield self._special[match[0]], False
-                run, position = "", match.end()
-            run += part[position:]
-        yield run, written
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, *, reply: bool
+    ) -> tuple[str, list[_Span]]:
+        """The text, and what is in `{% generation %}` in it."""
+        text, spans = "", list[_Span]()
+        for piece in re.split(
+            f"([{GENERATION_BEGINS}{GENERATION_ENDS}])", self._renderer.render(messages, tools, reply=reply)
+        ):
+            if piece == GENERATION_BEGINS:
+                spans.append(_Span(len(text), len(text)))
+            elif piece == GENERATION_ENDS and spans:
+                spans[-1] = _Span(spans[-1].start, len(text))
+            else:
+                text += piece
+        return text, spans
+
+    def _openings(self, messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> dict[int, int]:
+        """Where the messages of the assistant begin in the text: after the prompt for each, if the text has that."""
+        found = {}
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                with contextlib.suppress(UserError):  # Many templates refuse a conversation that begins with it.
+                    prompt, _ = self._render(messages[:i], tools, reply=True)
+                    if text.startswith(prompt):
+                        found[i] = len(prompt)
+                    elif i == len(messages) - 1 and i:
+                        # Some templates have the system message in another place once there is an answer.
+                        asked = prompt.rfind((messages[i - 1].get("content") or "").strip() or "\0")
+                        if asked >= 0 and (place := text.rfind(prompt[asked:])) >= 0:
+                            found[i] = place + len(prompt) - asked
+        return found
+
+    def _written(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Any] | None,
+        text: str,
+        openings: Mapping[int, int],
+        reply: bool,
+    ) -> list[_Span]:
+        """What the assistant writes, of the turns that stand in the text as they were when they were the last."""
+        spans = []
+        for i, start in openings.items():
+            whole, _ = self._render(messages[: i + 1], tools, reply=False)
+            written = whole[start:]
+            ends = [end.end() for end in self._special_names.finditer(written) if not written[end.end() :].strip()]
+            written = written[: ends[-1]] if ends else written
+            if whole.startswith(text[:start]) and text.startswith(written, start):
+                spans.append(_Span(start, start + len(written)))
+        last = len(messages) - 1
+        if messages and messages[-1]["role"] == "assistant" and not reply and last not in openings:
+            raise UserError(
+                "the chat template opens the assistant's turn with a prompt that the last answer does not begin with: "
+                "give the answer what the prompt announces, such as reasoning, or change the template."
+            )
+        return spans
+
+    def _encode(self, text: str) -> Iterator[int]:
+        """The ids of a piece of text, which the template's special tokens divide."""
+        position = 0
+        for match in self._special_names.finditer(text):
+            yield from self._tokenizer.encode(self._renderer.reveal(text[position : match.start()]))
+            yield self._special[match[0]]
+            position = match.end()
+        yield from self._tokenizer.encode(self._renderer.reveal(text[position:]))
 
 
 def find_chat_template(tokenizer_directory: Path) -> str | None:
-    """The chat template beside a tokenizer of Hugging Face, or None."""
+    """The chat template beside a tokenizer of Hugging Face, or None.
+
+    Raises:
+      UserError: a file there cannot be read.
+    """
     alone = tokenizer_directory / "chat_template.jinja"
     if alone.is_file():
-        return alone.read_text(encoding="utf-8")
+        return alone.read_text(encoding="utf-8-sig")
     path = tokenizer_directory / "tokenizer_config.json"
-    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
-    if isinstance(template, list):  # Several, by name.
-        template = {each["name"]: each["template"] for each in template}.get("default")
+    if not path.is_file():
+        return None
+    try:
+        template = json.loads(path.read_text(encoding="utf-8-sig")).get("chat_template")
+        if isinstance(template, list):  # Several, by name.
+            template = {each["name"]: each["template"] for each in template}.get("default")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read the chat template in {str(path)!r} ({error}): give an intact file.") from error
     return template
-
-
-def _refuse(message: str) -> Any:
-    raise jinja2.TemplateError(message)

@@ -1,122 +1,171 @@
-"""Conversations for supervised fine-tuning: records of several customs, and rows of which answers are predicted."""
+"""Conversations for supervised fine-tuning: records of several customs, and their tokens with those to be learnt."""
 
+import bisect
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from transnormer_jax.data.chat import ChatTemplate, EncodedChat
-from transnormer_jax.data.concatenation import Documents, Int32s
-from transnormer_jax.data.packing import PackedRows
+from transnormer_jax.data.chat import ROLES, ChatTemplate, EncodedChat
 from transnormer_jax.data.tokenizers import Tokenizer
+from transnormer_jax.errors import UserError
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
-# ShareGPT's names of roles.
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+# Names of roles in ShareGPT's records and the like.
+_ROLES = {role: role for role in ROLES} | {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+# What else of a message templates read.
+_KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning", "thinking")
+
+RECORD_FIELDS = (
+    *("messages", "conversations", "conversation", "system", "tools"),
+    *("instruction", "input", "output", "prompt", "response", "completion"),
+)
+"""What `read_conversation` reads of a record."""
 
 
-def read_messages(record: Mapping[str, Any]) -> Messages:
-    """The messages of a record, up to the last of the assistant.
+def read_conversation(record: Any) -> dict[str, Any]:
+    """The `messages` of a record, up to the last of the assistant, and the `tools` that it may call, or None.
 
     Args:
-      record: `messages` (role, content), `conversations` (from, value; ShareGPT), `instruction`, `input` and `output`
-        (Alpaca), or `prompt` with `response` or `completion`.
+      record: `messages` or `conversations`, a list of `role` and `content`, or of `from` and `value` (ShareGPT);
+        `instruction`, `input` and `output` (Alpaca); or `prompt` with `response` or `completion`, texts or lists of
+        messages. Fields that are null count as missing. `system` is the first message, unless there is one. Roles are
+        those of `chat.ROLES`, or human, gpt, chatgpt, bot and model. Content is text, or a list of parts of text.
 
     Raises:
       ValueError: it is none of these, or the assistant says nothing.
     """
-    if "messages" in record:
-        messages = [{"role": each["role"], "content": each["content"]} for each in record["messages"]]
-    elif "conversations" in record:
-        messages = [{"role": _ROLES[each["from"]], "content": each["value"]} for each in record["conversations"]]
-    elif "instruction" in record and "output" in record:
-        question = "\n".join(filter(None, (record["instruction"], record.get("input"))))
-        messages = _turn(question, record["output"])
-    elif "prompt" in record and ("response" in record or "completion" in record):
-        messages = _turn(record["prompt"], record.get("response", record.get("completion")))
+    if not isinstance(record, Mapping):
+        raise ValueError("it is no object with fields")
+    given = {name: record[name] for name in RECORD_FIELDS if record.get(name) is not None}
+    answer = given.get("response", given.get("completion"))
+    listed = next((given[name] for name in ("messages", "conversations", "conversation") if name in given), None)
+    if listed is not None:
+        messages = _messages(listed, "user")
+    elif "instruction" in given and "output" in given:
+        question = [_text(given[name]) for name in ("instruction", "input") if given.get(name)]
+        messages = _messages("\n".join(question), "user") + _messages(given["output"], "assistant")
+    elif "prompt" in given and answer is not None:
+        messages = _messages(given["prompt"], "user") + _messages(answer, "assistant")
     else:
         raise ValueError("it has no messages, conversations, instruction and output, or prompt and response")
+    if given.get("system") and messages[:1] and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": _text(given["system"])}, *messages]
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers or not all(isinstance(message["content"], str) for message in messages):
-        raise ValueError("its messages are not texts with an answer of the assistant among them")
-    return messages[: answers[-1] + 1]
+    if not answers:
+        raise ValueError("no message is the assistant's")
+    tools = given.get("tools") or None
+    return {
+        "messages": messages[: answers[-1] + 1],
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+    }
 
 
 class ConversationTokens:
-    """A `Coder` of conversations, messages as JSON, into the tokens of a chat template."""
+    """A `Coder` of conversations, the JSON of `read_conversation`: each token with what `split_numbers` says of it.
 
-    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer):
-        """Encodes by `template`."""
-        self._template = template
-        self.vocab_size = tokenizer.vocab_size
-        self.fingerprint = _fingerprint("tokens", template)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
-        """See `Coder`."""
-        return [np.array(_encode(self._template, text).tokens, np.uint32) for text in texts]
-
-
-class ConversationMask:
-    """A `Coder` of conversations into 1 for every token that the assistant writes, and 0 for the others."""
-
-    vocab_size = 2
-
-    def __init__(self, template: ChatTemplate):
-        """Encodes by `template`."""
-        self._template = template
-        self.fingerprint = _fingerprint("mask", template)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
-        """See `Coder`."""
-        return [np.array(_encode(self._template, text).supervised, np.uint32) for text in texts]
-
-
-class ConversationRows:
-    """Packed conversations with the mask of what is predicted: the assistant's tokens, and the end after the last.
-
-    Attributes:
-      rows_per_epoch: rows that hold all conversations once.
+    A conversation that is longer than a row loses its first turns, but no system message. If the last turn alone is
+    longer, its end is cut off. Where no token would be learnt then, nothing is left, an empty array.
     """
 
-    def __init__(
-        self, tokens: Documents, mask: Documents, length: int, *, bos_id: int, eos_id: int, pad_id: int, seed: int
-    ):
-        """Packs conversations as `PackedRows` does, and their mask beside them.
+    def __init__(self, template: ChatTemplate, tokenizer: Tokenizer, max_tokens: int, *, skip: bool = False):
+        """Encodes by `template`.
 
         Args:
-          tokens: of the conversations, from `load_conversations`.
-          mask: of each token, 1 if the assistant wrote it, else 0; from there too.
-          length: tokens per row.
-          bos_id: the begin token, before each conversation.
-          eos_id: the end token, predicted after each.
-          pad_id: the token of padding.
-          seed: of the order, from 0 on.
+          template: of the conversations.
+          tokenizer: the template's.
+          max_tokens: of a row.
+          skip: whether a conversation that the template refuses is left empty, and no error.
         """
-        self._tokens = PackedRows(tokens, length, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, seed=seed)
-        # The same line of the same order: a conversation ends with the assistant, so its end is his.
-        self._mask = PackedRows(mask, length, bos_id=0, eos_id=1, pad_id=0, seed=seed)
-        self.rows_per_epoch = self._tokens.rows_per_epoch
+        self._template, self._max_tokens, self._skip = template, max_tokens, skip
+        self.vocab_size = 4 * tokenizer.vocab_size
+        identity = f"conversations 2 {template.fingerprint} {max_tokens} {skip}"
+        self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
 
-    def __len__(self) -> int:
-        return sys.maxsize
+    def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
+        """See `Coder`.
 
-    def __getitem__(self, row: int) -> dict[str, Int32s]:
-        """Returns `inputs`, `targets`, `segment_ids` and `mask`, int32 [length]."""
-        return self._tokens[row] | {"mask": self._mask[row]["targets"]}
+        Raises:
+          UserError: the template refuses a conversation.
+        """
+        return [self._encode(**json.loads(text)) for text in texts]
+
+    def _encode(self, messages: Messages, tools: Any) -> npt.NDArray[np.integer]:
+        try:
+            encoded, shortened = self._fitting(messages, tools)
+        except UserError as error:
+            if self._skip:
+                return np.empty(0, np.uint32)
+            raise UserError(f"{error} The messages are {json.dumps(messages, ensure_ascii=False)[:200]} ...") from error
+        tokens, supervised = (np.array(values, np.uint32) for values in encoded)
+        return (tokens << 2 | shortened << 1 | supervised) if supervised.any() else tokens[:0]
+
+    def _fitting(self, messages: Messages, tools: Any) -> tuple[EncodedChat, int]:
+        whole = self._template.encode(messages, tools=tools)
+        if len(whole.tokens) <= self._max_tokens:
+            return whole, 0
+        lead = next((i for i, message in enumerate(messages) if message["role"] not in ("system", "developer")), 0)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "user" and i > lead]
+
+        def without(start: int) -> EncodedChat:
+            return self._template.encode([*messages[:lead], *messages[start:]], tools=tools)
+
+        first = bisect.bisect_left(turns, True, key=lambda start: len(without(start).tokens) <= self._max_tokens)
+        if first < len(turns):
+            return without(turns[first]), 1
+        last = without(turns[-1]) if turns else whole
+        return EncodedChat(last.tokens[: self._max_tokens], last.supervised[: self._max_tokens]), 1
 
 
-def _turn(question: str, answer: str) -> Messages:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def split_numbers(
+    numbers: npt.NDArray[np.integer],
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Of what `ConversationTokens` makes: the tokens, 1 where one is learnt, 1 where its conversation was shortened."""
+    numbers = numbers.astype(np.int64)
+    return (numbers >> 2).astype(np.int32), (numbers & 1).astype(np.int32), (numbers >> 1 & 1).astype(np.int32)
 
 
-def _encode(template: ChatTemplate, text: str) -> EncodedChat:
-    return template.encode(json.loads(text))
+def _messages(value: Any, role: str) -> Messages:
+    """A list of messages, or a text that `role` says."""
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, Sequence) or not all(isinstance(each, Mapping) for each in value):
+        raise ValueError("its messages are no list of objects")
+    return [_message(number, each) for number, each in enumerate(value, start=1)]
 
 
-def _fingerprint(kind: str, template: ChatTemplate) -> str:
-    return hashlib.sha256(f"{kind} {template.fingerprint}".encode()).hexdigest()
+def _message(number: int, each: Mapping[str, Any]) -> dict[str, Any]:
+    role = each.get("role", each.get("from"))
+    known = _ROLES.get(role.lower()) if isinstance(role, str) else None
+    if known is None:
+        raise ValueError(f"message {number} has the role {role!r}: use {', '.join(ROLES)}")
+    kept = {name: each[name] for name in _KEPT if each.get(name) is not None}
+    content = each.get("content", each.get("value"))
+    if content is None and "tool_calls" in kept:
+        return {"role": known, **kept}
+    try:
+        return {"role": known, "content": _text(content), **kept}
+    except ValueError as error:
+        raise ValueError(f"message {number} has {error}") from error
+
+
+def _text(content: Any) -> str:
+    """A text, or parts of text joined."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, Sequence) else [None]
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        raise ValueError("a content that is no text")
+    return "".join(texts)

@@ -13,7 +13,7 @@ import numpy as np
 from transnormer_jax import storage
 from transnormer_jax.data.chat import ChatTemplate
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.conversations import ConversationMask, ConversationTokens
+from transnormer_jax.data.conversations import ConversationTokens
 from transnormer_jax.data.corpus import Corpus
 from transnormer_jax.data.datasets import find_dataset
 from transnormer_jax.data.records import as_text, fingerprint, local_data_dir, open_source, prepared, read_records
@@ -44,25 +44,23 @@ def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> Tokenize
 
 
 def load_conversations(
-    config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, split: str
-) -> tuple[TokenizedDocuments, TokenizedDocuments]:
-    """Returns a split's conversations as tokens, and as many numbers that are 1 where the assistant writes.
+    config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, split: str, max_tokens: int
+) -> TokenizedDocuments:
+    """Returns a split's conversations as the numbers that `split_numbers` divides.
 
     The dataset is `"plain_text"` with `documents="conversation"`.
 
     Args:
       config: the dataset, without a mixture.
       tokenizer: of the conversations.
-      template: what stands around the messages.
+      template: makes text of messages.
       split: as TFDS writes it.
+      max_tokens: of a row; longer conversations are shortened.
 
     Raises:
       UserError: as `load_split`, or the template refuses a conversation.
     """
-    tokens, mask = (
-        _load(config, split, coder) for coder in (ConversationTokens(template, tokenizer), ConversationMask(template))
-    )
-    return tokens, mask
+    return _load(config, split, ConversationTokens(template, tokenizer, max_tokens))
 
 
 def _load(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:

@@ -48,6 +48,12 @@ class HuggingFaceTokenizer:
         self.special_tokens: Mapping[str, int] = ends | {
             token.content: index for index, token in added if token.special
         }
+        names = {index: name for name, index in self.special_tokens.items()}
+        self.token_names: Mapping[str, str] = {
+            kind: names[index]
+            for kind, index in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id))
+            if index != self.eos_id or kind == "eos_token"
+        }
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""
@@ -85,6 +91,12 @@ class SentencePieceTokenizer:
         self.pad_id = self._id_or_eos(self._processor.pad_id())
         control = filter(self._processor.is_control, range(self.vocab_size))
         self.special_tokens: Mapping[str, int] = {self._processor.id_to_piece(index): index for index in control}
+        names = {index: name for name, index in self.special_tokens.items()}
+        self.token_names: Mapping[str, str] = {
+            kind: names[index]
+            for kind, index in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id))
+            if index != self.eos_id or kind == "eos_token"
+        }
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""

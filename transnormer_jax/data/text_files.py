@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import fsspec
 
-from transnormer_jax.data.conversations import read_messages
+from transnormer_jax.data.conversations import read_conversation
 from transnormer_jax.errors import UserError, did_you_mean
 
 # A directory holds documents under these names; any other name is reached by a pattern.
@@ -75,7 +75,7 @@ def read_documents(
       documents: of text. `"file"`: the whole file, unchanged; `"line"`: each line, without its line break;
         `"delimited"`: the text between marker lines (`<doc ...>`, `</doc>`, `<|endoftext|>`), which are dropped. A line
         of JSON and a row of Parquet are a document each; with `"conversation"`, its messages
-        (`conversations.read_messages`) as JSON.
+        (`conversations.read_conversation`) as JSON.
       field: of JSON and Parquet, the one that holds the text.
       start: only documents that begin at this byte or later; see `can_begin_anywhere`.
       stop: only documents that begin before this byte; None is the end.
@@ -232,6 +232,6 @@ def _fields(records: Iterator[Any], field: str) -> Iterator[str]:
 def _conversations(records: Iterator[Any]) -> Iterator[str]:
     for number, record in enumerate(records, start=1):
         try:
-            yield json.dumps(read_messages(record), ensure_ascii=False)
+            yield json.dumps(read_conversation(record), ensure_ascii=False)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"record {number} is no conversation: {_one_line(error)}") from error

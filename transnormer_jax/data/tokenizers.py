@@ -31,6 +31,7 @@ class Tokenizer(Protocol):
       bos_id: stands before a document.
       eos_id: is predicted after a document.
       special_tokens: name -> id of the tokens that are no text.
+      token_names: "bos_token", "eos_token" and "pad_token" -> name, of those that there are.
       fingerprint: differs between tokenizers that encode differently.
     """
 
@@ -39,6 +40,7 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
     special_tokens: Mapping[str, int]
+    token_names: Mapping[str, str]
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
@@ -130,6 +132,9 @@ class ByteTokenizer:
     vocab_size = 259
     pad_id, bos_id, eos_id = 0, 1, 2
     special_tokens: Mapping[str, int] = types.MappingProxyType({"<pad>": 0, "<s>": 1, "</s>": 2})
+    token_names: Mapping[str, str] = types.MappingProxyType(
+        {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    )
     fingerprint = "bytes-1"
 
     def encode(self, text: str) -> list[int]:

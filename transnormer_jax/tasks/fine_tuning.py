@@ -3,17 +3,21 @@
 import dataclasses
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from transnormer_jax.data import (
     RELEASED_TEMPLATE,
     ChatTemplate,
     ConversationRows,
+    TokenizedDocuments,
     Tokenizer,
     find_chat_template,
     load_conversations,
+    split_numbers,
     tokenizer_directory,
 )
 from transnormer_jax.errors import UserError
-from transnormer_jax.tasks.language_modelling import EVALUATION_SEED, CausalLM, special_ids
+from transnormer_jax.tasks.language_modelling import EVALUATION_SEED, CausalLM
 from transnormer_jax.tasks.task import TASKS, HeldOutRows, TrainingRows, check_vocabulary
 
 if TYPE_CHECKING:
@@ -53,9 +57,22 @@ def _conversation_rows(
     directory = tokenizer_directory(config.data.tokenizer)
     own = None if directory is None else find_chat_template(directory)
     template = ChatTemplate(own or RELEASED_TEMPLATE, tokenizer)
-    tokens, mask = load_conversations(config.data, tokenizer, template, split)
-    if max_tokens:  # the mask has the lengths of the tokens, so these are the same conversations
-        tokens, mask = tokens.sample(max_tokens), mask.sample(max_tokens)
-    rows = ConversationRows(tokens, mask, config.sequence_length, **special_ids(tokenizer), seed=seed)
-    answered = sum(int(mask[i].sum()) for i in range(len(mask)))
-    return rows, f"{len(tokens):,} conversations of {tokens.num_tokens:,} tokens, {answered:,} of them answers"
+    conversations = load_conversations(config.data, tokenizer, template, split, config.sequence_length)
+    if max_tokens:
+        conversations = conversations.sample(max_tokens)
+    length, begin, padding = config.sequence_length, tokenizer.bos_id, tokenizer.pad_id
+    rows = ConversationRows(conversations, length, bos_id=begin, pad_id=padding, seed=seed)
+    return rows, _description(conversations, length)
+
+
+def _description(conversations: TokenizedDocuments, length: int) -> str:
+    left_out = int(np.sum(conversations.lengths == 0))
+    answers = shortened = 0
+    for i in np.flatnonzero(conversations.lengths).tolist():
+        _, learnt, short = split_numbers(conversations[i])
+        answers += int(learnt.sum())
+        shortened += int(short[0])
+    counts = f"{len(conversations) - left_out:,} conversations of {conversations.num_tokens:,} tokens, {answers:,} of "
+    more = f"{shortened:,} were shortened to {length:,} tokens" * (shortened > 0)
+    none = f"{left_out:,} without an answer that fits were left out" * (left_out > 0)
+    return f"{counts}them answers" + "".join(f"; {said}" for said in (more, none) if said)
