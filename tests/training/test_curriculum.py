@@ -70,3 +70,9 @@ def test_what_cannot_be_is_said(config, stages, words):
     config.curriculum = stages
     with pytest.raises(UserError, match=words):
         Config.from_dict(config.to_dict())
+
+
+def test_conversations_are_not_cut(config):
+    config.task.name = "supervised_lm"
+    with pytest.raises(UserError, match="cannot cut the rows of task 'supervised_lm'"):
+        Config.from_dict(config.to_dict())

@@ -33,6 +33,7 @@ class SupervisedLM(CausalLM):
     """
 
     mixes_sources: ClassVar[bool] = False
+    cuts_rows: ClassVar[bool] = False  # conversations are whole
 
     def training_rows(self, config: "Config", tokenizer: Tokenizer) -> TrainingRows:
         """See `Task`."""

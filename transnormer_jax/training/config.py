@@ -226,8 +226,8 @@ class Config:
         stages = self.curriculum
         if not all(isinstance(stage, tuple) and len(stage) == 2 for stage in stages):
             raise UserError(f"config.curriculum={stages} must be pairs (last step, tokens per row).")
-        if stages and (self.architecture != "transnormer_llm" or not TASKS[self.task.name].cuts_rows):
-            raise UserError("config.curriculum is for a TransNormerLLM that learns from text: leave it empty.")
+        if stages and not TASKS[self.task.name].cuts_rows:
+            raise UserError(f"config.curriculum cannot cut the rows of task {self.task.name!r}: leave it empty.")
         last_steps = [last_step for last_step, _ in stages]
         if last_steps != sorted(set(last_steps)):
             raise UserError(f"config.curriculum={stages}: the last steps must increase from pair to pair.")
