@@ -65,7 +65,7 @@ def main() -> None:
 
 def _read_prompt(path: Path) -> str:
     try:
-        prompt = path.read_text(encoding="utf-8").removesuffix("\n")
+        prompt = path.read_text(encoding="utf-8-sig").removesuffix("\n")
     except OSError as error:
         raise UserError(f"cannot read the prompt file {str(path)!r}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -14,15 +14,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from transformers import AutoTokenizer
 
 from tests.commands import assert_fails, run
 from tests.compiled import apply_of, random_params
 from tests.shared import shared_file
+from tests.tiny_run import write_run
 from transnormer_jax.convert import load_hugging_face, save_hugging_face, tensors
-from transnormer_jax.convert.hugging_face import copy_tokenizer
 from transnormer_jax.convert.torch_file import open_torch_file
+from transnormer_jax.data import ByteTokenizer, copy_tokenizer
 from transnormer_jax.errors import UserError
+from transnormer_jax.inference import Generator
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
+from transnormer_jax.training import load_workdir
 
 DATA = Path(__file__).with_name("data")
 SIZES = {"vocab_size": 61, "num_layers": 3, "model_dim": 32, "num_heads": 4, "glu_dim": 48, "dtype": "float32"}
@@ -131,13 +135,33 @@ def test_the_command_converts_verifies_generates_and_converts_back(released, tmp
     assert_fails(run(*convert, f"--from_hugging_face={released}"), "holds a run already", "new --workdir")
 
 
+@pytest.mark.slow
+def test_a_run_by_bytes_comes_back_as_one(tmp_path):
+    config = TransNormerLLMConfig(**SIZES | {"vocab_size": 259})
+    source = write_run(tmp_path / "run", config, random_params(TransNormerLLM(config)))
+    convert = ("-m", "transnormer_jax.convert")
+    for command in (
+        (f"--workdir={source}", f"--to_hugging_face={tmp_path / 'hf'}"),
+        (f"--workdir={tmp_path / 'back'}", f"--from_hugging_face={tmp_path / 'hf'}"),
+    ):
+        status, _, err = run(*convert, *command)
+        assert status == 0, err
+    before, after = load_workdir(source), load_workdir(tmp_path / "back")
+    assert isinstance(after.tokenizer, ByteTokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf")("h\u00e9!", add_special_tokens=False).input_ids == (
+        before.tokenizer.encode("h\u00e9!")
+    )
+    texts = [Generator(one.model_config, one.params, one.tokenizer).generate(["h\u00e9"], 8) for one in (before, after)]
+    assert texts[0] == texts[1]
+
+
 def test_a_tokenizer_goes_with_the_weights(tmp_path):
     config, params = write(tmp_path / "hf")
     file = tmp_path / "own" / "tokenizer.json"
     file.parent.mkdir()
     tokenizer = Tokenizer(WordLevel({"a": 0, "</s>": 1, "b": 2, "<s>": 3}, unk_token="a"))
     tokenizer.save(str(file))
-    for name, given in {"of_a_file": file, "of_a_directory": file.parent}.items():
+    for name, given in {"of_a_file": str(file), "of_a_directory": str(file.parent)}.items():
         save_hugging_face(tmp_path / name, config, params, given)
         assert (tmp_path / name / "tokenizer.json").read_bytes() == file.read_bytes()
         fields = json.loads((tmp_path / name / "config.json").read_text())
@@ -146,7 +170,7 @@ def test_a_tokenizer_goes_with_the_weights(tmp_path):
     assert (fields["bos_token_id"], fields["eos_token_id"]) == (1, 2)
     file.write_text("pieces")
     with pytest.raises(UserError, match="cannot read the tokenizer"):
-        save_hugging_face(tmp_path / "broken", config, params, file)
+        save_hugging_face(tmp_path / "broken", config, params, str(file))
     assert not (tmp_path / "broken").exists()
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from transnormer_jax.data import ByteTokenizer, load_tokenizer
-from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
+from transnormer_jax.data import ByteTokenizer, find_chat_template, load_tokenizer
+from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.errors import UserError
 
 BYTES = ByteTokenizer()
@@ -95,10 +95,10 @@ def test_templates_are_found_beside_a_tokenizer(tmp_path):
     assert find_chat_template(tmp_path) == "three"
 
 
-@pytest.mark.parametrize("content", ["[", "[]", '{"chat_template": [{}]}', "\xff"])
+@pytest.mark.parametrize("content", ["[", "[]", '{"chat_template": [{}]}', '{"chat_template": 1}', "\xff"])
 def test_a_broken_configuration_is_the_users_error(tmp_path, content):
     (tmp_path / "tokenizer_config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=r"cannot read the chat template in .*tokenizer_config\.json"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json"):
         find_chat_template(tmp_path)
 
 

@@ -1,12 +1,15 @@
+import json
 import tarfile
 
 import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.shared import shared_file
 from transnormer_jax.data import load_tokenizer
+from transnormer_jax.data.tokenizer_export import write_tokenizer
 from transnormer_jax.errors import UserError
 
 TEXTS = [
@@ -158,3 +161,86 @@ def test_a_vocabulary_without_an_end_token_is_the_users_error(tmp_path):
         load_tokenizer(str(tmp_path))
     with pytest.raises(UserError, match="has no end token: train it"):
         load_tokenizer(str(sentencepiece_file(tmp_path, eos_id=-1)))
+
+
+def with_names(directory, names):
+    """A vocabulary of bytes with these special tokens."""
+    tokenizer = byte_level_bpe()
+    tokenizer.add_special_tokens([*names])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return {name: tokenizer.token_to_id(name) for name in names}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("form", [str, lambda name: {"content": name, "lstrip": False}])
+def test_declared_ends_win_over_guessed_names(tmp_path, file, form, encoding):
+    ids = with_names(tmp_path, ["<s>", "</s>", "<|begin|>", "<|endofturn|>", "<fill>"])
+    guessed = load_tokenizer(str(tmp_path))
+    assert (guessed.bos_id, guessed.eos_id) == (ids["<s>"], ids["</s>"])
+    declared = {"bos_token": "<|begin|>", "eos_token": "<|endofturn|>", "pad_token": "<fill>"}
+    content = {kind: form(name) for kind, name in declared.items()}
+    (tmp_path / file).write_text(json.dumps(content), encoding=encoding)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.token_names == declared
+    assert [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id] == [ids[name] for name in declared.values()]
+    assert tokenizer.fingerprint != guessed.fingerprint
+    if encoding == "utf-8" and form is str:  # `transformers` reads no byte order mark, and another form of objects
+        assert PreTrainedTokenizerFast.from_pretrained(tmp_path).eos_token_id == tokenizer.eos_id
+
+
+def test_the_configuration_wins_over_the_map_and_null_is_no_begin(tmp_path):
+    ids = with_names(tmp_path, ["<s>", "</s>", "<|im_end|>"])
+    before = load_tokenizer(str(tmp_path))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "</s>", "unk_token": "?"}')
+    assert load_tokenizer(str(tmp_path)).fingerprint == before.fingerprint
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"eos_token": "<|im_end|>", "bos_token": null, "pad_token": "[PAD]"}'
+    )
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.bos_id == tokenizer.eos_id == tokenizer.pad_id == ids["<|im_end|>"]
+    assert tokenizer.token_names == {"eos_token": "<|im_end|>"}
+
+
+def test_tokens_that_only_the_configuration_adds(tmp_path):
+    path = sentencepiece_file(tmp_path)
+    added = {"320": {"content": "<|im_end|>", "special": True}, "321": {"content": "word", "special": False}}
+    content = {"eos_token": "<|im_end|>", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(str(path))
+    assert (tokenizer.eos_id, tokenizer.vocab_size) == (320, 321)
+    assert 320 not in tokenizer.encode("more <|im_end|>")
+    assert tokenizer.decode([*tokenizer.encode("more words"), 320]) == "more words"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", r"cannot read '.*tokenizer_config\.json'"),
+        ("[]", r"tokenizer_config\.json' holds no JSON object"),
+        ('{"eos_token": 3}', "declare the special token 3"),
+        ('{"eos_token": "<|x|>"}', "declare '<|x|>' as its eos_token, which is not in the vocabulary"),
+        ('{"added_tokens_decoder": {"x": 3}}', "added_tokens_decoder"),
+    ],
+)
+def test_broken_declarations_are_the_users_error(tmp_path, content, message):
+    with_names(tmp_path, ["</s>"])
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(UserError, match=message.replace("|", r"\|")):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["bytes", hugging_face_file, gpt2_directory, sentencepiece_file])
+def test_what_is_exported_is_read_by_transformers(tmp_path, source):
+    own, target = tmp_path / "own", tmp_path / "exported"
+    own.mkdir()
+    name = "bytes" if source == "bytes" else str(source(own))
+    write_tokenizer(target, name)
+    ours, exported = load_tokenizer(name), load_tokenizer(str(target))
+    assert exported.fingerprint == ours.fingerprint
+    theirs = AutoTokenizer.from_pretrained(target)
+    assert theirs.eos_token_id == ours.eos_id
+    for text in ["", "plain words\n", "def f(x):\n    return  x\n", "été 数学 ﷽ 🤖"]:
+        ids = theirs(text, add_special_tokens=False).input_ids
+        assert ids == ours.encode(text)
+        assert theirs.decode(ids) == text

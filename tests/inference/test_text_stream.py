@@ -1,8 +1,9 @@
 import random
 
 import pytest
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from transnormer_jax.data import ByteTokenizer
+from transnormer_jax.data import ByteTokenizer, load_tokenizer
 from transnormer_jax.inference.text_stream import TextStream
 
 BYTES = ByteTokenizer()
@@ -42,6 +43,30 @@ def test_bytes_that_are_no_text_pass_through(size):
 def test_the_space_before_a_word_is_kept(size):
     assert "".join(pieces([2, 3, 4, 5, 6], size, prompt=[1], tokenizer=Words())) == " b c d e f"
     assert "".join(pieces([2, 3, 4, 5, 6], size, tokenizer=Words())) == "b c d e f"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"model_type": "bpe", "byte_fallback": True}, {"treat_whitespace_as_suffix": True}],
+    ids=["default", "bpe", "suffix"],
+)
+def test_no_space_of_sentencepiece_is_lost(tmp_path, options):
+    """With the normalisation that SentencePiece has by default, which drops the spaces before a text."""
+    (tmp_path / "t.txt").write_text("some plain words to train on, and def f(x): return x\n" * 9)
+    prefix = str(tmp_path / "t")
+    size = 310 if "byte_fallback" in options else 50
+    SentencePieceTrainer.train(
+        input=f"{prefix}.txt", model_prefix=prefix, vocab_size=size, hard_vocab_limit=False, minloglevel=2, **options
+    )
+    tokenizer = load_tokenizer(f"{prefix}.model")
+    space = SentencePieceProcessor(model_file=f"{prefix}.model").piece_to_id("\u2581")
+    draw = random.Random(0)
+    for _ in range(500):
+        ids = [draw.choice([space, draw.randrange(tokenizer.vocab_size)]) for _ in range(draw.randint(1, 12))]
+        ids = [index for index in ids if index != tokenizer.eos_id]
+        prompt = [tokenizer.bos_id, *draw.choices(range(3, tokenizer.vocab_size), k=draw.randint(0, 3))]
+        expected = tokenizer.decode(prompt + ids)[len(tokenizer.decode(prompt)) :]
+        assert "".join(pieces(ids, draw.choice([1, 2, 3, 20]), prompt=prompt, tokenizer=tokenizer)) == expected
 
 
 def test_an_end_token_ends_the_text():

@@ -22,12 +22,12 @@ from absl import flags
 from transnormer_jax import command, storage
 from transnormer_jax.convert.hugging_face import empty_params, load_hugging_face, save_hugging_face
 from transnormer_jax.convert.model_card import model_card
-from transnormer_jax.data import copy_tokenizer, tokenizer_directory
+from transnormer_jax.data import copy_tokenizer, find_chat_template, tokenizer_exists
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 from transnormer_jax.run_flags import RunFlags, define_run_flags
 from transnormer_jax.training.parameters import restore_params
-from transnormer_jax.training.workdir import load_params, write_model
+from transnormer_jax.training.workdir import chat_template, load_params, write_model
 
 _FROM = flags.DEFINE_string("from_hugging_face", "", "Directory to import: config.json, weights, tokenizer.")
 _TO = flags.DEFINE_string("to_hugging_face", "", "Directory to create.")
@@ -69,9 +69,16 @@ def _write(run: RunFlags, target: storage.AnyPath) -> dict[str, Any]:
     name = run.config.data.tokenizer
     card = model_card(run.workdir, step, sum(x.size for x in jax.tree.leaves(params)))
     with storage.written_locally(target) as directory:
-        save_hugging_face(directory, config, params, storage.local_copy(name) if tokenizer_directory(name) else None)
+        save_hugging_face(directory, config, params, _local(name) if tokenizer_exists(name) else None)
+        template = chat_template(run.config)
+        if template and find_chat_template(directory) is None:
+            (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
         (directory / "README.md").write_text(card, encoding="utf-8")
     return {"to_hugging_face": str(target), "step": step}
+
+
+def _local(tokenizer: str) -> str:
+    return tokenizer if tokenizer == "bytes" else str(storage.local_copy(tokenizer))
 
 
 def _verify(run: RunFlags, file: Path) -> dict[str, Any]:

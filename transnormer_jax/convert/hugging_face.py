@@ -14,7 +14,8 @@ import numpy as np
 from transnormer_jax.convert.configuration import read_configuration, write_configuration
 from transnormer_jax.convert.names import HEAD, Part, tensor_parts
 from transnormer_jax.convert.tensors import open_tensors, read_json, write_tensors
-from transnormer_jax.data import copy_tokenizer, load_tokenizer
+from transnormer_jax.data import load_tokenizer
+from transnormer_jax.data.tokenizer_export import write_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import TransNormerLLM, TransNormerLLMConfig
 
@@ -63,20 +64,21 @@ def load_hugging_face(directory: Path | str) -> tuple[TransNormerLLMConfig, Any]
 
 
 def save_hugging_face(
-    directory: Path | str, config: TransNormerLLMConfig, params: Any, tokenizer: Path | str | None = None
+    directory: Path | str, config: TransNormerLLMConfig, params: Any, tokenizer: str | None = None
 ) -> None:
     """Writes `config.json` and safetensors for the released code; the dtype of the weights is that of the parameters.
 
     Args:
       directory: to be made; it must not exist yet.
-      tokenizer: directory of a tokenizer, or its file, to be copied too; `config.json` then has its begin and end.
+      tokenizer: "bytes", or the directory of a tokenizer or its file; it is written too, in a form that `transformers`
+        reads, and `config.json` has its begin and end.
 
     Raises:
       UserError: the directory exists, the tokenizer cannot be read, or the model has something that the released code
         cannot do.
     """
     directory = Path(directory)
-    fields = write_configuration(config, **({} if tokenizer is None else _border_ids(Path(tokenizer))))
+    fields = write_configuration(config, **({} if tokenizer is None else _border_ids(tokenizer)))
     if directory.exists():
         raise UserError(f"{str(directory)!r} already exists: give the name of a new directory.")
     scratch = directory.with_name(directory.name + ".tmp")
@@ -86,7 +88,7 @@ def save_hugging_face(
     fields["torch_dtype"] = params["embedding"].dtype.name
     (scratch / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
     if tokenizer is not None:
-        copy_tokenizer(Path(tokenizer), scratch)
+        write_tokenizer(scratch, tokenizer)
     scratch.rename(directory)
 
 
@@ -97,8 +99,8 @@ def empty_params(config: TransNormerLLMConfig) -> Any:
     return jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), abstract)
 
 
-def _border_ids(tokenizer: Path) -> dict[str, int]:
-    read = load_tokenizer(str(tokenizer))
+def _border_ids(tokenizer: str) -> dict[str, int]:
+    read = load_tokenizer(tokenizer)
     return {"bos_id": read.bos_id, "eos_id": read.eos_id}
 
 

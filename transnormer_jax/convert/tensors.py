@@ -51,7 +51,7 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"cannot read {str(path)!r} ({error.strerror}): give a directory in Hugging Face's layout."

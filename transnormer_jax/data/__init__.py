@@ -1,6 +1,6 @@
 """Datasets to batches: builders, tokenizers, splits encoded on disk, rows for training, batches for evaluation."""
 
-from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate, find_chat_template
+from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversation_rows import ConversationRows
 from transnormer_jax.data.conversations import split_numbers
@@ -13,10 +13,11 @@ from transnormer_jax.data.rows import Rows, batches_of
 from transnormer_jax.data.splits import load_conversations, load_split
 from transnormer_jax.data.streams import evaluation_windows
 from transnormer_jax.data.tokenized import TokenizedDocuments
+from transnormer_jax.data.tokenizer_export import copy_tokenizer
+from transnormer_jax.data.tokenizer_files import find_chat_template
 from transnormer_jax.data.tokenizers import (
     ByteTokenizer,
     Tokenizer,
-    copy_tokenizer,
     load_tokenizer,
     tokenizer_directory,
     tokenizer_exists,

@@ -4,10 +4,8 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from transnormer_jax.data.chat_rendering import GENERATION_BEGINS, GENERATION_ENDS, ChatRenderer, Message
@@ -198,24 +196,3 @@ class ChatTemplate:
             yield self._special[match[0]]
             position = match.end()
         yield from self._tokenizer.encode(self._renderer.reveal(text[position:]))
-
-
-def find_chat_template(tokenizer_directory: Path) -> str | None:
-    """The chat template beside a tokenizer of Hugging Face, or None.
-
-    Raises:
-      UserError: a file there cannot be read.
-    """
-    alone = tokenizer_directory / "chat_template.jinja"
-    if alone.is_file():
-        return alone.read_text(encoding="utf-8-sig")
-    path = tokenizer_directory / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    try:
-        template = json.loads(path.read_text(encoding="utf-8-sig")).get("chat_template")
-        if isinstance(template, list):  # Several, by name.
-            template = {each["name"]: each["template"] for each in template}.get("default")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read the chat template in {str(path)!r} ({error}): give an intact file.") from error
-    return template

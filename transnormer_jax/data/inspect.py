@@ -14,6 +14,7 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.splits import load_split
+from transnormer_jax.data.text_loss import NOTABLE_LOSS, loss_warning, share_of_text_lost
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
 from transnormer_jax.errors import UserError
@@ -35,11 +36,14 @@ def main() -> None:
         for name, source in config.data.sources().items()
         for split in dict.fromkeys((source.train_split, source.eval_split))
     }
-    report = {name: describe(documents) for name, documents in sources.items()}
+    report = {name: describe(documents, tokenizer) for name, documents in sources.items()}
     width = max(map(len, report))
     print(f"{'':{width}}" + "".join(f"{column:>16}" for column in _COLUMNS))
     for name, counts in report.items():
         print(f"{name:{width}}" + "".join(f"{counts[column]:>16,}" for column in _COLUMNS))
+    lost = max(counts["text_lost"] for counts in report.values())
+    if lost > NOTABLE_LOSS:
+        print(loss_warning(lost))
     for name, documents in sources.items():
         for place in np.linspace(0, len(documents) - 1, _DOCUMENTS.value).astype(int):
             print(f"\n{name}, document {place} of {len(documents):,}, {documents.lengths[place]:,} tokens:")
@@ -49,8 +53,8 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def describe(documents: TokenizedDocuments) -> dict[str, Any]:
-    """Returns counts, and quantiles of the lengths of documents in tokens."""
+def describe(documents: TokenizedDocuments, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns counts, quantiles of the lengths of documents in tokens, and the share of text that is lost."""
     lengths, num_bytes = documents.lengths, int(documents.num_bytes.sum())
     return {
         "documents": len(documents),
@@ -62,6 +66,7 @@ def describe(documents: TokenizedDocuments) -> dict[str, Any]:
         "mean": round(float(lengths.mean()), 1),
         "p99": round(float(np.quantile(lengths, 0.99)), 1),
         "max": int(lengths.max()),
+        "text_lost": round(share_of_text_lost(documents, tokenizer), 4),
     }
 
 

@@ -1,7 +1,7 @@
 """Tokenizers read from files: Hugging Face `tokenizers` (GPT-2's vocabulary included) and SentencePiece."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from transnormer_jax.data.tokenizer_files import special_tokens
 from transnormer_jax.errors import UserError
 
 # What published vocabularies call the ends of a document and padding, by preference.
@@ -35,25 +36,29 @@ class HuggingFaceTokenizer:
             self.fingerprint = _fingerprint([path, merges] if merges else [path])
         except Exception as error:  # The Rust library raises nothing narrower.
             raise _unreadable(path, error) from error
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
-        self.eos_id = _first_id(_EOS_NAMES, vocabulary, -1)
-        if self.eos_id < 0:
+        self.vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        guessed = {
+            "bos_token": _first(_BOS_NAMES, self.vocabulary),
+            "eos_token": _first(_EOS_NAMES, self.vocabulary),
+            "pad_token": _first(_PAD_NAMES, self.vocabulary),
+        }
+        special = special_tokens(path.parent, self.vocabulary.get, guessed)
+        if "eos_token" not in special.ids:
             raise UserError(f"tokenizer {str(path)!r} has no end token: add one of {', '.join(_EOS_NAMES)}.")
-        self.bos_id = _first_id(_BOS_NAMES, vocabulary, self.eos_id)
-        self.pad_id = _first_id(_PAD_NAMES, vocabulary, self.eos_id)
-        self._special = {self.bos_id, self.eos_id, self.pad_id}
+        self.bos_id, self.eos_id, self.pad_id = _border_ids(special.ids)
+        self.token_names: Mapping[str, str] = special.names
         added = self._tokenizer.get_added_tokens_decoder().items()
-        ends = {name: index for name, index in vocabulary.items() if index in self._special}
-        self.special_tokens: Mapping[str, int] = ends | {
-            token.content: index for index, token in added if token.special
+        ends = {special.names[kind]: index for kind, index in special.ids.items()}
+        self.special_tokens: Mapping[str, int] = {
+            **{token.content: index for index, token in added if token.special},
+            **special.added,
+            **ends,
         }
-        names = {index: name for name, index in self.special_tokens.items()}
-        self.token_names: Mapping[str, str] = {
-            kind: names[index]
-            for kind, index in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id))
-            if index != self.eos_id or kind == "eos_token"
-        }
+        self.vocab_size = max([*self.vocabulary.values(), *special.added.values()]) + 1
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self.unknown_id = self.vocabulary.get(unknown) if unknown else None
+        self._special = {*special.added.values(), *ends.values()}
+        self.fingerprint = _with_ends(self.fingerprint, special.ids, guessed, self.vocabulary.get)
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""
@@ -83,20 +88,27 @@ class SentencePieceTokenizer:
             self.fingerprint = _fingerprint([path])
         except (OSError, RuntimeError) as error:
             raise _unreadable(path, error) from error
-        self.vocab_size = self._processor.vocab_size()
-        self.eos_id = self._processor.eos_id()
-        if self.eos_id < 0:
-            raise UserError(f"tokenizer {str(path)!r} has no end token: train it with an eos_id.")
-        self.bos_id = self._id_or_eos(self._processor.bos_id())
-        self.pad_id = self._id_or_eos(self._processor.pad_id())
-        control = filter(self._processor.is_control, range(self.vocab_size))
-        self.special_tokens: Mapping[str, int] = {self._processor.id_to_piece(index): index for index in control}
-        names = {index: name for name, index in self.special_tokens.items()}
-        self.token_names: Mapping[str, str] = {
-            kind: names[index]
-            for kind, index in (("bos_token", self.bos_id), ("eos_token", self.eos_id), ("pad_token", self.pad_id))
-            if index != self.eos_id or kind == "eos_token"
+        size = self._processor.vocab_size()
+        own = {
+            "bos_token": self._processor.bos_id(),
+            "eos_token": self._processor.eos_id(),
+            "pad_token": self._processor.pad_id(),
         }
+        guessed = {kind: self._processor.id_to_piece(index) if index >= 0 else None for kind, index in own.items()}
+        special = special_tokens(path.parent, self._find, guessed)
+        if "eos_token" not in special.ids:
+            raise UserError(f"tokenizer {str(path)!r} has no end token: train it with an eos_id.")
+        self.bos_id, self.eos_id, self.pad_id = _border_ids(special.ids)
+        self.token_names: Mapping[str, str] = special.names
+        control = {
+            self._processor.id_to_piece(index): index for index in filter(self._processor.is_control, range(size))
+        }
+        ends = {special.names[kind]: index for kind, index in special.ids.items()}
+        self.special_tokens: Mapping[str, int] = {**control, **special.added, **ends}
+        self.vocab_size = max([size - 1, *special.added.values()]) + 1
+        self.unknown_id: int | None = self._processor.unk_id()
+        self._special = {*self.special_tokens.values(), *range(size, self.vocab_size)}
+        self.fingerprint = _with_ends(self.fingerprint, special.ids, guessed, self._find)
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""
@@ -108,11 +120,13 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """See `tokenizers.Tokenizer`."""
-        # SentencePiece drops its special tokens itself, but an id past its end is an error.
-        return self._processor.decode([int(index) for index in ids if index < self.vocab_size])
+        # SentencePiece drops the special tokens that it knows itself, but an id past its end is an error.
+        known = (int(index) for index in ids if index < self.vocab_size and index not in self._special)
+        return self._processor.decode([*known])
 
-    def _id_or_eos(self, index: int) -> int:
-        return index if index >= 0 else self.eos_id
+    def _find(self, name: str) -> int | None:
+        index = self._processor.piece_to_id(name)
+        return index if self._processor.id_to_piece(index) == name else None
 
 
 def _read_hugging_face(path: Path) -> Tokenizer:
@@ -133,8 +147,24 @@ def _read_gpt2(vocabulary: Path, merges: Path) -> Tokenizer:
     return tokenizer
 
 
-def _first_id(names: Sequence[str], vocabulary: Mapping[str, int], default: int) -> int:
-    return next((vocabulary[name] for name in names if name in vocabulary), default)
+def _first(names: Sequence[str], vocabulary: Mapping[str, int]) -> str | None:
+    return next((name for name in names if name in vocabulary), None)
+
+
+def _border_ids(ids: Mapping[str, int]) -> tuple[int, int, int]:
+    """Begin, end and padding; the end token stands for those that are missing."""
+    end = ids["eos_token"]
+    return ids.get("bos_token", end), end, ids.get("pad_token", end)
+
+
+def _with_ends(
+    fingerprint: str, ids: Mapping[str, int], guessed: Mapping[str, str | None], find: Callable[[str], int | None]
+) -> str:
+    """Another fingerprint where the ends are others than those of the vocabulary alone."""
+    own = {kind: index for kind, name in guessed.items() if name is not None and (index := find(name)) is not None}
+    if "eos_token" in own and _border_ids(own) == _border_ids(ids):
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {_border_ids(ids)}".encode()).hexdigest()
 
 
 def _fingerprint(files: Iterable[Path]) -> str:

@@ -12,10 +12,6 @@ from transnormer_jax import storage
 from transnormer_jax.data.subword_tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer
 from transnormer_jax.errors import UserError, first_line
 
-# What belongs to a tokenizer, and goes with the weights.
-_OF_GPT2 = ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe")  # pairs of files
-_VOCABULARIES = ("tokenizer.model", "tokenizer.json", *_OF_GPT2)
-_BESIDE_THEM = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _DIRECTORY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "encoder.json")
 
 
@@ -32,6 +28,7 @@ class Tokenizer(Protocol):
       eos_id: is predicted after a document.
       special_tokens: name -> id of the tokens that are no text.
       token_names: "bos_token", "eos_token" and "pad_token" -> name, of those that there are.
+      unknown_id: stands for what the vocabulary has no token for, if there can be such.
       fingerprint: differs between tokenizers that encode differently.
     """
 
@@ -41,6 +38,7 @@ class Tokenizer(Protocol):
     eos_id: int
     special_tokens: Mapping[str, int]
     token_names: Mapping[str, str]
+    unknown_id: int | None
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
@@ -73,7 +71,9 @@ def load_tokenizer(name: str) -> Tokenizer:
     if path.suffix == ".model":
         return SentencePieceTokenizer(path)
     if path.suffix == ".json":
-        return HuggingFaceTokenizer(path)
+        tokenizer = HuggingFaceTokenizer(path)
+        # A run by bytes that was exported is again one.
+        return ByteTokenizer() if tokenizer.vocabulary == byte_vocabulary() else tokenizer
     raise UserError(f"no tokenizer in {name!r}: it should be, or hold, one of {', '.join(_DIRECTORY_FILES)}.")
 
 
@@ -101,28 +101,6 @@ def tokenizer_exists(name: str) -> bool:
         ) from error
 
 
-def copy_tokenizer(source: Path, target: storage.AnyPath) -> bool:
-    """Copies the files of a tokenizer and its chat template.
-
-    Args:
-      source: a local directory, or a file of which the companions are beside it.
-      target: a directory on a disk or a store.
-
-    Returns:
-      Whether there are any.
-    """
-    directory = source if source.is_dir() else source.parent
-    files = {name: directory / name for name in (*_VOCABULARIES, *_BESIDE_THEM)}
-    if source.is_file() and source.name not in _OF_GPT2:
-        # Under the name by which other programs know it, and without another tokenizer that lies beside it.
-        files = {f"tokenizer{source.suffix}": source} | {name: directory / name for name in _BESIDE_THEM}
-    found = {name: file for name, file in files.items() if file.is_file()}
-    for name, file in found.items():
-        target.mkdir(parents=True, exist_ok=True)
-        (target / name).write_bytes(file.read_bytes())
-    return bool(found)
-
-
 class ByteTokenizer:
     """Every UTF-8 byte is a token: ids 0, 1, 2 are padding, begin and end, and byte b is 3 + b.
 
@@ -135,6 +113,7 @@ class ByteTokenizer:
     token_names: Mapping[str, str] = types.MappingProxyType(
         {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     )
+    unknown_id: int | None = None
     fingerprint = "bytes-1"
 
     def encode(self, text: str) -> list[int]:
@@ -150,3 +129,11 @@ class ByteTokenizer:
         """See `Tokenizer`."""
         # A model may round its vocabulary up, and predict ids that mean nothing.
         return bytes(index - 3 for index in ids if 3 <= index < self.vocab_size).decode(errors="replace")
+
+
+def byte_vocabulary() -> dict[str, int]:
+    """The vocabulary of `ByteTokenizer` in GPT-2's spelling of bytes: those that are no visible character come last."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in shown]
+    characters = {byte: chr(byte) for byte in shown} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return dict(ByteTokenizer.special_tokens) | {characters[byte]: 3 + byte for byte in range(256)}

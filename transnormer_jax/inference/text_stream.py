@@ -65,10 +65,10 @@ class TextStream:
         whole = text if last else text.rstrip(_REPLACEMENT)
         new = whole[self._emitted :]
         self._emitted = max(self._emitted, len(whole))
-        if new and whole == text:
-            self._window = self._window[self._context :]
-            self._context = len(self._window)
-            self._emitted = len(self._tokenizer.decode(self._window))
+        following = self._window[self._context :]
+        known = self._tokenizer.decode(following) if new and whole == text else ""
+        if known.strip():  # SentencePiece drops the spaces before the first word, however many
+            self._window, self._context, self._emitted = following, len(following), len(known)
         return new
 
     def _length_of_begun_stop(self, text: str) -> int:

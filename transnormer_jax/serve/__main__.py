@@ -120,7 +120,7 @@ def _chat_template() -> str | None:
         return RELEASED_TEMPLATE
     if _CHAT_TEMPLATE.value:
         try:
-            return storage.local_copy(_CHAT_TEMPLATE.value).read_text(encoding="utf-8")
+            return storage.local_copy(_CHAT_TEMPLATE.value).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read the chat template ({error}): give a text file, or 'released'.") from error
     return chat_template(_RUN.config)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from transnormer_jax.data import MaskedRows, MixedRows, PackedRows, Rows, TokenizedDocuments, Tokenizer, load_split
+from transnormer_jax.data.text_loss import share_of_text_lost
 from transnormer_jax.errors import UserError
 from transnormer_jax.models import Cache, LanguageModel, ModelConfig
 from transnormer_jax.models.block import has_constant_state
@@ -98,7 +99,8 @@ class LanguageModelling(Task):
             documents = documents.sample(max_tokens)
         packed = pack(config, documents, tokenizer, EVALUATION_SEED)
         rows = self._rows(config, packed, tokenizer, EVALUATION_SEED)
-        return HeldOutRows(rows, packed.rows_per_epoch, int(documents.num_bytes.sum()))
+        lost = share_of_text_lost(documents, tokenizer)
+        return HeldOutRows(rows, packed.rows_per_epoch, int(documents.num_bytes.sum()), lost)
 
     @abc.abstractmethod
     def _rows(self, config: "Config", packed: Rows, tokenizer: Tokenizer, seed: int) -> Rows:

@@ -85,11 +85,13 @@ class HeldOutRows(NamedTuple):
       rows: of the split.
       num_rows: how many of them are read.
       num_bytes: UTF-8 bytes of the text that the rows hold, for bits per byte; 0 if it is not text.
+      text_lost: share of them that the tokenizer loses.
     """
 
     rows: Rows
     num_rows: int
     num_bytes: int = 0
+    text_lost: float = 0.0
 
 
 class Task(abc.ABC):

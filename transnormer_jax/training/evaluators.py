@@ -75,11 +75,6 @@ class DocumentEvaluator:
         )
         self._step = jax.jit(self._window_sums, donate_argnums=1, out_shardings=(self._cache_layout, None))
 
-    @property
-    def description(self) -> str:
-        """What is read, in words."""
-        return f"{len(self._documents):,} documents and {int(self._documents.lengths.sum()):,} tokens"
-
     def __call__(self, params: Params, on_batch: OnBatch = _go_on) -> dict[str, float]:
         """Returns the task's report, `bits_per_byte` (comparable between tokenizers), and what was read in how long."""
         begin = time.perf_counter()

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from transnormer_jax.data import TokenizedDocuments, Tokenizer, batches_of, load_tokenizer
+from transnormer_jax.data.text_loss import NOTABLE_LOSS, loss_warning, share_of_text_lost
+from transnormer_jax.log import log
 from transnormer_jax.tasks import TASKS, CausalLM, Params, Task, TrainingRows
 from transnormer_jax.training.config import Config
 from transnormer_jax.training.evaluators import DocumentEvaluator, OnBatch, RowEvaluator
@@ -63,10 +65,20 @@ def load_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str
     held_out = task.held_out(config, tokenizer, split, max_tokens)
     if isinstance(held_out, TokenizedDocuments):
         assert isinstance(task, CausalLM), task
-        return DocumentEvaluator(task, held_out, tokenizer, config.evaluation, mesh)
-    rows, num_rows, num_bytes = held_out
+        evaluator = DocumentEvaluator(task, held_out, tokenizer, config.evaluation, mesh)
+        return _with_loss_of_text(evaluator, share_of_text_lost(held_out, tokenizer))
+    rows, num_rows, num_bytes, text_lost = held_out
     batch_size = config.evaluation.batch_size
-    return RowEvaluator(task, lambda: batches_of(rows, num_rows, batch_size), mesh, num_bytes=num_bytes)
+    evaluation = RowEvaluator(task, lambda: batches_of(rows, num_rows, batch_size), mesh, num_bytes=num_bytes)
+    return _with_loss_of_text(evaluation, text_lost)
+
+
+def _with_loss_of_text(evaluation: Evaluation, lost: float) -> Evaluation:
+    """The evaluation; where a notable share of the text is lost, with a warning now and the share in its metrics."""
+    if lost <= NOTABLE_LOSS:
+        return evaluation
+    log(loss_warning(lost))
+    return lambda params, *on_batch: evaluation(params, *on_batch) | {"text_lost": lost}
 
 
 def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split: str, max_tokens: int) -> Evaluation:
@@ -87,7 +99,7 @@ def _mixture_evaluation(config: Config, tokenizer: Tokenizer, mesh: Mesh, split:
         report = {
             f"{name}/{key}": results[name][key]
             for name in results
-            for key in ("loss", "bits_per_byte")
+            for key in ("loss", "bits_per_byte", "text_lost")
             if key in results[name]
         }
         return report | {"seconds": sum(result["seconds"] for result in results.values())}
