@@ -29,7 +29,7 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.splits import select_split, tokenization
+from transnormer_jax.data.splits import describe_files, describe_tokens, select_split, tokenization
 from transnormer_jax.data.stored_tokens import load_stored
 from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest
@@ -71,7 +71,10 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
         work = tokenization(source, split, tokenizer)
         if _VERIFY.value and work.directory.exists():
             damaged.extend(work.repair())
-        _run(work, words)
+        if not work.directory.exists():
+            print(*(f"{words}: {line}\n" for line in describe_files(work)), sep="", end="", flush=True)
+            _run(work, words)
+            print(*(f"{words}: {line}\n" for line in describe_tokens(source, split, work.directory)), sep="", end="")
         return work.directory
 
     if storage.is_remote(source.data_dir):
@@ -80,20 +83,23 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
         stored, directory = load_stored(source, split, tokenizer, write)
     else:
         stored = directory = write()
-    select_split(source, directory, split)  # refuses one that is not there
-    counts = Manifest.read(directory).counts(split)
+    documents, manifest = select_split(source, directory, split), Manifest.read(directory)
+    counts = {
+        "documents": len(documents),
+        "tokens": documents.num_tokens,
+        "bytes": int(documents.num_bytes.sum()),
+        "shards": len(manifest.shards),
+    }
     seconds = time.perf_counter() - start
     print(
         f"{words}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes in "
-        f"{counts['shards']} shards, {seconds:.1f} s"
+        f"the {counts['shards']} shards of all splits, {seconds:.1f} s"
     )
     mended = {"damaged_shards": damaged} if _VERIFY.value else {}
-    return {"directory": str(stored), **counts, "seconds": seconds, **mended}
+    return {"directory": str(stored), **counts, "seconds": seconds, **mended, **manifest.notes}
 
 
 def _run(work: Tokenization, words: str) -> None:
-    if work.directory.exists():
-        return
     if _RAY.value:
         _run_on_ray(work)
     elif _PARTITION.value:
