@@ -11,7 +11,7 @@ import pytest
 from tests.data.corpus import ListCorpus
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.data import tokenize as tokenize_module
-from transnormer_jax.data.corpus import TextFiles
+from transnormer_jax.data.held_out import text_key
 from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest, damaged_shards, open_tokenized
 from transnormer_jax.errors import UserError
@@ -47,12 +47,12 @@ class Interrupted(ListCorpus):
         for number, text in enumerate(self.texts[part * self.size : (part + 1) * self.size]):
             if part * self.size + number == len(self.texts) - 1:
                 self.action()
-            yield "train", text
+            yield text_key(text), text
 
 
 def tokenize(corpus, directory, coder=None, **options):
     Tokenization(corpus, coder or ByteTokenizer(), directory).run(**options)
-    return open_tokenized(directory, *corpus.splits)
+    return open_tokenized(directory)
 
 
 def contents(documents):
@@ -88,25 +88,12 @@ def test_documents_are_the_texts_in_order(tmp_path, monkeypatch, size, batch_cha
     with pytest.raises(IndexError):
         documents[5]
     manifest = Manifest.read(tmp_path / "split")
-    counts = manifest.counts("train")
-    assert counts["documents"] == len(TEXTS)
-    assert counts["tokens"] == counts["bytes"] == documents.num_tokens
+    assert sum(shard.documents for shard in manifest.shards) == len(TEXTS)
+    assert sum(shard.tokens for shard in manifest.shards) == documents.num_tokens
+    assert sum(shard.bytes for shard in manifest.shards) == documents.num_tokens
+    assert documents.keys.tolist() == [text_key(text) for text in TEXTS]
     assert manifest.tokenizer == ByteTokenizer.fingerprint
     assert damaged_shards(tmp_path / "split") == []
-
-
-def test_all_splits_are_made_in_one_pass(tmp_path):
-    lines = [f"line {i}" for i in range(1000)]
-    (tmp_path / "text.txt").write_text("\n".join(lines))
-    corpus = TextFiles(str(tmp_path / "text.txt"), "line", held_out=0.1)
-    read, reads = corpus.read, []
-    corpus.read = lambda part: reads.append(part) or read(part)
-    tokenize(corpus, tmp_path / "tokens")
-    assert reads == [0]
-    for split in corpus.splits:
-        assert contents(open_tokenized(tmp_path / "tokens", split)) == [text for of, text in read(0) if of == split]
-    assert len(open_tokenized(tmp_path / "tokens", "elsewhere")) == 0
-    assert len(open_tokenized(tmp_path / "tokens", "validation", "test")) > 100
 
 
 def test_a_large_vocabulary_is_stored_whole(tmp_path):
@@ -229,7 +216,7 @@ def test_a_shard_cut_short_is_found_and_mended(tmp_path, kind):
     before, damaged = files(split), split / f"00003.{kind}"
     damaged.write_bytes(damaged.read_bytes()[:-2])
     with pytest.raises(UserError, match=rf"00003.{kind}' holds [\d,]+ bytes of [\d,]+: write it again with .*--verify"):
-        open_tokenized(split, "train")
+        open_tokenized(split)
     assert Tokenization(texts, ByteTokenizer(), split).repair() == [3]
     assert files(split) == before
     assert [path.name for path in tmp_path.iterdir()] == ["split"]

@@ -48,7 +48,7 @@ def cut_document(text: str, held_out: float) -> list[tuple[int, str]]:
     size = max(1, round(length * held_out))
     test = _cut(content, length - size, size)
     validation = _cut(content, min(length - 2 * size, test - 1), size)
-    if validation <= 0:  # two lines or letters are training and validation
+    if validation <= 0 or not content[validation:test].strip():  # two lines or letters are training and validation
         validation, test = test, len(content)
     pieces = content[:validation], content[validation:test], content[test:]
     keys = (_LAST_KEY, 0, 1)
@@ -57,7 +57,7 @@ def cut_document(text: str, held_out: float) -> list[tuple[int, str]]:
 
 def _cut(content: bytes, wanted: int, size: int) -> int:
     """The place before `wanted` that begins a line, or a character."""
-    behind_break = content.rfind(b"\n", max(0, wanted - max(size, 4096)), max(0, wanted)) + 1
+    behind_break = content.rfind(b"\n", max(0, wanted - max(size // 10, 4096)), max(0, wanted)) + 1
     if behind_break:
         return behind_break
     while 0 < wanted < len(content) and content[wanted] & 0xC0 == 0x80:

@@ -53,7 +53,7 @@ def conversation_text(record: Any) -> str:
 
 def json_lines(lines: Iterable[tuple[int, str]]) -> Iterator[Numbered]:
     """Yields the records of numbered lines, of which some may be blank."""
-    return ((number, functools.partial(json.loads, line)) for number, line in lines if line.strip())
+    return ((number, functools.partial(json.loads, line.rstrip("\r\n"))) for number, line in lines if line.strip())
 
 
 def json_array(text: str) -> Iterator[Numbered]:
@@ -137,4 +137,6 @@ def _reason(error: Exception) -> str:
         return f"it is not JSON ({error.msg}, column {error.colno})"
     if isinstance(error, KeyError):
         return f"there is no {error}"
+    if "Exceeds the limit" in str(error):
+        return "it holds a number of more than 4,300 digits"
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
