@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import pytest
 from tests.data.corpus import ListCorpus
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.data import tokenize as tokenize_module
+from transnormer_jax.data.bad_records import BadRecord, InvalidBytes
 from transnormer_jax.data.held_out import text_key
 from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest, damaged_shards, open_tokenized
@@ -50,8 +52,8 @@ class Interrupted(ListCorpus):
             yield text_key(text), text
 
 
-def tokenize(corpus, directory, coder=None, **options):
-    Tokenization(corpus, coder or ByteTokenizer(), directory).run(**options)
+def tokenize(corpus, directory, coder=None, bad_records="stop", **options):
+    Tokenization(corpus, coder or ByteTokenizer(), directory, bad_records).run(**options)
     return open_tokenized(directory)
 
 
@@ -251,3 +253,71 @@ def test_the_manifest_is_plain_json(tmp_path):
     manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
     assert manifest["shards"][0]["documents"] == len(TEXTS)
     assert manifest["dtype"] == "uint16"
+
+
+class Faulty(ListCorpus):
+    """Has a bad record instead of each empty text, and bytes that are not UTF-8 in each text with U+FFFD."""
+
+    def read(self, part):
+        for number, (key, text) in enumerate(super().read(part)):
+            yield (key, text) if text else BadRecord("a.jsonl", "line", part * self.size + number + 1, "it is empty")
+            if "\ufffd" in text:
+                yield InvalidBytes("a.jsonl")
+
+
+FAULTY = ["first", "", "b\ufffdd", "", "", "w\ufffdrse", "last"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_bad_records_are_one_error_and_then_may_be_skipped(tmp_path, small_shards, size):
+    work = Tokenization(Faulty(FAULTY, size), ByteTokenizer(), tmp_path / "split")
+    with pytest.raises(UserError) as caught:
+        work.run()
+    expected = [f"  'a.jsonl', line {number}: it is empty" for number in (2, 4, 5)]
+    assert str(caught.value).splitlines()[:-1] == ["3 records cannot be read, namely:", *expected]
+    assert "config.data.bad_records='skip'" in str(caught.value)
+
+    coder = ByteTokenizer()
+    coder.encode_batch = pytest.fail  # everything has been tokenised
+    dataclasses.replace(work, coder=coder, bad_records="skip").run()
+    assert contents(open_tokenized(tmp_path / "split")) == [text for text in FAULTY if text]
+    assert Manifest.read(tmp_path / "split").notes == {
+        "bad_records": {"count": 3, "first": [line.strip() for line in expected]},
+        "not_utf8": {"documents": 2, "files": ["a.jsonl"]},
+    }
+    tokenize(Faulty(FAULTY, size), tmp_path / "again", bad_records="skip")
+    assert files(tmp_path / "split") == files(tmp_path / "again")
+    (tmp_path / "split" / "00001.tokens").write_bytes(b"")
+    assert work.repair() == [1]
+    assert files(tmp_path / "split") == files(tmp_path / "again")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_killed_run_goes_on_behind_bad_records(tmp_path, small_shards, size):
+    tokenize(Faulty(FAULTY, size), tmp_path / "undisturbed", bad_records="skip")
+    for stop in range(4):
+        work = Tokenization(Faulty(FAULTY, size), ByteTokenizer(), tmp_path / f"split{stop}", "skip")
+        calls = iter([None] * stop)
+        work.coder.encode_batch = lambda texts, calls=calls: next(calls, 1) or ByteTokenizer().encode_batch(texts)
+        with pytest.raises(TypeError):
+            work.run()
+        del work.coder.encode_batch
+        work.run()
+        assert files(work.directory) == files(tmp_path / "undisturbed")
+
+
+def test_a_wrong_field_stops_a_part_early(tmp_path):
+    corpus, read = Faulty([""] * 5000, 5000), []
+    each = corpus.read
+    corpus.read = lambda part: (read.append(one) or one for one in each(part))
+    with pytest.raises(UserError, match=r"at least 1,001 records cannot be read, the first 10:\n"):
+        tokenize(corpus, tmp_path / "split")
+    assert len(read) == 1001
+    with pytest.raises(UserError, match="there is no text to tokenise"):
+        tokenize(corpus, tmp_path / "split", bad_records="skip")
+
+
+def test_many_bad_records_are_counted_and_ten_are_shown(tmp_path):
+    with pytest.raises(UserError, match=r"300 records cannot be read, the first 10:\n") as caught:
+        tokenize(Faulty([""] * 300 + ["text"], 50), tmp_path / "split", workers=2)
+    assert str(caught.value).count("\n  ") == 10

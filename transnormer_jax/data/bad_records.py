@@ -114,12 +114,12 @@ def notes_in_words(notes: dict[str, Any]) -> list[str]:
     """Returns a line for a log of each kind of problem in `Problems.notes`."""
     lines = []
     if bad := notes.get("bad_records"):
-        lines.append(f"left out {bad['count']:,} bad records, the first: {bad['first'][0]}")
+        what = f"{bad['count']:,} bad records, the first" if bad["count"] > 1 else "1 bad record"
+        lines.append(f"left out {what}: {bad['first'][0]}")
     if invalid := notes.get("not_utf8"):
-        names = ", ".join(map(repr, invalid["files"][:3]))
-        lines.append(
-            f"replaced bytes that are not UTF-8 by U+FFFD in {invalid['documents']:,} documents, the first in {names}"
-        )
+        count, names = invalid["documents"], ", ".join(map(repr, invalid["files"]))
+        what = f"{count:,} documents, the first" if count > 1 else "1 document"
+        lines.append(f"replaced bytes that are not UTF-8 by U+FFFD in {what} of {names}")
     return lines
 
 
