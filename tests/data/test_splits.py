@@ -201,7 +201,7 @@ def test_what_a_user_can_mistake(tmp_path, changes, split, message):
 
 
 def test_too_few_documents_to_hold_out_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match="too few documents to hold any out for 'validation': raise held_out"):
+    with pytest.raises(UserError, match="too few different documents to hold any out for 'validation': raise held_out"):
         load_split(plain_text(tmp_path), BYTES, "validation")
 
 

@@ -274,7 +274,7 @@ def test_bad_records_are_one_error_and_then_may_be_skipped(tmp_path, small_shard
     with pytest.raises(UserError) as caught:
         work.run()
     expected = [f"  'a.jsonl', line {number}: it is empty" for number in (2, 4, 5)]
-    assert str(caught.value).splitlines()[:-1] == ["3 records cannot be read, namely:", *expected]
+    assert str(caught.value).splitlines()[:-1] == ["3 records cannot be read:", *expected]
     assert "config.data.bad_records='skip'" in str(caught.value)
 
     coder = ByteTokenizer()
@@ -310,7 +310,7 @@ def test_a_wrong_field_stops_a_part_early(tmp_path):
     corpus, read = Faulty([""] * 5000, 5000), []
     each = corpus.read
     corpus.read = lambda part: (read.append(one) or one for one in each(part))
-    with pytest.raises(UserError, match=r"at least 1,001 records cannot be read, the first 10:\n"):
+    with pytest.raises(UserError, match=r"at least 1,001 records cannot be read; the first 10 are:\n"):
         tokenize(corpus, tmp_path / "split")
     assert len(read) == 1001
     with pytest.raises(UserError, match="there is no text to tokenise"):
@@ -318,6 +318,6 @@ def test_a_wrong_field_stops_a_part_early(tmp_path):
 
 
 def test_many_bad_records_are_counted_and_ten_are_shown(tmp_path):
-    with pytest.raises(UserError, match=r"300 records cannot be read, the first 10:\n") as caught:
+    with pytest.raises(UserError, match=r"300 records cannot be read; the first 10 are:\n") as caught:
         tokenize(Faulty([""] * 300 + ["text"], 50), tmp_path / "split", workers=2)
     assert str(caught.value).count("\n  ") == 10

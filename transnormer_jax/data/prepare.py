@@ -55,7 +55,7 @@ def main() -> None:
     tokenizer = load_tokenizer(data.tokenizer)
     report = {
         name: {
-            split: _prepare(source, tokenizer, split, f"{name} {split}")
+            split: _prepare(source, tokenizer, split, name)
             for split in dict.fromkeys(_SPLITS.value or (source.train_split, source.eval_split))
         }
         for name, source in data.sources().items()
@@ -63,8 +63,8 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -> dict[str, Any]:
-    start = time.perf_counter()
+def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, name: str) -> dict[str, Any]:
+    start, words = time.perf_counter(), f"{name} {split}"
     damaged = list[int]()
 
     def write() -> Path:
@@ -72,9 +72,11 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
         if _VERIFY.value and work.directory.exists():
             damaged.extend(work.repair())
         if not work.directory.exists():
-            print(*(f"{words}: {line}\n" for line in describe_files(work)), sep="", end="", flush=True)
+            for line in describe_files(work):
+                print(f"{name}: {line}", flush=True)
             _run(work, words)
-            print(*(f"{words}: {line}\n" for line in describe_tokens(source, split, work.directory)), sep="", end="")
+            for line in describe_tokens(source, split, work.directory):
+                print(f"{name}: {line}")
         return work.directory
 
     if storage.is_remote(source.data_dir):
@@ -116,6 +118,8 @@ def _run_on_ray(work: Tokenization) -> None:
     shutil.rmtree(logs, ignore_errors=True)  # completed parts are known by their records
     step = EachTask("tokenise", work.complete_part)
     run_stage_on_ray("tokenise", [step], parts, _WORKERS.value or parts, logs, address=_RAY.value)
+    if work.progress() == parts:
+        work.run()  # the last task did not make the directory, because of bad records
     if not work.directory.exists():
         failed = parts - work.progress()
         raise UserError(f"{failed} of {parts} parts failed on Ray; the log is {str(logs)!r}. Run again to continue.")
@@ -126,6 +130,9 @@ def _submit_to_slurm(work: Tokenization, words: str) -> None:
     from transnormer_jax.data.engine import EachTask, submit_stage
 
     done, parts = work.progress(), len(work.corpus)
+    if done == parts:
+        work.run()  # the last task did not make the directory, because of bad records
+        return
     logs = work.directory.with_name(f"slurm.{work.directory.name}")
     if not logs.exists():
         step, workers = EachTask("tokenise", work.complete_part), _WORKERS.value or parts

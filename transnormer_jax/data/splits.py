@@ -218,8 +218,8 @@ def _chosen(config: DataConfig, split: str, keys: npt.NDArray[np.uint64]) -> npt
         return numbers[split]
     if split in ("validation", "test") and config.dataset == "plain_text":
         raise UserError(
-            f"too few documents to hold any out for {split!r}: raise held_out ({config.held_out}), or divide the files "
-            f"into more documents than documents={config.documents!r} does."
+            f"too few different documents to hold any out for {split!r}: raise held_out ({config.held_out}), or divide "
+            f"the files into more documents than documents={config.documents!r} does."
         )
     raise UserError(f"split {split!r} of dataset {config.dataset!r} is empty: choose another.")
 
