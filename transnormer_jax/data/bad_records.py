@@ -103,11 +103,11 @@ class Problems:
         """
         count = f"{'at least ' if at_least else ''}{self.bad:,} record{'s' if self.bad > 1 else ''}"
         first = f"; the first {len(self.first_bad)} are:" if self.bad > len(self.first_bad) else ":"
-        field = " or set config.data.text_feature to their field," if "no field" in self.first_bad[0].reason else ""
+        field = " set config.data.text_feature to their field," if "no field" in self.first_bad[0].reason else ""
         return UserError(
             "\n  ".join([f"{count} cannot be read{first}", *map(str, self.first_bad)])
-            + f"\nCorrect or delete them,{field} or set config.data.bad_records='skip' to leave them out: what has been "
-            "tokenised is kept."
+            + f"\nCorrect or delete them,{field} or set config.data.bad_records='skip' to leave them out: what is "
+            "tokenised so far is kept."
         )
 
 
