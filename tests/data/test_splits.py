@@ -104,7 +104,7 @@ def test_what_is_read_and_skipped_is_logged_once(tmp_path, capsys):
     corpus.mkdir()
     (corpus / "a.jsonl").write_text('{"text": "one"}\n\n{"text":\n{"text": "tw\xf6"}\n', encoding="latin-1")
     (corpus / "b.md").touch()
-    config = DataConfig("plain_text", str(corpus), bad_records="skip", data_dir=str(tmp_path / "data"))
+    config = DataConfig("plain_text", str(corpus), bad_records="skip", data_dir=str(corpus / "data"))
     texts(config, "train")
     lines = [line.partition(" | ")[2] for line in capsys.readouterr().out.splitlines()]
     assert lines == [

@@ -44,7 +44,9 @@ class TextFiles:
       found: which files are read.
     """
 
-    def __init__(self, files: str, documents: str = "file", field: str = "text", held_out: float = 0.0):
+    def __init__(
+        self, files: str, documents: str = "file", field: str = "text", held_out: float = 0.0, tokens: str = ""
+    ):
         """Finds the files.
 
         Args:
@@ -52,12 +54,13 @@ class TextFiles:
           documents: what a document is; see `read_items`.
           field: of JSON and Parquet, what holds the text.
           held_out: the fraction of a single document in each of `validation` and `test`.
+          tokens: see `find_files`.
 
         Raises:
           UserError: no such file or document mode.
         """
         check_document_mode(documents)
-        self.found = find_files(files)
+        self.found = find_files(files, tokens)
         identities = [file_identity(file) for file in self.found.files]
         single = len(identities) == 1 and documents == "file" and kind_of(identities[0][0]) == TEXT
         self._cut = held_out if single else 0.0

@@ -45,7 +45,8 @@ def find_dataset(name: str) -> Dataset | None:
 
 
 def _plain_text(config: "DataConfig") -> "Corpus":
-    return TextFiles(config.files, config.documents, config.text_feature or "text", config.held_out)
+    tokens = f"{config.data_dir}/tokenized" if config.data_dir else ""
+    return TextFiles(config.files, config.documents, config.text_feature or "text", config.held_out, tokens)
 
 
 def _held_out(config: "DataConfig") -> Mapping[str, float]:

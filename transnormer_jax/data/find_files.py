@@ -1,6 +1,7 @@
 """Finds the files that a list of paths, directories, patterns and URLs names, and says what it leaves out."""
 
 import fnmatch
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,7 @@ class FoundFiles(NamedTuple):
         return f"took {_in_words(Counter(map(label_of, self.files)))}{skipped}"
 
 
-def find_files(patterns: str) -> FoundFiles:
+def find_files(patterns: str, tokens: str = "") -> FoundFiles:
     """Returns the files that a comma-separated list names.
 
     Below a directory, those are read whose suffix is `.txt`, `.jsonl`, `.ndjson`, `.jsonlines`, `.json` or `.parquet`,
@@ -42,6 +43,7 @@ def find_files(patterns: str) -> FoundFiles:
       patterns: files, directories (searched recursively) and glob patterns (`**` is recursive), separated by commas;
         local, or URLs that fsspec reads, such as `gs://bucket/**/*.jsonl.gz` (with gcsfs installed) or `s3://...`
         (with s3fs).
+      tokens: a local directory of tokenised text, which holds no documents.
 
     Raises:
       UserError: `patterns` is empty, one of them matches no file or a file that is known not to be text, or a store
@@ -50,7 +52,7 @@ def find_files(patterns: str) -> FoundFiles:
     found, skipped = set[str](), set[str]()
     for pattern in filter(None, (part.strip() for part in patterns.split(","))):
         try:
-            taken, others = _matches(pattern)
+            taken, others = _matches(pattern, tokens)
         except UserError:
             raise
         except Exception as error:  # Of any store: no such protocol, no credentials, no network.
@@ -75,18 +77,19 @@ def file_identity(file: str) -> list[Any]:
     return [file, info["size"], str(changed)]
 
 
-def _matches(pattern: str) -> tuple[list[str], list[str]]:
+def _matches(pattern: str, tokens: str) -> tuple[list[str], list[str]]:
     """The files that a pattern names, and those below its directories that are not read."""
     store, path = fsspec.core.url_to_fs(str(Path(pattern).expanduser()) if "://" not in pattern else pattern)
     # A name with brackets in it is a file before it is a pattern.
     names = [path] if _exists(store, path) else [name for name in store.glob(path) if _is_spelled(name, path)]
     taken, others = list[str](), list[str]()
+    made = f"{os.path.abspath(os.path.expanduser(tokens))}/"
     for name in names:
         if not store.isdir(name):
             taken.append(name)
             continue
         for file in store.find(name):
-            if not _hidden_names(file.removeprefix(name).split("/")):
+            if not _hidden_names(file.removeprefix(name).split("/")) and not (tokens and file.startswith(made)):
                 (taken if is_document_name(file) else others).append(file)
     return _absolute(store, taken), _absolute(store, others)
 

@@ -55,7 +55,7 @@ def open_file(file: str, *, check: bool = True) -> Iterator[IO[bytes]]:
             yield opened
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, EOFError) or "Truncated compressed stream" in str(error):
             raise UserError(f"cannot read {file!r}, which ends too early: replace it with a whole copy.") from error
         reason = " ".join(str(error).split()) or type(error).__name__
