@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from transnormer_jax.data.find_files import find_files
+from transnormer_jax.data.find_files import file_identity, find_files
 from transnormer_jax.errors import UserError
 
 
@@ -87,6 +87,9 @@ def test_a_link_keeps_its_name(tmp_path):
     make(tmp_path, "blobs/abc")
     (tmp_path / "rows.jsonl").symlink_to(tmp_path / "blobs" / "abc")
     assert names(tmp_path, "rows.jsonl") == ["rows.jsonl"]
+    (tmp_path / "blobs" / "abc").unlink()
+    with pytest.raises(UserError, match=r"rows.jsonl' is gone, or a link to a file that is not there"):
+        file_identity(find_files(str(tmp_path)).files[0])
 
 
 def test_what_is_skipped_is_counted(tmp_path):

@@ -122,6 +122,13 @@ def test_a_damaged_array_is_never_a_shorter_corpus(tmp_path, text, message):
 LATE = pyarrow.array([2**58, 2**58], pyarrow.timestamp("us"))  # of the year 11104
 
 
+@pytest.mark.parametrize("text", ["[", '[{"text": "one"}', '[{"text": "one"},\n'])
+def test_an_array_without_an_end_ends_too_early(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"cannot read .*a\.json', which ends too early"):
+        list(read_items(tmp_path / "a.json", "file"))
+
+
 def test_only_the_needed_columns_of_parquet_are_read(tmp_path):
     with pytest.raises((ValueError, OverflowError)):
         LATE.to_pylist()

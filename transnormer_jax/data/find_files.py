@@ -70,9 +70,16 @@ def find_files(patterns: str, tokens: str = "") -> FoundFiles:
 
 
 def file_identity(file: str) -> list[Any]:
-    """Returns what changes when a file does: its name, size, and time or tag of its last change."""
+    """Returns what changes when a file does: its name, size, and time or tag of its last change.
+
+    Raises:
+      UserError: there is no such file.
+    """
     store, path = fsspec.core.url_to_fs(file)
-    info = store.info(path)
+    try:
+        info = store.info(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{file!r} is gone, or a link to a file that is not there: restore or delete it.") from error
     changed = next((info[key] for key in ("mtime", "updated", "LastModified", "ETag", "etag") if key in info), "")
     return [file, info["size"], str(changed)]
 

@@ -61,9 +61,12 @@ def json_array(text: str) -> Iterator[Numbered]:
 
     Raises:
       ValueError: it is damaged at this place, so that the records behind it cannot be found.
+      EOFError: it has no end.
     """
     decoder, place, number = json.JSONDecoder(), _skip_space(text, text.index("[") + 1), 0
     while text[place : place + 1] != "]":
+        if place == len(text):
+            raise EOFError
         number += 1
         try:
             record, place = decoder.raw_decode(text, place)
@@ -74,7 +77,7 @@ def json_array(text: str) -> Iterator[Numbered]:
         place = _skip_space(text, place)
         if text[place : place + 1] == ",":
             place = _skip_space(text, place + 1)
-        elif text[place : place + 1] != "]":
+        elif place < len(text) and text[place] != "]":
             raise ValueError(f"neither a comma nor the end of its array follows record {number}")
     if text[place + 1 :].strip():
         raise ValueError("there is more text behind its array")
