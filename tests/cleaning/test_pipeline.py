@@ -131,7 +131,7 @@ def test_what_cannot_be_is_said_in_a_sentence(tmp_path):
     module = ("-m", "transnormer_jax.cleaning", f"--out={tmp_path / 'out'}", "--workers=1")
     assert_fails(run(*module, f"--files={tmp_path}/none.txt"), "no text file matches")
     (tmp_path / "cut.jsonl").write_text('{"text": "whole"}\n{"te')
-    assert_fails(run(*module, f"--files={tmp_path}/cut.jsonl"), "cannot read", "cut.jsonl", "intact")
+    assert_fails(run(*module, f"--files={tmp_path}/cut.jsonl"), "cut.jsonl', line 2: it is not JSON", "Correct")
 
 
 @pytest.mark.slow

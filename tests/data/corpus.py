@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from transnormer_jax.data.held_out import text_key
+
 BOS, EOS, PAD = 1, 2, 0
 SPECIAL = {"bos_id": BOS, "eos_id": EOS, "pad_id": PAD}
 
@@ -54,9 +56,8 @@ def recover(rows: Iterable[dict[str, np.ndarray]]) -> list[tuple[int, ...]]:
 
 
 class ListCorpus:
-    """Texts in a list, all of one split, `size` to a part; the smallest thing that fulfils `Corpus`."""
+    """Texts in a list, `size` to a part; the smallest thing that fulfils `Corpus`."""
 
-    splits = ("train",)
     fingerprint = "list"
 
     def __init__(self, texts, size=1):
@@ -66,4 +67,4 @@ class ListCorpus:
         return -(-len(self.texts) // self.size)
 
     def read(self, part):
-        return (("train", text) for text in self.texts[part * self.size : (part + 1) * self.size])
+        return ((text_key(text), text) for text in self.texts[part * self.size : (part + 1) * self.size])

@@ -10,7 +10,7 @@ from transnormer_jax.data import (
     ConversationRows,
     DataConfig,
     load_conversations,
-    split_numbers,
+    read_numbers,
 )
 from transnormer_jax.data.conversation_rows import best_fit
 from transnormer_jax.data.conversations import ConversationTokens, read_conversation
@@ -88,7 +88,7 @@ def encode(messages, max_tokens, **options):
     [numbers] = ConversationTokens(TEMPLATE, BYTES, max_tokens, **options).encode_batch(
         [json.dumps({"messages": messages, "tools": None})]
     )
-    return split_numbers(numbers)
+    return read_numbers(numbers)
 
 
 def test_a_long_conversation_loses_its_first_turns_but_no_system_message():

@@ -62,13 +62,31 @@ exec "${@:4}"
 """
 
 
-@pytest.mark.slow
-def test_a_slurm_job_makes_the_same(config, prepared, tmp_path, monkeypatch):
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
     """A stand-in for Slurm runs the tasks of the array one after the other."""
     for name, script in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", "#!/bin/bash\necho localhost\n")):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+def test_bad_records_are_listed_after_a_slurm_job_and_may_be_skipped(config, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"te\n{"text": "two"}\n')
+    flags = (f"--config.data.files={tmp_path}/rows.jsonl", f"--config.data.data_dir={tmp_path}/data")
+    command = ("-m", "transnormer_jax.data.prepare", f"--config={config}", *flags)
+    run(*command, "--slurm_partition=cpu")
+    status, _, err = run(*command, "--slurm_partition=cpu")
+    assert (status, "rows.jsonl', line 2: it is not JSON" in err, "Traceback" in err) == (2, True, False)
+    made = report(run(*command, "--config.data.bad_records=skip", "--slurm_partition=cpu"))["plain_text"]
+    assert made["train"]["bad_records"]["count"] == made["train"]["documents"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("slurm")
+def test_a_slurm_job_makes_the_same(config, prepared, tmp_path):
     command = ("-m", "transnormer_jax.data.prepare", f"--config={config}", f"--config.data.data_dir={tmp_path}/data")
     status, out, err = run(*command, "--slurm_partition=cpu")
     assert (status, "0 of 1 parts are done by the Slurm job" in out) == (STOPPED, True), err

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transnormer_jax.data import ByteTokenizer, DataConfig, load_split, splits
+from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.errors import UserError
 
 BYTES = ByteTokenizer()
@@ -72,10 +74,56 @@ def test_changed_text_is_tokenised_again(tmp_path):
     assert texts(plain_text(tmp_path, "four\nfive"), "train") == ["four", "five"]
 
 
+def test_splits_share_no_document_and_have_all(tmp_path):
+    config = plain_text(tmp_path, "\n".join(f"line {i}" for i in range(500)), held_out=0.1)
+    parts = {split: texts(config, split) for split in ("train", "validation", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 400, "validation": 50, "test": 50}
+    assert sorted(itertools.chain(*parts.values())) == sorted(f"line {i}" for i in range(500))
+    for split, part in parts.items():
+        assert [*splits.read_split(config, split)] == part
+    both = texts(config, "validation[:10]+test[-5:]")
+    assert both == parts["validation"][:10] + parts["test"][-5:]
+    assert [*splits.read_split(config, "test[50%:]+validation+test[:50%]")] == (
+        parts["test"][25:] + parts["validation"] + parts["test"][:25]
+    )
+
+
+def test_another_fraction_tokenises_nothing_again(tmp_path, monkeypatch):
+    config = plain_text(tmp_path, "\n".join(f"line {i}" for i in range(500)), held_out=0.1)
+    load_split(config, BYTES, "train")
+    monkeypatch.setattr(Tokenization, "run", pytest.fail)
+    monkeypatch.setattr(Tokenization, "write_part", pytest.fail)
+    less = dataclasses.replace(config, held_out=0.02)
+    assert set(texts(less, "validation")) < set(texts(config, "validation"))
+    assert len(load_split(less, BYTES, "validation")) == 10
+    assert len(load_split(dataclasses.replace(config, held_out=0.0), BYTES, "train")) == 500
+
+
+def test_what_is_read_and_skipped_is_logged_once(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text('{"text": "one"}\n\n{"text":\n{"text": "tw\xf6"}\n', encoding="latin-1")
+    (corpus / "b.md").touch()
+    config = DataConfig("plain_text", str(corpus), bad_records="skip", data_dir=str(corpus / "data"))
+    texts(config, "train")
+    lines = [line.partition(" | ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "plain_text: files: took 1 .jsonl, skipped 1 .md",
+        "plain_text: documents: 1 train, 1 validation, 0 test",
+        f"plain_text: left out 1 bad record: '{corpus}/a.jsonl', line 3: it is not JSON (Expecting value, column 9)",
+        f"plain_text: replaced bytes that are not UTF-8 by U+FFFD in 1 document of '{corpus}/a.jsonl'",
+    ]
+    texts(config, "validation")
+    assert capsys.readouterr().out == ""
+    assert len([*splits.read_split(config, "train")]) == 1
+    with pytest.raises(UserError, match=r"a\.jsonl', line 3: it is not JSON .*Correct or delete this line\."):
+        list(splits.read_split(dataclasses.replace(config, bad_records="stop"), "train"))
+
+
 @pytest.mark.slow
 def test_python_source_is_the_default(tmp_path):
     documents = load_split(DataConfig(data_dir=str(tmp_path)), BYTES, "validation")
-    assert len(documents) > 5
+    assert len(documents) > 20
     assert documents.num_tokens == documents.num_bytes.sum() > 1e5
 
 
@@ -153,7 +201,7 @@ def test_what_a_user_can_mistake(tmp_path, changes, split, message):
 
 
 def test_too_few_documents_to_hold_out_is_the_users_error(tmp_path):
-    with pytest.raises(UserError, match="too few documents to hold any out for 'validation': raise held_out"):
+    with pytest.raises(UserError, match="too few different documents to hold any out for 'validation': raise held_out"):
         load_split(plain_text(tmp_path), BYTES, "validation")
 
 

@@ -38,7 +38,7 @@ def test_a_second_host_needs_the_store_alone(request, tmp_path, monkeypatch, sch
     for documents in (again, there):
         np.testing.assert_array_equal(documents.lengths, prepared.lengths)
         np.testing.assert_array_equal(documents[17], prepared[17])
-    assert 10 < len(load_split(config, ByteTokenizer(), "validation")) < 60
+    assert len(load_split(config, ByteTokenizer(), "validation")) == 30
 
 
 def test_changed_texts_are_other_tokens(gs, tmp_path, monkeypatch):
@@ -57,7 +57,7 @@ def test_what_is_on_the_store_has_its_manifest(gs, tmp_path, monkeypatch):
     config = DataConfig("plain_text", "gs://bench/texts/*.txt", "line", held_out=0.0, data_dir="gs://bench/manifest")
     documents = load_split(config, ByteTokenizer(), "train")
     [directory] = [one for one in storage.children(storage.as_path("gs://bench/manifest/tokenized")) if one.is_dir()]
-    assert Manifest.read(directory).counts("train")["tokens"] == documents.num_tokens == 6
+    assert Manifest.read(directory).shards[0].tokens == documents.num_tokens == 6
 
 
 def test_a_store_that_is_not_there_is_one_sentence(gs, tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -11,7 +12,8 @@ import pytest
 from tests.data.corpus import ListCorpus
 from transnormer_jax.data import ByteTokenizer
 from transnormer_jax.data import tokenize as tokenize_module
-from transnormer_jax.data.corpus import TextFiles
+from transnormer_jax.data.bad_records import BadRecord, InvalidBytes
+from transnormer_jax.data.held_out import text_key
 from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest, damaged_shards, open_tokenized
 from transnormer_jax.errors import UserError
@@ -47,12 +49,12 @@ class Interrupted(ListCorpus):
         for number, text in enumerate(self.texts[part * self.size : (part + 1) * self.size]):
             if part * self.size + number == len(self.texts) - 1:
                 self.action()
-            yield "train", text
+            yield text_key(text), text
 
 
-def tokenize(corpus, directory, coder=None, **options):
-    Tokenization(corpus, coder or ByteTokenizer(), directory).run(**options)
-    return open_tokenized(directory, *corpus.splits)
+def tokenize(corpus, directory, coder=None, bad_records="stop", **options):
+    Tokenization(corpus, coder or ByteTokenizer(), directory, bad_records).run(**options)
+    return open_tokenized(directory)
 
 
 def contents(documents):
@@ -88,25 +90,12 @@ def test_documents_are_the_texts_in_order(tmp_path, monkeypatch, size, batch_cha
     with pytest.raises(IndexError):
         documents[5]
     manifest = Manifest.read(tmp_path / "split")
-    counts = manifest.counts("train")
-    assert counts["documents"] == len(TEXTS)
-    assert counts["tokens"] == counts["bytes"] == documents.num_tokens
+    assert sum(shard.documents for shard in manifest.shards) == len(TEXTS)
+    assert sum(shard.tokens for shard in manifest.shards) == documents.num_tokens
+    assert sum(shard.bytes for shard in manifest.shards) == documents.num_tokens
+    assert documents.keys.tolist() == [text_key(text) for text in TEXTS]
     assert manifest.tokenizer == ByteTokenizer.fingerprint
     assert damaged_shards(tmp_path / "split") == []
-
-
-def test_all_splits_are_made_in_one_pass(tmp_path):
-    lines = [f"line {i}" for i in range(1000)]
-    (tmp_path / "text.txt").write_text("\n".join(lines))
-    corpus = TextFiles(str(tmp_path / "text.txt"), "line", held_out=0.1)
-    read, reads = corpus.read, []
-    corpus.read = lambda part: reads.append(part) or read(part)
-    tokenize(corpus, tmp_path / "tokens")
-    assert reads == [0]
-    for split in corpus.splits:
-        assert contents(open_tokenized(tmp_path / "tokens", split)) == [text for of, text in read(0) if of == split]
-    assert len(open_tokenized(tmp_path / "tokens", "elsewhere")) == 0
-    assert len(open_tokenized(tmp_path / "tokens", "validation", "test")) > 100
 
 
 def test_a_large_vocabulary_is_stored_whole(tmp_path):
@@ -229,7 +218,7 @@ def test_a_shard_cut_short_is_found_and_mended(tmp_path, kind):
     before, damaged = files(split), split / f"00003.{kind}"
     damaged.write_bytes(damaged.read_bytes()[:-2])
     with pytest.raises(UserError, match=rf"00003.{kind}' holds [\d,]+ bytes of [\d,]+: write it again with .*--verify"):
-        open_tokenized(split, "train")
+        open_tokenized(split)
     assert Tokenization(texts, ByteTokenizer(), split).repair() == [3]
     assert files(split) == before
     assert [path.name for path in tmp_path.iterdir()] == ["split"]
@@ -264,3 +253,71 @@ def test_the_manifest_is_plain_json(tmp_path):
     manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
     assert manifest["shards"][0]["documents"] == len(TEXTS)
     assert manifest["dtype"] == "uint16"
+
+
+class Faulty(ListCorpus):
+    """Has a bad record instead of each empty text, and bytes that are not UTF-8 in each text with U+FFFD."""
+
+    def read(self, part):
+        for number, (key, text) in enumerate(super().read(part)):
+            yield (key, text) if text else BadRecord("a.jsonl", "line", part * self.size + number + 1, "it is empty")
+            if "\ufffd" in text:
+                yield InvalidBytes("a.jsonl")
+
+
+FAULTY = ["first", "", "b\ufffdd", "", "", "w\ufffdrse", "last"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_bad_records_are_one_error_and_then_may_be_skipped(tmp_path, small_shards, size):
+    work = Tokenization(Faulty(FAULTY, size), ByteTokenizer(), tmp_path / "split")
+    with pytest.raises(UserError) as caught:
+        work.run()
+    expected = [f"  'a.jsonl', line {number}: it is empty" for number in (2, 4, 5)]
+    assert str(caught.value).splitlines()[:-1] == ["3 records cannot be read:", *expected]
+    assert "config.data.bad_records='skip'" in str(caught.value)
+
+    coder = ByteTokenizer()
+    coder.encode_batch = pytest.fail  # everything has been tokenised
+    dataclasses.replace(work, coder=coder, bad_records="skip").run()
+    assert contents(open_tokenized(tmp_path / "split")) == [text for text in FAULTY if text]
+    assert Manifest.read(tmp_path / "split").notes == {
+        "bad_records": {"count": 3, "first": [line.strip() for line in expected]},
+        "not_utf8": {"documents": 2, "files": ["a.jsonl"]},
+    }
+    tokenize(Faulty(FAULTY, size), tmp_path / "again", bad_records="skip")
+    assert files(tmp_path / "split") == files(tmp_path / "again")
+    (tmp_path / "split" / "00001.tokens").write_bytes(b"")
+    assert work.repair() == [1]
+    assert files(tmp_path / "split") == files(tmp_path / "again")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_killed_run_goes_on_behind_bad_records(tmp_path, small_shards, size):
+    tokenize(Faulty(FAULTY, size), tmp_path / "undisturbed", bad_records="skip")
+    for stop in range(4):
+        work = Tokenization(Faulty(FAULTY, size), ByteTokenizer(), tmp_path / f"split{stop}", "skip")
+        calls = iter([None] * stop)
+        work.coder.encode_batch = lambda texts, calls=calls: next(calls, 1) or ByteTokenizer().encode_batch(texts)
+        with pytest.raises(TypeError):
+            work.run()
+        del work.coder.encode_batch
+        work.run()
+        assert files(work.directory) == files(tmp_path / "undisturbed")
+
+
+def test_a_wrong_field_stops_a_part_early(tmp_path):
+    corpus, read = Faulty([""] * 5000, 5000), []
+    each = corpus.read
+    corpus.read = lambda part: (read.append(one) or one for one in each(part))
+    with pytest.raises(UserError, match=r"at least 1,001 records cannot be read; the first 10 are:\n"):
+        tokenize(corpus, tmp_path / "split")
+    assert len(read) == 1001
+    with pytest.raises(UserError, match="there is no text to tokenise"):
+        tokenize(corpus, tmp_path / "split", bad_records="skip")
+
+
+def test_many_bad_records_are_counted_and_ten_are_shown(tmp_path):
+    with pytest.raises(UserError, match=r"300 records cannot be read; the first 10 are:\n") as caught:
+        tokenize(Faulty([""] * 300 + ["text"], 50), tmp_path / "split", workers=2)
+    assert str(caught.value).count("\n  ") == 10

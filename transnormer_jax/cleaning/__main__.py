@@ -1,7 +1,7 @@
 """Cleans text: rules, near-duplicates and, with a configuration, the scores of a model trained on the text.
 
     python -m transnormer_jax.cleaning --files="raw/**/*.jsonl.gz" --out=clean
-    python -m transnormer_jax.cleaning --files=wiki.txt --documents=marked --out=clean --config=configs/quickstart.py
+    python -m transnormer_jax.cleaning --files=wiki.txt --documents=delimited --out=clean --config=configs/quickstart.py
 
 Writes into `out`: `kept` (JSON lines, to train on with config.data.files), `removed/STAGE` (the other documents, each
 with the reason) and `report.json`. With --config there are rounds of self-cleaning, `round_1`, ..., each with its own

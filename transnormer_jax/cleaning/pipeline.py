@@ -12,7 +12,7 @@ from transnormer_jax.cleaning.documents import ReadText, read_shard, shards_of, 
 from transnormer_jax.cleaning.rules import rules
 from transnormer_jax.data.corpus import TextFiles
 from transnormer_jax.data.engine import run_stage
-from transnormer_jax.data.text_files import file_identity, find_files
+from transnormer_jax.data.find_files import file_identity, find_files
 from transnormer_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ class Settings:
     """What is read, and what the rules ask for.
 
     Attributes:
-      files: see `text_files.find_files`.
+      files: see `find_files.find_files`.
       documents: see `text_files.read_documents`.
       field: of JSON lines and Parquet, what holds the text.
       languages: ISO 639-1 names of those that stay; empty for all.
@@ -61,7 +61,7 @@ def clean(settings: Settings, out: Path, workers: int) -> dict[str, Any]:
     """
     todo = stages(settings, out)
     # A file more or less, or a changed one, would part the tasks in another way.
-    found = [file_identity(file) for file in find_files(settings.files)]
+    found = [file_identity(file) for file in find_files(settings.files).files]
     claim(out / "settings.json", dataclasses.asdict(settings) | {"found": found})
     for name, steps, tasks in todo:
         if name == "signatures" and not shards_of(out / "scratch" / "passed"):

@@ -3,7 +3,7 @@
 from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversation_rows import ConversationRows
-from transnormer_jax.data.conversations import split_numbers
+from transnormer_jax.data.conversations import read_numbers
 from transnormer_jax.data.datasets import DATASETS, Dataset
 from transnormer_jax.data.masked_rows import MaskedRows
 from transnormer_jax.data.mixture import MixedRows
@@ -44,7 +44,7 @@ __all__ = [
     "load_conversations",
     "load_split",
     "load_tokenizer",
-    "split_numbers",
+    "read_numbers",
     "tokenizer_directory",
     "tokenizer_exists",
     "train_batches",

@@ -8,9 +8,10 @@ from typing import Any
 from transnormer_jax.data.datasets import find_dataset
 from transnormer_jax.errors import UserError, did_you_mean
 
+_BAD_RECORDS = ("stop", "skip")
 _AMOUNTS = ("weight", "epochs")
 # Fields of a whole run, which a source of a mixture shares with the others.
-_SHARED = ("mixture", "tokenizer", "data_dir", "read_threads", "read_ahead")
+_SHARED = ("mixture", "bad_records", "tokenizer", "data_dir", "read_threads", "read_ahead")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +22,18 @@ class DataConfig:
       dataset: `"python_source"`, `"plain_text"`, a dataset that this package reads or generates (`"imdb_reviews"`,
         `"glue/sst2"`, `"pathfinder/resolution=128"`), or any TFDS dataset with a text feature (`"lm1b"`, which needs
         TensorFlow installed).
-      files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines and Parquet, separated by
-        commas. For `imdb_reviews` and the like: the directory of the unpacked dataset; empty for TFDS's own copy.
-      documents: for `plain_text`: what one document is: a `"file"`, a `"line"`, the text between marker lines
-        (`"delimited"`), or a `"conversation"`, one to a line of JSON. Each row of Parquet is a document.
-      held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`.
+      files: for `plain_text`: paths, directories, glob patterns and URLs of text, JSON lines, JSON and Parquet,
+        separated by commas. For `imdb_reviews` and the like: the directory of the unpacked dataset; empty for TFDS's
+        own copy.
+      documents: for `plain_text`: what one document is: a `"file"`, a `"line"`, a `"paragraph"` (the text between blank
+        lines), the text between marker lines (`"delimited"`), or a `"chunk"` (about 64 KiB of a file, up to the end of
+        a line). A record of JSON or Parquet is a document, whose messages are read with `"conversation"`.
+      held_out: for `plain_text`: the fraction of documents in each of `validation` and `test`, at least 0 and less than
+        0.5; at least one document of two different ones or more is held out, unless it is 0. If there is one document,
+        a file, its end is held out. Another fraction of several documents needs no other tokens.
+      bad_records: for `plain_text`: what is done about records of JSON and Parquet that do not parse, have no text, or
+        are no conversation: `"stop"` lists the first ten once all text has been tokenised; `"skip"` leaves them out. No
+        record is checked again in text that has been tokenised.
       tokenizer: `"bytes"`; or a path or URL: a `tokenizer.json` (Hugging Face), a `.model` (SentencePiece), or a
         directory with one of them or with GPT-2's `vocab.json` and `merges.txt`.
       data_dir: directory of prepared datasets; empty for TFDS's own (`~/tensorflow_datasets`). On a store (`gs://`,
@@ -40,17 +48,18 @@ class DataConfig:
       read_threads: threads per process that read batches ahead of the step; 0 reads each batch when it is due. More
         than one rarely helps where rows are cheap: threads contend for Python's lock.
       read_ahead: batches that the threads may read ahead of the step.
-      mixture: for text: source -> weight, or source -> a dictionary of any of the fields above except `tokenizer`,
-        `data_dir`, `read_threads` and `read_ahead`, with `weight` or `epochs`. Without `dataset`, the source's name is
-        the dataset: {"lm1b": 0.7, "own": {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}. A weight is a
-        share of the tokens; `epochs` is the number of times that a source is read while each of the others is read as
-        often as its own `epochs` says.
+      mixture: for text: source -> weight, or source -> a dictionary of any of the fields above except `bad_records`,
+        `tokenizer`, `data_dir`, `read_threads` and `read_ahead`, with `weight` or `epochs`. Without `dataset`, the
+        source's name is the dataset: {"lm1b": 0.7, "own": {"dataset": "plain_text", "files": "*.txt", "weight": 0.3}}.
+        A weight is a share of the tokens; `epochs` is the number of times that a source is read while each of the
+        others is read as often as its own `epochs` says.
     """
 
     dataset: str = "python_source"
     files: str = ""
     documents: str = "file"
     held_out: float = 0.01
+    bad_records: str = "stop"
     tokenizer: str = "bytes"
     data_dir: str = ""
     train_split: str = "train"
@@ -68,6 +77,8 @@ class DataConfig:
             object.__setattr__(self, "documents", "delimited")
         if not 0 <= self.held_out < 0.5:
             raise UserError(f"config.data.held_out={self.held_out} must be at least 0 and less than 0.5.")
+        if self.bad_records not in _BAD_RECORDS:
+            raise UserError(f"config.data.bad_records={self.bad_records!r} must be 'stop' or 'skip'.")
         if self.read_threads < 0:
             raise UserError(f"config.data.read_threads={self.read_threads} must be at least 0.")
         if self.read_ahead < max(1, self.read_threads):
@@ -96,7 +107,7 @@ class DataConfig:
                 f"unknown config key config.data.mixture.{name}.{field}: {did_you_mean(field, known | set(_AMOUNTS))}"
             )
         own = {"dataset": name} | {field: value for field, value in fields.items() if field in known}
-        return DataConfig(tokenizer=self.tokenizer, data_dir=self.data_dir, **own)
+        return DataConfig(bad_records=self.bad_records, tokenizer=self.tokenizer, data_dir=self.data_dir, **own)
 
     def amounts(self) -> tuple[str, dict[str, float]]:
         """How much of every source is wanted: ("weight" or "epochs", name -> number).

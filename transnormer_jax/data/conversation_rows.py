@@ -8,7 +8,7 @@ from collections import defaultdict
 import numpy as np
 
 from transnormer_jax.data.concatenation import Documents, Int32s, Int64s
-from transnormer_jax.data.conversations import split_numbers
+from transnormer_jax.data.conversations import read_numbers
 from transnormer_jax.data.shuffle import permutation
 from transnormer_jax.errors import UserError
 
@@ -64,7 +64,7 @@ class ConversationRows:
         segment_ids, mask = (np.zeros(self._length, np.int32) for _ in range(2))
         start = 0
         for segment, index in enumerate(conversations[self._places[rows[place]]], start=1):
-            tokens, learnt, _ = split_numbers(self._conversations[index])
+            tokens, learnt, _ = read_numbers(self._conversations[index])
             own = slice(start, start + len(tokens))
             inputs[own], targets[own] = [self._bos_id, *tokens[:-1]], tokens
             segment_ids[own], mask[own] = segment, learnt

@@ -72,7 +72,7 @@ def read_conversation(record: Any) -> dict[str, Any]:
 
 
 class ConversationTokens:
-    """A `Coder` of conversations, the JSON of `read_conversation`: each token with what `split_numbers` says of it.
+    """A `Coder` of conversations, the JSON of `read_conversation`: each token with what `read_numbers` says of it.
 
     A conversation that is longer than a row loses its first turns, but no system message. If the last turn alone is
     longer, its end is cut off. Where no token would be learnt then, nothing is left, an empty array.
@@ -127,7 +127,7 @@ class ConversationTokens:
         return EncodedChat(last.tokens[: self._max_tokens], last.supervised[: self._max_tokens]), 1
 
 
-def split_numbers(
+def read_numbers(
     numbers: npt.NDArray[np.integer],
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Of what `ConversationTokens` makes: the tokens, 1 where one is learnt, 1 where its conversation was shortened."""

@@ -1,18 +1,15 @@
-"""A corpus: documents and the split of each, in parts that several processes read at once."""
+"""A corpus: documents in parts that several processes read at once."""
 
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from transnormer_jax.data.text_files import (
-    can_begin_anywhere,
-    check_document_mode,
-    file_identity,
-    find_files,
-    read_documents,
-)
-from transnormer_jax.errors import UserError
+from transnormer_jax.data.bad_records import BadRecord, InvalidBytes, Problem
+from transnormer_jax.data.file_kinds import TEXT, kind_of
+from transnormer_jax.data.find_files import file_identity, find_files
+from transnormer_jax.data.held_out import cut_document, text_key
+from transnormer_jax.data.text_files import can_begin_anywhere, check_document_mode, read_documents, read_items
 
 _PART_BYTES = 1 << 24
 _MOST_PARTS = 1024
@@ -22,60 +19,76 @@ class Corpus(Protocol):
     """Documents in parts; picklable, for several processes.
 
     Attributes:
-      splits: names.
-      fingerprint: another one where a document or its split may be another.
+      fingerprint: another one where a document or its key may be another.
     """
 
-    splits: tuple[str, ...]
     fingerprint: str
 
     def __len__(self) -> int:
         """The number of parts."""
 
-    def read(self, part: int) -> Iterator[tuple[str, str]]:
-        """Yields the split and the text of each document of a part, always in the same order."""
+    def read(self, part: int) -> Iterator[tuple[int, str] | Problem]:
+        """Yields the key and the text of each document of a part, always in the same order.
+
+        A key is a number of 64 bits: the documents of lowest key are held out. Between the documents come the problems
+        with the files, if there are any.
+        """
 
 
 class TextFiles:
-    """The documents of text files, in file order. A hash of its text decides the split of a document.
+    """The documents of text files, in file order. The key of a document is a hash of its text.
 
-    So a document keeps its split when others come, and two copies of it are never in two splits.
+    So two copies of a document are never in two splits. A single document is cut: its end is held out.
+
+    Attributes:
+      found: which files are read.
     """
 
-    splits: tuple[str, ...] = ("train", "validation", "test")
-
-    def __init__(self, files: str, documents: str = "file", held_out: float = 0.01, field: str = "text"):
-        """Finds the files; `files`, `documents` and `field` are those of `text_files`.
+    def __init__(
+        self, files: str, documents: str = "file", field: str = "text", held_out: float = 0.0, tokens: str = ""
+    ):
+        """Finds the files.
 
         Args:
-          files: paths, directories and patterns, separated by commas.
-          documents: what a document is.
-          held_out: the fraction of the documents in each of `validation` and `test`.
-          field: of JSON lines and Parquet, what holds the text.
+          files: see `find_files`.
+          documents: what a document is; see `read_items`.
+          field: of JSON and Parquet, what holds the text.
+          held_out: the fraction of a single document in each of `validation` and `test`.
+          tokens: see `find_files`.
 
         Raises:
-          UserError: no such file or document mode, or `held_out` is not in [0, 0.5).
+          UserError: no such file or document mode.
         """
         check_document_mode(documents)
-        if not 0 <= held_out < 0.5:
-            raise UserError(f"held_out is {held_out}: choose a fraction from 0 up to, not including, 0.5.")
-        identities = [file_identity(file) for file in find_files(files)]
-        self.fingerprint = digest(identities, documents, held_out, field)
-        self._documents, self._held_out, self._field = documents, held_out, field
+        self.found = find_files(files, tokens)
+        identities = [file_identity(file) for file in self.found.files]
+        single = len(identities) == 1 and documents == "file" and kind_of(identities[0][0]) == TEXT
+        self._cut = held_out if single else 0.0
+        self.fingerprint = digest(identities, documents, field, self._cut)
+        self._documents, self._field = documents, field
         self._parts = cut([(file, size) for file, size, _ in identities], documents)
 
     def __len__(self) -> int:
         return len(self._parts)
 
-    def read(self, part: int) -> Iterator[tuple[str, str]]:
+    def read(self, part: int) -> Iterator[tuple[int, str] | Problem]:
         """See `Corpus`."""
-        for _, _, text in self.documents(part):
-            uniform = uniform_hash(text)
-            split = "validation" if uniform < self._held_out else "test" if uniform < 2 * self._held_out else "train"
-            yield split, text
+        files, start, stop = self._parts[part]
+        for file in files:
+            for item in read_items(file, self._documents, self._field, start, stop):
+                if isinstance(item, BadRecord | InvalidBytes):
+                    yield item
+                elif self._cut:
+                    yield from cut_document(item, self._cut)
+                else:
+                    yield text_key(item), item
 
     def documents(self, part: int) -> Iterator[tuple[str, str, str]]:
-        """Yields file, number and text of each document; numbers from byte START on are such as "START+7"."""
+        """Yields file, number and text of each document; numbers from byte START on are such as "START+7".
+
+        Raises:
+          UserError: as `read_documents`; also for a bad record.
+        """
         files, start, stop = self._parts[part]
         for file in files:
             for number, text in enumerate(read_documents(file, self._documents, self._field, start, stop)):
@@ -106,11 +119,6 @@ def cut(sizes: Sequence[tuple[str, int]], documents: str) -> list[Part]:
             small.append(file)
             taken += size
     return [*parts, Part(tuple(small))] if small else parts
-
-
-def uniform_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, and is uniform over texts."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def digest(*identity: object) -> str:

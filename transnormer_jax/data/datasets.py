@@ -1,6 +1,6 @@
 """The datasets known by name. Any other name is TFDS's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from transnormer_jax.data.corpus import TextFiles
@@ -24,12 +24,14 @@ class Dataset(NamedTuple):
       inputs: the features that are its input; two are a pair.
       label: the feature that is its label.
       corpus: `config.data` -> documents, for a dataset of text that TFDS need not prepare; then `open` is not called.
+      held_out: of a corpus: `config.data` -> the fraction of the documents in each split besides `train`.
     """
 
     open: Callable[["DataConfig", str | None], "tfds.core.DatasetBuilder | None"] = lambda config, data_dir: None
     inputs: tuple[str, ...] = ("text",)
     label: str = "label"
     corpus: Callable[["DataConfig"], "Corpus"] | None = None
+    held_out: Callable[["DataConfig"], Mapping[str, float]] = lambda config: {}
 
 
 DATASETS = Registry[Dataset]("dataset")
@@ -43,7 +45,12 @@ def find_dataset(name: str) -> Dataset | None:
 
 
 def _plain_text(config: "DataConfig") -> "Corpus":
-    return TextFiles(config.files, config.documents, config.held_out, config.text_feature or "text")
+    tokens = f"{config.data_dir}/tokenized" if config.data_dir else ""
+    return TextFiles(config.files, config.documents, config.text_feature or "text", config.held_out, tokens)
+
+
+def _held_out(config: "DataConfig") -> Mapping[str, float]:
+    return {"validation": config.held_out, "test": config.held_out}
 
 
 def _python_source(config: "DataConfig") -> "Corpus":
@@ -57,5 +64,5 @@ def check_no_files(config: "DataConfig") -> None:
         raise UserError(f"dataset {config.dataset!r} reads no `files`: leave them out or set dataset to 'plain_text'.")
 
 
-DATASETS["plain_text"] = Dataset(corpus=_plain_text)
-DATASETS["python_source"] = Dataset(corpus=_python_source)
+DATASETS["plain_text"] = Dataset(corpus=_plain_text, held_out=_held_out)
+DATASETS["python_source"] = Dataset(corpus=_python_source, held_out=lambda config: {"validation": 0.05})

@@ -29,7 +29,7 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.splits import select_split, tokenization
+from transnormer_jax.data.splits import describe_files, describe_tokens, select_split, tokenization
 from transnormer_jax.data.stored_tokens import load_stored
 from transnormer_jax.data.tokenize import Tokenization
 from transnormer_jax.data.tokenized import Manifest
@@ -55,7 +55,7 @@ def main() -> None:
     tokenizer = load_tokenizer(data.tokenizer)
     report = {
         name: {
-            split: _prepare(source, tokenizer, split, f"{name} {split}")
+            split: _prepare(source, tokenizer, split, name)
             for split in dict.fromkeys(_SPLITS.value or (source.train_split, source.eval_split))
         }
         for name, source in data.sources().items()
@@ -63,15 +63,20 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -> dict[str, Any]:
-    start = time.perf_counter()
+def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, name: str) -> dict[str, Any]:
+    start, words = time.perf_counter(), f"{name} {split}"
     damaged = list[int]()
 
     def write() -> Path:
         work = tokenization(source, split, tokenizer)
         if _VERIFY.value and work.directory.exists():
             damaged.extend(work.repair())
-        _run(work, words)
+        if not work.directory.exists():
+            for line in describe_files(work):
+                print(f"{name}: {line}", flush=True)
+            _run(work, words)
+            for line in describe_tokens(source, split, work.directory):
+                print(f"{name}: {line}")
         return work.directory
 
     if storage.is_remote(source.data_dir):
@@ -80,20 +85,23 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, words: str) -
         stored, directory = load_stored(source, split, tokenizer, write)
     else:
         stored = directory = write()
-    select_split(source, directory, split)  # refuses one that is not there
-    counts = Manifest.read(directory).counts(split)
+    documents, manifest = select_split(source, directory, split), Manifest.read(directory)
+    counts = {
+        "documents": len(documents),
+        "tokens": documents.num_tokens,
+        "bytes": int(documents.num_bytes.sum()),
+        "shards": len(manifest.shards),
+    }
     seconds = time.perf_counter() - start
     print(
         f"{words}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes in "
-        f"{counts['shards']} shards, {seconds:.1f} s"
+        f"the {counts['shards']} shards of all splits, {seconds:.1f} s"
     )
     mended = {"damaged_shards": damaged} if _VERIFY.value else {}
-    return {"directory": str(stored), **counts, "seconds": seconds, **mended}
+    return {"directory": str(stored), **counts, "seconds": seconds, **mended, **manifest.notes}
 
 
 def _run(work: Tokenization, words: str) -> None:
-    if work.directory.exists():
-        return
     if _RAY.value:
         _run_on_ray(work)
     elif _PARTITION.value:
@@ -110,6 +118,8 @@ def _run_on_ray(work: Tokenization) -> None:
     shutil.rmtree(logs, ignore_errors=True)  # completed parts are known by their records
     step = EachTask("tokenise", work.complete_part)
     run_stage_on_ray("tokenise", [step], parts, _WORKERS.value or parts, logs, address=_RAY.value)
+    if work.progress() == parts:
+        work.run()  # the last task did not make the directory, because of bad records
     if not work.directory.exists():
         failed = parts - work.progress()
         raise UserError(f"{failed} of {parts} parts failed on Ray; the log is {str(logs)!r}. Run again to continue.")
@@ -120,6 +130,9 @@ def _submit_to_slurm(work: Tokenization, words: str) -> None:
     from transnormer_jax.data.engine import EachTask, submit_stage
 
     done, parts = work.progress(), len(work.corpus)
+    if done == parts:
+        work.run()  # the last task did not make the directory, because of bad records
+        return
     logs = work.directory.with_name(f"slurm.{work.directory.name}")
     if not logs.exists():
         step, workers = EachTask("tokenise", work.complete_part), _WORKERS.value or parts

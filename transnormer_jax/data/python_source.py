@@ -5,9 +5,8 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from transnormer_jax.data.corpus import uniform_hash
+from transnormer_jax.data.held_out import text_key
 
-_HELD_OUT = 0.05
 _LEFT_OUT = {
     # Not the standard library.
     "site-packages", "dist-packages", "__pycache__",
@@ -21,19 +20,18 @@ _LEFT_OUT = {
 
 
 class PythonSource:
-    """One document per module of the running Python; 5% of the paths are `validation`. A `Corpus` of one part."""
+    """One document per module of the running Python, by a key of its path. A `Corpus` of one part."""
 
-    splits: tuple[str, ...] = ("train", "validation")
     fingerprint: str = f"python-source-{platform.python_version()}"
 
     def __len__(self) -> int:
         return 1
 
-    def read(self, part: int) -> Iterator[tuple[str, str]]:
+    def read(self, part: int) -> Iterator[tuple[int, str]]:
         """See `Corpus`."""
         del part
         for path, text in modules():
-            yield "validation" if uniform_hash(path) < _HELD_OUT else "train", text
+            yield text_key(path), text
 
 
 def modules() -> Iterator[tuple[str, str]]:

@@ -3,30 +3,30 @@
 import hashlib
 import itertools
 import types
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from transnormer_jax import storage
+from transnormer_jax.data.bad_records import BadRecord, InvalidBytes, notes_in_words
 from transnormer_jax.data.chat import ChatTemplate
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversations import ConversationTokens
 from transnormer_jax.data.corpus import Corpus
 from transnormer_jax.data.datasets import find_dataset
+from transnormer_jax.data.held_out import split_numbers, text_key
 from transnormer_jax.data.records import as_text, fingerprint, local_data_dir, open_source, prepared, read_records
 from transnormer_jax.data.stored_tokens import load_stored
 from transnormer_jax.data.tokenize import Coder, Tokenization
-from transnormer_jax.data.tokenized import Manifest, TokenizedDocuments, open_tokenized
+from transnormer_jax.data.tokenized import FORMAT, Manifest, TokenizedDocuments, open_tokenized
 from transnormer_jax.data.tokenizers import Tokenizer
 from transnormer_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
-
-_FORMAT = 2  # of the directories of tokens
 
 
 def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> TokenizedDocuments:
@@ -46,7 +46,7 @@ def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> Tokenize
 def load_conversations(
     config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, split: str, max_tokens: int
 ) -> TokenizedDocuments:
-    """Returns a split's conversations as the numbers that `split_numbers` divides.
+    """Returns a split's conversations as the numbers that `read_numbers` reads.
 
     The dataset is `"plain_text"` with `documents="conversation"`.
 
@@ -60,13 +60,21 @@ def load_conversations(
     Raises:
       UserError: as `load_split`, or the template refuses a conversation.
     """
-    return _load(config, split, ConversationTokens(template, tokenizer, max_tokens))
+    skip = config.bad_records == "skip"
+    return _load(config, split, ConversationTokens(template, tokenizer, max_tokens, skip=skip))
 
 
 def _load(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:
     def write() -> Path:
         work = tokenization(config, split, coder)
-        work.run()
+        if not work.directory.exists():
+            from transnormer_jax.log import log  # which needs JAX
+
+            for line in describe_files(work):
+                log(f"{config.dataset}: {line}")
+            work.run()
+            for line in describe_tokens(config, split, work.directory):
+                log(f"{config.dataset}: {line}")
         return work.directory
 
     directory = load_stored(config, split, coder, write)[1] if storage.is_remote(config.data_dir) else write()
@@ -76,9 +84,22 @@ def _load(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:
 def tokenization(config: DataConfig, split: str, coder: Coder) -> Tokenization:
     """The work that tokenises a split, and the other splits of its corpus with it."""
     corpus = open_corpus(config, split)
-    identity = f"{_FORMAT} {corpus.fingerprint} {coder.fingerprint}"
+    identity = f"{FORMAT} {corpus.fingerprint} {coder.fingerprint}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return Tokenization(corpus, coder, local_data_dir(config) / "tokenized" / name)
+    return Tokenization(corpus, coder, local_data_dir(config) / "tokenized" / name, config.bad_records)
+
+
+def describe_files(work: Tokenization) -> list[str]:
+    """Returns a line that says which files will be read, for a corpus of files."""
+    found = getattr(work.corpus, "found", None)
+    return [f"files: {found}"] if found else []
+
+
+def describe_tokens(config: DataConfig, split: str, directory: Path) -> list[str]:
+    """Returns lines for a log: the documents in each split of a corpus, and what was wrong with the texts."""
+    numbers = _numbers(config, split, open_tokenized(directory).keys)
+    counts = ", ".join(f"{len(of_split):,} {name}" for name, of_split in numbers.items())
+    return [f"documents: {counts}", *notes_in_words(Manifest.read(directory).notes)]
 
 
 def open_corpus(config: DataConfig, split: str) -> Corpus:
@@ -93,32 +114,34 @@ def select_split(config: DataConfig, directory: Path, split: str) -> TokenizedDo
     Raises:
       UserError: there is no such split, or it is empty.
     """
-    manifest = Manifest.read(directory)
-    counts = {name: manifest.counts(name)["documents"] for name in {shard.split: None for shard in manifest.shards}}
-    pieces = _pieces(config, split, counts)
-    documents = open_tokenized(directory, *(name for name, _ in pieces))
-    if split not in counts:
-        firsts = itertools.accumulate((counts[name] for name, _ in pieces), initial=0)
-        chosen = [first + np.array(numbers, np.int64) for first, (_, numbers) in zip(firsts, pieces, strict=False)]
-        documents = documents.select(np.concatenate(chosen))
-    if not len(documents):
-        raise UserError(f"split {split!r} of dataset {config.dataset!r} is empty: choose another.")
-    return documents
+    documents = open_tokenized(directory)
+    chosen = _chosen(config, split, documents.keys)
+    return documents if np.array_equal(chosen, np.arange(len(documents))) else documents.select(chosen)
 
 
 def read_split(config: DataConfig, split: str) -> Iterator[str]:
-    """Yields the texts of a split, in order. For a slice such as "train[:95%]" the documents are counted first."""
+    """Yields the texts of a split in order; where some are held out, the keys of all documents are read first.
+
+    Raises:
+      UserError: as `load_split`; also for a bad record, unless `bad_records` is "skip".
+    """
     corpus = open_corpus(config, split)
 
-    def documents() -> Iterator[tuple[str, str]]:
-        return itertools.chain.from_iterable(map(corpus.read, range(len(corpus))))
+    def documents() -> Iterator[tuple[int, str]]:
+        for item in itertools.chain.from_iterable(map(corpus.read, range(len(corpus)))):
+            if not isinstance(item, BadRecord | InvalidBytes):
+                yield item
+            elif isinstance(item, BadRecord) and config.bad_records == "stop":
+                raise item.error()
 
-    if split in corpus.splits:
-        yield from (text for name, text in documents() if name == split)
+    if split == "train" and not any(_fractions(config).values()):
+        yield from (text for _, text in documents())
         return
-    for name, numbers in _pieces(config, split, Counter(name for name, _ in documents())):
-        texts = enumerate(text for of, text in documents() if of == name)
-        yield from (text for number, text in texts if number in numbers)
+    keys = np.fromiter((key for key, _ in documents()), np.uint64)
+    chosen = _chosen(config, split, keys)
+    for ascending in np.split(chosen, np.flatnonzero(np.diff(chosen) <= 0) + 1):
+        wanted = np.isin(np.arange(len(keys)), ascending)
+        yield from (text for (_, text), is_wanted in zip(documents(), wanted, strict=True) if is_wanted)
 
 
 class Records:
@@ -133,8 +156,7 @@ class Records:
           UserError: as `load_split`.
         """
         builder = prepared(config)
-        self._source, self._split = open_source(builder, config, split), split
-        self.splits: tuple[str, ...] = (split,)
+        self._source = open_source(builder, config, split)
         self._feature = _text_feature(builder, config)
         self.fingerprint = fingerprint(builder, split, self._feature)
         info, count = builder.info, len(self._source)
@@ -145,29 +167,54 @@ class Records:
     def __len__(self) -> int:
         return len(self._borders) - 1
 
-    def read(self, part: int) -> Iterator[tuple[str, str]]:
+    def read(self, part: int) -> Iterator[tuple[int, str]]:
         """See `Corpus`."""
         for records in read_records(self._source, *self._borders[part : part + 2]):
-            yield from ((self._split, as_text(record[self._feature])) for record in records)
+            texts = [as_text(record[self._feature]) for record in records]
+            yield from ((text_key(text), text) for text in texts)
 
 
-def _pieces(config: DataConfig, split: str, counts: Mapping[str, int]) -> list[tuple[str, range]]:
-    """The whole splits that a split is made of, and the numbers of the documents of each."""
-    if split in counts:
-        return [(split, range(counts[split]))]
+def _fractions(config: DataConfig) -> Mapping[str, float]:
+    dataset = find_dataset(config.dataset)
+    return dataset.held_out(config) if dataset else {}
+
+
+def _numbers(config: DataConfig, split: str, keys: npt.NDArray[np.uint64]) -> dict[str, npt.NDArray[np.int64]]:
+    """The numbers of the documents of each split with tokens in one directory: those of a corpus, or `split` alone."""
+    dataset = find_dataset(config.dataset)
+    if not (dataset and dataset.corpus):
+        return {split: np.arange(len(keys))}
+    fractions = dataset.held_out(config)
+    splits = split_numbers(keys, fractions)
+    numbers = {name: np.flatnonzero(splits == number) for number, name in enumerate([*fractions, "train"])}
+    return {"train": numbers["train"]} | numbers
+
+
+def _chosen(config: DataConfig, split: str, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The numbers of the documents of a split or of a slice of one.
+
+    Raises:
+      UserError: there is no such split, or it is empty.
+    """
+    numbers = _numbers(config, split, keys)
+    if split not in numbers:
+        import tensorflow_datasets as tfds
+
+        known = {name: types.SimpleNamespace(num_examples=len(of_split)) for name, of_split in numbers.items()}
+        try:
+            pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
+        except (KeyError, ValueError, AssertionError) as error:
+            suggestion = did_you_mean(split, numbers)
+            raise UserError(f"dataset {config.dataset!r} has no split {split!r}: {suggestion}") from error
+        numbers[split] = np.concatenate([numbers[one.splitname][one.from_ : one.to] for one in pieces])
+    if len(numbers[split]):
+        return numbers[split]
     if split in ("validation", "test") and config.dataset == "plain_text":
         raise UserError(
-            f"too few documents to hold any out for {split!r}: raise held_out ({config.held_out}), or divide the files "
-            f"into more documents than documents={config.documents!r} does."
+            f"too few different documents to hold any out for {split!r}: raise held_out ({config.held_out}), or divide "
+            f"the files into more documents than documents={config.documents!r} does."
         )
-    import tensorflow_datasets as tfds
-
-    try:
-        known = {name: types.SimpleNamespace(num_examples=count) for name, count in counts.items()}
-        pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
-    except (KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"dataset {config.dataset!r} has no split {split!r}: {did_you_mean(split, counts)}") from error
-    return [(one.splitname, range(counts[one.splitname])[one.from_ : one.to]) for one in pieces]
+    raise UserError(f"split {split!r} of dataset {config.dataset!r} is empty: choose another.")
 
 
 def _text_feature(builder: "tfds.core.DatasetBuilder", config: DataConfig) -> str:

@@ -18,6 +18,7 @@ from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.datasets import find_dataset
 from transnormer_jax.data.records import open_builder
 from transnormer_jax.data.tokenize import Coder
+from transnormer_jax.data.tokenized import FORMAT
 from transnormer_jax.errors import UserError
 
 
@@ -56,8 +57,10 @@ def _keys(config: DataConfig, split: str, coder: Coder) -> tuple[str, ...]:
     """Names for a split: first by the files as they are, if they can be seen from here, then by the configuration."""
     dataset = find_dataset(config.dataset)
     corpus = dataset.corpus if dataset else None
-    named = (config.dataset, config.files, config.documents, config.held_out, config.text_feature)
-    own = ("" if corpus else split, coder.fingerprint)  # one directory has all splits of a corpus of text
+    cut = config.held_out if config.documents == "file" else None  # a single file may be cut by it
+    named = (config.dataset, config.files, config.documents, cut, config.text_feature)
+    # One directory has all splits of a corpus of text.
+    own = (FORMAT, "" if corpus else split, coder.fingerprint)
     by_config = _digest("configuration", named, own)
     try:  # What changes when a file does.
         content = corpus(config).fingerprint if corpus else open_builder(config).info.full_name

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +16,18 @@ from transnormer_jax import storage
 from transnormer_jax.data.shuffle import permutation
 from transnormer_jax.errors import UserError
 
-_FORMAT = 2
+FORMAT = 3
+"""Of the directories of tokens, and of their index of a store."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Some documents of one split, in the order of the corpus, in two files.
+    """Some documents of the corpus, in its order, in two files.
 
-    `NNNNN.tokens` is the documents end to end, without special tokens, in the manifest's dtype. `NNNNN.index` is int64
-    [documents, 2]: tokens and UTF-8 bytes of each document. Both are little-endian and have no header.
+    `NNNNN.tokens` is the documents end to end, without special tokens, in the manifest's dtype. `NNNNN.index` is uint64
+    [documents, 3]: tokens, UTF-8 bytes and key of each document. Both are little-endian and have no header.
 
     Attributes:
-      split: of the documents.
       part: of the corpus, from which they are.
       documents: how many.
       tokens: of all documents.
@@ -35,7 +36,6 @@ class Shard:
       index_sha256: of the index.
     """
 
-    split: str
     part: int
     documents: int
     tokens: int
@@ -52,27 +52,24 @@ class Manifest:
       tokenizer: the fingerprint of what made the tokens.
       dtype: "uint16" or "uint32".
       shards: by number.
+      notes: what was wrong with the texts, if anything: `bad_records.Problems.notes`.
     """
 
     tokenizer: str
     dtype: str
     shards: tuple[Shard, ...]
-
-    def counts(self, split: str) -> dict[str, int]:
-        """Documents, tokens, bytes and shards of a split."""
-        shards = [shard for shard in self.shards if shard.split == split]
-        totals = {name: sum(getattr(shard, name) for shard in shards) for name in ("documents", "tokens", "bytes")}
-        return totals | {"shards": len(shards)}
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
         """Writes `manifest.json`."""
-        (directory / "manifest.json").write_text(json.dumps({"format": _FORMAT} | dataclasses.asdict(self), indent=1))
+        (directory / "manifest.json").write_text(json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=1))
 
     @classmethod
     def read(cls, directory: storage.AnyPath) -> "Manifest":
         """Reads `manifest.json`."""
         values = json.loads((directory / "manifest.json").read_text())
-        return cls(values["tokenizer"], values["dtype"], tuple(Shard(**shard) for shard in values["shards"]))
+        shards = tuple(Shard(**shard) for shard in values["shards"])
+        return cls(values["tokenizer"], values["dtype"], shards, values["notes"])
 
 
 class TokenizedDocuments:
@@ -81,6 +78,7 @@ class TokenizedDocuments:
     Attributes:
       lengths: int64 [documents], tokens of each document, special tokens not counted.
       num_bytes: int64 [documents], UTF-8 bytes of each document's text.
+      keys: uint64 [documents], of which the lowest are held out.
       num_tokens: the sum of `lengths`.
     """
 
@@ -89,6 +87,7 @@ class TokenizedDocuments:
         tokens: Sequence[npt.NDArray[np.integer]],
         lengths: npt.NDArray[np.int64],
         num_bytes: npt.NDArray[np.int64],
+        keys: npt.NDArray[np.uint64],
     ):
         """Takes documents that are end to end in the arrays `tokens`, none of them across a border."""
         self._tokens = tokens
@@ -96,6 +95,7 @@ class TokenizedDocuments:
         self._firsts = np.cumsum(lengths) - lengths  # of the first token of each document
         self.lengths = lengths
         self.num_bytes = num_bytes
+        self.keys = keys
         self.num_tokens = int(lengths.sum())
 
     def __len__(self) -> int:
@@ -129,25 +129,24 @@ class TokenizedDocuments:
         """Returns the documents with these indices, in this order."""
         selection = copy.copy(self)
         selection._firsts, selection.lengths = self._firsts[chosen], self.lengths[chosen]
-        selection.num_bytes, selection.num_tokens = self.num_bytes[chosen], int(selection.lengths.sum())
+        selection.num_bytes, selection.keys = self.num_bytes[chosen], self.keys[chosen]
+        selection.num_tokens = int(selection.lengths.sum())
         return selection
 
 
-def open_tokenized(directory: Path, *splits: str) -> TokenizedDocuments:
-    """Returns the documents of some splits, one after the other; there are none of a split that is not there.
+def open_tokenized(directory: Path) -> TokenizedDocuments:
+    """Returns the documents of a directory, in the order of the corpus.
 
     Raises:
       UserError: a shard is missing or has been cut short.
     """
     manifest = Manifest.read(directory)
-    tokens, indices = list[npt.NDArray](), [np.empty(0, np.int64)]
-    for split in splits:
-        for number, shard in enumerate(manifest.shards):
-            if shard.split == split:
-                tokens.append(_mapped(shard_file(directory, number, "tokens"), manifest.dtype, shard.tokens))
-                indices.append(_mapped(shard_file(directory, number, "index"), "int64", 2 * shard.documents))
-    lengths, num_bytes = np.concatenate(indices).reshape(-1, 2).T.copy()
-    return TokenizedDocuments(tokens, lengths, num_bytes)
+    tokens, indices = list[npt.NDArray](), [np.empty(0, np.uint64)]
+    for number, shard in enumerate(manifest.shards):
+        tokens.append(_mapped(shard_file(directory, number, "tokens"), manifest.dtype, shard.tokens))
+        indices.append(_mapped(shard_file(directory, number, "index"), "uint64", 3 * shard.documents))
+    lengths, num_bytes, keys = np.concatenate(indices).reshape(-1, 3).T.copy()
+    return TokenizedDocuments(tokens, lengths.view(np.int64), num_bytes.view(np.int64), keys)
 
 
 def damaged_shards(directory: Path) -> list[int]:

@@ -13,7 +13,7 @@ from transnormer_jax.data import (
     Tokenizer,
     find_chat_template,
     load_conversations,
-    split_numbers,
+    read_numbers,
     tokenizer_directory,
 )
 from transnormer_jax.errors import UserError
@@ -70,7 +70,7 @@ def _description(conversations: TokenizedDocuments, length: int) -> str:
     left_out = int(np.sum(conversations.lengths == 0))
     answers = shortened = 0
     for i in np.flatnonzero(conversations.lengths).tolist():
-        _, learnt, short = split_numbers(conversations[i])
+        _, learnt, short = read_numbers(conversations[i])
         answers += int(learnt.sum())
         shortened += int(short[0])
     counts = f"{len(conversations) - left_out:,} conversations of {conversations.num_tokens:,} tokens, {answers:,} of "
