@@ -149,8 +149,8 @@ class Tokenization:
         if not any(shard.tokens for shard in shards):
             shutil.rmtree(self._incomplete, ignore_errors=True)
             raise UserError(
-                "there is no text to tokenise: give files with more than white space in them, and conversations with an "
-                "answer that fits into a row of config.sequence_length."
+                "there is no text to tokenise: give files with more than white space in them, and conversations with "
+                "an answer that fits into a row of config.sequence_length."
             )
 
         # Links, so that another run which is about to finish still finds what it has written.
