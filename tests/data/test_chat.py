@@ -136,21 +136,53 @@ def test_turns_without_anything_between_them_stay_apart():
     assert encoded.tokens == [*BYTES.encode("abcd"), BYTES.eos_id]  # which the template lacks
 
 
-def test_a_prompt_with_which_the_answer_does_not_begin_is_refused():
-    """Learnt after another prompt than that of a chat, the answer would not be given in one."""
+def test_an_answer_is_learnt_after_the_prompt_of_a_chat():
+    """Also where the template opens the turn with more than it begins the answer with, as that of DeepSeek R1 does."""
     source = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant: <think>{% endif %}"
     )
     template = ChatTemplate(source, BYTES)
-    thought = [*TALK[1:2], {"role": "assistant", "content": "<think>so</think>Yes."}]
-    assert written_by_assistant(template.encode(thought), BYTES) == "so</think>Yes."
-    assert (
-        template.encode(TALK[1:2], reply=True).tokens
-        == template.encode(thought).tokens[: len("user: One?.assistant: <think>")]
+    prompt = template.encode(TALK[1:2], reply=True).tokens
+    for answer, learnt in (("<think>so</think>Yes.", "so</think>Yes."), ("Yes.", "Yes."), ("<b>", "<b>")):
+        whole = template.encode([TALK[1], {"role": "assistant", "content": answer}])
+        assert whole.tokens[: len(prompt)] == prompt
+        assert whole.tokens[len(prompt) :] == [*BYTES.encode(learnt), BYTES.eos_id]
+        assert written_by_assistant(whole, BYTES) == learnt
+
+
+def test_an_answer_that_follows_another_text_than_in_a_chat_is_refused():
+    source = (
+        "{% for m in messages %}{{ m.content | upper if add_generation_prompt else m.content }}"
+        "{{ eos_token }}{% endfor %}"
     )
     with pytest.raises(UserError, match="opens the assistant's turn with a prompt that the last answer does not begin"):
-        template.encode(TALK[1:3])
+        ChatTemplate(source, BYTES).encode(TALK[1:3])
+
+
+def test_reasoning_after_a_prompt_that_says_there_is_none_is_refused():
+    source = (
+        "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>"
+        "{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <think></think>{% endif %}"
+    )
+    template = ChatTemplate(source, BYTES)
+    assert written_by_assistant(template.encode(TALK[1:3]), BYTES) == "Yes."
+    with pytest.raises(UserError, match="what the prompt announces, such as reasoning"):
+        template.encode([TALK[1], {**TALK[2], "reasoning_content": "so"}])
+
+
+def test_what_follows_the_end_of_a_turn_is_not_learnt(chat_ml):
+    """Neither a line break nor the end token of the conversation, and each turn is learnt, as with Phi 3's template."""
+    template = ChatTemplate(CHAT_ML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", chat_ml)
+    encoded = template.encode(TALK)
+    end = chat_ml.special_tokens["<|im_end|>"]
+    assert written_by_assistant(encoded, chat_ml) == "Yes.No."
+    assert [t for t, mine in zip(*encoded, strict=True) if mine].count(end) == 2
+    assert template.end_ids == {chat_ml.eos_id, end}
+    tagged = CHAT_ML.replace("{% for m in messages %}", "{% for m in messages %}{% generation %}")
+    tagged = tagged.replace("{% endfor %}", "{% endgeneration %}{% endfor %}")
+    assert ChatTemplate(tagged, chat_ml).end_ids == {chat_ml.eos_id, end}
 
 
 @pytest.mark.parametrize(

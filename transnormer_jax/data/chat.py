@@ -22,6 +22,9 @@ RELEASED_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
 
+# Stands for an answer where a template is tried: a character of no language.
+_PLACE = "\ufdd0"
+
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -54,7 +57,8 @@ class ChatTemplate:
     special token there, or the end token of the conversation where the template has none. It does so only where the
     whole conversation has the turn as it was when it was written: templates that remove the reasoning of earlier turns
     leave these turns without anything to learn. Where a template has `{% generation %}`, the assistant writes what is
-    in these blocks, and nothing else.
+    in these blocks, and nothing else. Where the prompt has more than the last answer, such as DeepSeek R1's `<think>`,
+    that is put before the answer: otherwise it would be learnt after another text than that of a chat.
 
     The text is cut where the assistant begins to write, and tokenised piece by piece: in a chat the tokens before that
     are there first.
@@ -83,13 +87,20 @@ class ChatTemplate:
     @functools.cached_property
     def end_ids(self) -> frozenset[int]:
         """What ends an answer: the tokenizer's end token, and the special token by which the template ends a turn."""
-        ends = {self._tokenizer.eos_id}
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+        return frozenset({self._tokenizer.eos_id} | {self._special[name] for name in self._turn_end})
+
+    @functools.cached_property
+    def _turn_end(self) -> frozenset[str]:
+        """The name of the special token by which the template ends an answer, if there is one."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACE}]
         with contextlib.suppress(UserError):  # It may ask for a system message, say; then the end token has to do.
-            tokens, supervised = self.encode(turns)
-            written = [token for token, mine in zip(tokens, supervised, strict=True) if mine]
-            ends |= set(written[-1:]) & set(self._special.values())
-        return frozenset(ends)
+            text, _ = self._render(turns, None, reply=False)
+            # What follows the answer at once is its end; more may follow at the end of the whole conversation.
+            if _PLACE in text and (
+                run := re.match(f"\\s*(?:{self._special_names.pattern})+", text.rpartition(_PLACE)[2])
+            ):
+                return frozenset(self._special_names.findall(run[0])[-1:])
+        return frozenset()
 
     def encode(
         self, messages: Sequence[Message], *, reply: bool = False, tools: Sequence[Any] | None = None
@@ -115,17 +126,22 @@ class ChatTemplate:
             ):
                 raise UserError(f"message {number} needs a role ({', '.join(ROLES)}) and a content that is text.")
         text, spans = self._render(messages, tools, reply=reply)
-        openings = self._openings(messages, tools, text)
         tagged = self._renderer.marks_generation
+        ends_with_answer = not tagged and not reply and bool(messages) and messages[-1]["role"] == "assistant"
+        if ends_with_answer:
+            text, last = self._open_last(messages, tools, text)
+        openings = self._openings(messages, tools, text)
+        if ends_with_answer:
+            openings[len(messages) - 1] = last
         if not tagged:
-            spans = self._written(messages, tools, text, openings, reply)
+            spans = self._written(messages, tools, text, openings)
         tokens, supervised = list[int](), list[bool]()
         borders = {0, len(text), *openings.values(), *itertools.chain.from_iterable(spans)}
         for start, stop in itertools.pairwise(sorted(borders)):
             ids = list(self._encode(text[start:stop]))
             tokens += ids
             supervised += [any(span.start <= start < span.stop for span in spans)] * len(ids)
-        unended = not (tagged or reply) and spans[-1:] and spans[-1].stop == len(text)
+        unended = ends_with_answer and spans[-1].stop == len(text)
         if unended and not set(tokens[-1:]) & set(self._special.values()):
             tokens, supervised = [*tokens, self._tokenizer.eos_id], [*supervised, True]
         begin = tokens[:1] == [self._tokenizer.bos_id]
@@ -156,37 +172,60 @@ class ChatTemplate:
                     prompt, _ = self._render(messages[:i], tools, reply=True)
                     if text.startswith(prompt):
                         found[i] = len(prompt)
-                    elif i == len(messages) - 1 and i:
-                        # Some templates have the system message in another place once there is an answer.
-                        asked = prompt.rfind((messages[i - 1].get("content") or "").strip() or "\0")
-                        if asked >= 0 and (place := text.rfind(prompt[asked:])) >= 0:
-                            found[i] = place + len(prompt) - asked
         return found
 
+    def _open_last(self, messages: Sequence[Message], tools: Sequence[Any] | None, text: str) -> tuple[str, int]:
+        """The text, and where the last answer begins in it.
+
+        Where the prompt for the answer goes on after what the answer begins with, it takes the place of that beginning.
+
+        Raises:
+          UserError: the answer follows another text than in a chat.
+        """
+        asked = messages[:-1]
+        prompt, _ = self._render(asked, tools, reply=True)
+        if text.startswith(prompt):
+            return text, len(prompt)
+        if asked:
+            # Other messages tell which text is the template's own.
+            marked, _ = self._render([*asked[:-1], {**asked[-1], "content": _PLACE}], tools, reply=True)
+            behind = len(prompt) - (len(marked) - marked.rfind(_PLACE) - 1)  # the last message before the answer
+            other, _ = self._render([*asked, {"role": "assistant", "content": _PLACE}], tools, reply=False)
+            common = _common_length(prompt, other)
+            if _PLACE in marked and behind <= common and text.startswith(other[:common]):
+                return prompt + text[common:], len(prompt)
+            # Some templates have the system message in another place once there is an answer.
+            question = (asked[-1].get("content") or "").strip()
+            begin = self._renderer.reveal(prompt[:behind]).rfind(question) if question and _PLACE in marked else -1
+            if begin >= 0 and (place := text.rfind(prompt[begin:])) >= 0:
+                return text, place + len(prompt) - begin
+        raise UserError(
+            "the chat template opens the assistant's turn with a prompt that the last answer does not begin with: give "
+            "the answer what the prompt announces, such as reasoning, or change the template."
+        )
+
     def _written(
-        self,
-        messages: Sequence[Message],
-        tools: Sequence[Any] | None,
-        text: str,
-        openings: Mapping[int, int],
-        reply: bool,
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, text: str, openings: Mapping[int, int]
     ) -> list[_Span]:
         """What the assistant writes, of the turns that stand in the text as they were when they were the last."""
         spans = []
         for i, start in openings.items():
-            whole, _ = self._render(messages[: i + 1], tools, reply=False)
-            written = whole[start:]
-            ends = [end.end() for end in self._special_names.finditer(written) if not written[end.end() :].strip()]
-            written = written[: ends[-1]] if ends else written
+            whole = text
+            if i < len(messages) - 1:
+                whole, _ = self._render(messages[: i + 1], tools, reply=False)
+            written = self._up_to_its_end(whole[start:])
             if whole.startswith(text[:start]) and text.startswith(written, start):
                 spans.append(_Span(start, start + len(written)))
-        last = len(messages) - 1
-        if messages and messages[-1]["role"] == "assistant" and not reply and last not in openings:
-            raise UserError(
-                "the chat template opens the assistant's turn with a prompt that the last answer does not begin with: "
-                "give the answer what the prompt announces, such as reasoning, or change the template."
-            )
         return spans
+
+    def _up_to_its_end(self, written: str) -> str:
+        """What is rendered of a turn without what follows the special token that ends it, if there is one."""
+        ends = [*self._special_names.finditer(written)]
+        known = [end for end in ends if end[0] in self._turn_end]
+        for end in (*known[-1:], *ends[-1:]):  # a call of a tool may end otherwise
+            if not self._special_names.sub("", written[end.end() :]).strip():
+                return written[: end.end()]
+        return written
 
     def _encode(self, text: str) -> Iterator[int]:
         """The ids of a piece of text, which the template's special tokens divide."""
@@ -196,3 +235,9 @@ class ChatTemplate:
             yield self._special[match[0]]
             position = match.end()
         yield from self._tokenizer.encode(self._renderer.reveal(text[position:]))
+
+
+def _common_length(one: str, other: str) -> int:
+    """Of the beginning that both have."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

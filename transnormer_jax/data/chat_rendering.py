@@ -69,7 +69,7 @@ class ChatRenderer:
         Raises:
           UserError: the template refuses the messages.
         """
-        content = _map_strings(_valid, {"messages": _without_nulls(messages), "tools": tools})
+        content = _map_strings(_valid, {"messages": [*map(_as_transformers_gives_it, messages)], "tools": tools})
         try:
             text = self._fill(content, reply)
         except Exception as error:  # A template is foreign code.
@@ -148,9 +148,11 @@ def _valid(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _without_nulls(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """As `transformers` gives messages to a template, which may take None for a text."""
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+def _as_transformers_gives_it(message: Message) -> dict[str, Any]:
+    """Without nulls, which a template may take for a text, and with reasoning under the names that templates read."""
+    given = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((given[name] for name in ("reasoning_content", "thinking", "reasoning") if name in given), None)
+    return given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning}
 
 
 def _to_json(
