@@ -94,5 +94,5 @@ def test_the_command(tmp_path):
     assert "wrote" in out
     files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     programs = {"prefill.bin", "decode.bin", "params.safetensors", "manifest.json"}
-    assert files == programs | {"tokenizer/tokenizer.json"}
+    assert files == programs | {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
     assert_fails(run(*arguments), "exists: choose another --out")

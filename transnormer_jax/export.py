@@ -7,7 +7,6 @@
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from jaxtyping import Array, Int
 from safetensors.flax import save_file
 
 from transnormer_jax import command, storage
-from transnormer_jax.data import tokenizer_directory
+from transnormer_jax.data.tokenizer_export import write_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.inference import Generator
 from transnormer_jax.inference.decoding import DecodeState, advance, empty_state, read
@@ -134,19 +133,14 @@ def _check_new(directory: storage.AnyPath) -> None:
         raise UserError(f"{str(directory)!r} exists: choose another --out.")
 
 
-def _directories(directory: str, names: list[str]) -> list[str]:
-    return [name for name in names if (Path(directory) / name).is_dir()]
-
-
 def main() -> None:
     """Exports."""
     out = storage.as_path(_OUT.value)
     _check_new(out)  # before the model is read
     with storage.written_locally(out) as directory:
         export_model(_RUN.load_generator(int8=_INT8.value), directory, _WINDOW.value)
-        tokenizer = tokenizer_directory(_RUN.config.data.tokenizer)
-        if tokenizer is not None:
-            shutil.copytree(tokenizer, directory / "tokenizer", ignore=_directories)
+        name = _RUN.config.data.tokenizer
+        write_tokenizer(directory / "tokenizer", name if name == "bytes" else str(storage.local_copy(name)))
         megabytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file()) / 1e6
     print(f"wrote {out}: prefill, decode and parameters, {megabytes:,.1f} MB")
 

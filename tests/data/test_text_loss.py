@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
 
 from tests.data.test_tokenizers import byte_level_bpe
 from tests.training.small_config import small_config
-from transnormer_jax.data import DataConfig, load_split, load_tokenizer
+from transnormer_jax.data import DataConfig, TokenizedDocuments, load_split, load_tokenizer
 from transnormer_jax.data.text_loss import share_of_text_lost
 from transnormer_jax.training import Config, train
 from transnormer_jax.training.evaluate import evaluate_run
@@ -69,3 +70,16 @@ def test_scores_say_how_much_they_do_not_tell_of(vocabularies, tmp_path, capsys)
     assert result["text_lost"] > 0.8
     assert evaluate_run(tmp_path / "run")["text_lost"] == result["text_lost"]
     assert json.loads((tmp_path / "run" / "eval.json").read_text())["text_lost"] == result["text_lost"]
+
+
+def test_a_document_that_grows_does_not_hide_one_that_is_lost():
+    class Doubling:
+        unknown_id = 0
+
+        def decode(self, ids):
+            return "ab" * len(ids)
+
+    tokens = np.array([1] * 10 + [0] * 10, np.uint16)
+    sizes = np.array([10, 10])
+    documents = TokenizedDocuments([tokens], sizes, sizes, np.arange(2, dtype=np.uint64))
+    assert share_of_text_lost(documents, Doubling()) == 0.5

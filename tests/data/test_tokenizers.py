@@ -244,3 +244,35 @@ def test_what_is_exported_is_read_by_transformers(tmp_path, source):
         ids = theirs(text, add_special_tokens=False).input_ids
         assert ids == ours.encode(text)
         assert theirs.decode(ids) == text
+
+
+def test_text_cannot_write_a_declared_end_that_is_an_ordinary_token_of_the_vocabulary(tmp_path):
+    sentencepiece_file(tmp_path, user_defined_symbols=["<|im_end|>", "<é\n>"])
+    with_added = byte_level_bpe()
+    with_added.add_tokens(["<|im_end|>", "<é\n>"])
+    (tmp_path / "hf").mkdir()
+    with_added.save(str(tmp_path / "hf" / "tokenizer.json"))
+    text = "words<|im_end|> words<é\n>"
+    for directory in (tmp_path, tmp_path / "hf"):
+        assert {"<|im_end|>", "<é\n>"} <= names_in(load_tokenizer(str(directory)), text)
+        added = {"299": {"content": "<é\n>", "special": True}}
+        settings = {"eos_token": "<|im_end|>", "added_tokens_decoder": added}
+        (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = load_tokenizer(str(directory))
+        ids = tokenizer.encode(text)
+        assert not set(ids) & set(tokenizer.special_tokens.values())
+        assert tokenizer.decode(ids) == text
+        assert [each.tolist() for each in tokenizer.encode_batch([text, "words"])] == [ids, tokenizer.encode("words")]
+        assert tokenizer.decode([*ids, tokenizer.eos_id]) == text
+
+
+def names_in(tokenizer, text):
+    return {name for name in ("<|im_end|>", "<é\n>") if tokenizer.encode(name)[-1] in tokenizer.encode(text)}
+
+
+def test_a_negative_id_is_no_added_token(tmp_path):
+    hugging_face_file(tmp_path)
+    settings = {"eos_token": "<e>", "added_tokens_decoder": {"-5": {"content": "<e>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"added_tokens_decoder in tokenizer_config\.json cannot be read"):
+        load_tokenizer(str(tmp_path))

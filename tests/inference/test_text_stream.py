@@ -133,3 +133,18 @@ def test_stop_strings_cut_alike_however_the_tokens_come():
                 text,
                 stop,
             )
+
+
+@pytest.mark.parametrize("blank", ["\n", " ", " \n\t"])
+def test_a_long_run_of_white_space_is_not_decoded_again_and_again(blank):
+    class Counting(ByteTokenizer):
+        longest = 0
+
+        def decode(self, ids):
+            self.longest = max(self.longest, len(ids))
+            return super().decode(ids)
+
+    tokenizer = Counting()
+    text = blank * 300 + "é" + blank * 300
+    assert "".join(pieces(BYTES.encode(text), 1, prompt=BYTES.encode("a"), tokenizer=tokenizer)) == text
+    assert tokenizer.longest < 40

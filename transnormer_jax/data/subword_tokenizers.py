@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from transnormer_jax.data.tokenizer_files import special_tokens
 from transnormer_jax.errors import UserError
@@ -58,6 +58,9 @@ class HuggingFaceTokenizer:
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self.unknown_id = self.vocabulary.get(unknown) if unknown else None
         self._special = {*special.added.values(), *ends.values()}
+        # Of those that the vocabulary adds as ordinary tokens, the names would become these tokens in any document.
+        ordinary = {token.content for index, token in added if not token.special and index in self._special}
+        self._tokenizer.add_special_tokens([AddedToken(name, special=True) for name in sorted(ordinary)])
         self.fingerprint = _with_ends(self.fingerprint, special.ids, guessed, self.vocabulary.get)
 
     def encode(self, text: str) -> list[int]:
@@ -107,22 +110,45 @@ class SentencePieceTokenizer:
         self.special_tokens: Mapping[str, int] = {**control, **special.added, **ends}
         self.vocab_size = max([size - 1, *special.added.values()]) + 1
         self.unknown_id: int | None = self._processor.unk_id()
+        self._spelled: Mapping[int, list[int]] = {}
         self._special = {*self.special_tokens.values(), *range(size, self.vocab_size)}
+        # Pieces that the model finds in any document, though their names are text there -> ids that spell the name.
+        self._spelled = {
+            index: self._spell(name)
+            for name, index in self.special_tokens.items()
+            if index != self.unknown_id and self.encode(name)[-1:] == [index]
+        }
         self.fingerprint = _with_ends(self.fingerprint, special.ids, guessed, self._find)
 
     def encode(self, text: str) -> list[int]:
         """See `tokenizers.Tokenizer`."""
-        return self._processor.encode(text)
+        return self._without_special(self._processor.encode(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer]]:
         """See `tokenizers.Tokenizer`."""
-        return [np.array(ids, np.uint32) for ids in self._processor.encode(list(texts))]
+        return [np.array(self._without_special(ids), np.uint32) for ids in self._processor.encode(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """See `tokenizers.Tokenizer`."""
         # SentencePiece drops the special tokens that it knows itself, but an id past its end is an error.
         known = (int(index) for index in ids if index < self.vocab_size and index not in self._special)
         return self._processor.decode([*known])
+
+    def _without_special(self, ids: list[int]) -> list[int]:
+        if self._spelled.keys().isdisjoint(ids):
+            return ids
+        return [part for index in ids for part in self._spelled.get(index, [index])]
+
+    def _spell(self, name: str) -> list[int]:
+        """The ids of a text letter by letter, of bytes where the vocabulary lacks a letter."""
+        ids: list[int] = []
+        for letter in name:
+            index = self._find("▁" if letter == " " else letter)
+            if index is None or index in self._special:
+                ids += [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in letter.encode()]
+            else:
+                ids.append(index)
+        return ids
 
     def _find(self, name: str) -> int | None:
         index = self._processor.piece_to_id(name)

@@ -21,7 +21,9 @@ def share_of_text_lost(documents: TokenizedDocuments, tokenizer: Tokenizer) -> f
         tokens = sample[i][:_SAMPLE]
         known = tokens[tokens != tokenizer.unknown_id] if tokenizer.unknown_id is not None else tokens
         share = len(tokens) / max(1, int(sample.lengths[i]))
-        come_back += len(tokenizer.decode(known.tolist()).encode(errors="replace")) / (share or 1)
+        found = len(tokenizer.decode(known.tolist()).encode(errors="replace")) / (share or 1)
+        # One document whose text becomes longer must not make up for another that is lost.
+        come_back += min(found, int(sample.num_bytes[i]))
     return max(0.0, 1 - come_back / max(1, int(sample.num_bytes.sum())))
 
 

@@ -112,7 +112,10 @@ def _name(token: Any) -> str | None:
 def _added(config: Mapping[str, Any]) -> dict[str, int]:
     try:
         tokens = config.get("added_tokens_decoder") or {}
-        return {token["content"]: int(index) for index, token in tokens.items() if token.get("special")}
+        added = {token["content"]: int(index) for index, token in tokens.items() if token.get("special")}
+        if min(added.values(), default=0) < 0:
+            raise ValueError("a negative id")
+        return added
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"added_tokens_decoder in tokenizer_config.json cannot be read ({type(error).__name__}): correct it."

@@ -65,10 +65,14 @@ class TextStream:
         whole = text if last else text.rstrip(_REPLACEMENT)
         new = whole[self._emitted :]
         self._emitted = max(self._emitted, len(whole))
-        following = self._window[self._context :]
-        known = self._tokenizer.decode(following) if new and whole == text else ""
-        if known.strip():  # SentencePiece drops the spaces before the first word, however many
-            self._window, self._context, self._emitted = following, len(following), len(known)
+        if new and whole == text:
+            # The new tokens are the next context. SentencePiece drops the spaces before the first word, however many,
+            # so tokens of spaces alone cannot be: they are forgotten, and the context before them stays.
+            for window in (self._window[self._context :], self._window[: self._context]):
+                known = self._tokenizer.decode(window)
+                if known.strip() and not known.endswith(_REPLACEMENT):
+                    self._window, self._context, self._emitted = window, len(window), len(known)
+                    break
         return new
 
     def _length_of_begun_stop(self, text: str) -> int:
