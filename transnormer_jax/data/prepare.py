@@ -94,8 +94,8 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, name: str) ->
     }
     seconds = time.perf_counter() - start
     print(
-        f"{words}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes in "
-        f"the {counts['shards']} shards of all splits, {seconds:.1f} s"
+        f"{words}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes, "
+        f"{seconds:.1f} s"
     )
     mended = {"damaged_shards": damaged} if _VERIFY.value else {}
     return {"directory": str(stored), **counts, "seconds": seconds, **mended, **manifest.notes}
