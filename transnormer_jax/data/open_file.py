@@ -14,6 +14,7 @@ from transnormer_jax.data.file_kinds import PARQUET, kind_of, suffixes_of
 from transnormer_jax.errors import UserError
 
 _HEAD_BYTES = 4096
+_BLOCK_BYTES = 1 << 18
 _UNPACK = "unpack it and give the directory"
 _RENAME = "give its name the suffix {}"
 _DECOMPRESS = "decompress it, or " + _RENAME
@@ -72,12 +73,39 @@ def _decompressed(file: str, raw: IO[bytes]) -> IO[bytes]:
     if compression == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if compression == ".xz":
-        return lzma.LZMAFile(raw)
+        return io.BufferedReader(_XzStreams(raw), _BLOCK_BYTES)
     import pyarrow
 
     # Unlike the packages zstandard and bz2, it reads every frame, and ignores no damaged one.
     stream: Any = pyarrow.CompressedInputStream(raw, {".bz2": "bz2", ".zst": "zstd"}[compression])
-    return io.BufferedReader(stream, 1 << 18)
+    return io.BufferedReader(stream, _BLOCK_BYTES)
+
+
+class _XzStreams(io.RawIOBase):
+    """The content of an .xz file; `lzma.LZMAFile` takes a damaged stream behind a whole one for the end of the file."""
+
+    def __init__(self, raw: IO[bytes]):
+        self._raw, self._decoder = raw, lzma.LZMADecompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = b""
+        while not content:
+            packed = b""
+            if self._decoder.eof:
+                packed = self._decoder.unused_data.lstrip(b"\0")  # streams may be padded
+                while not packed:
+                    if not (block := self._raw.read(_BLOCK_BYTES)):
+                        return 0
+                    packed = block.lstrip(b"\0")
+                self._decoder = lzma.LZMADecompressor()
+            elif self._decoder.needs_input and not (packed := self._raw.read(_BLOCK_BYTES)):
+                raise EOFError
+            content = self._decoder.decompress(packed, len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
 
 
 def _check_is_text(file: str, opened: IO[bytes]) -> None:
