@@ -54,7 +54,7 @@ RECORDS = "".join(json.dumps({"text": f"a record\nof two lines {i}", "n": "é" *
 
 
 PARAGRAPHS = "\r\nfirst\r\n" + "".join(f"{'word ' * (i % 7)}été {i}\r\n" + " \r\n" * (i % 4) for i in range(200))
-CHUNKS = "first " + "".join("数学" * (i % 90) + "\n" * (i % 3) for i in range(100)) + "cut o"
+CHUNKS = "first " + "".join("数学" * (i % 30) + "\n" * (i % 3) for i in range(60)) + "cut o"
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,7 @@ def test_a_wrong_field_stops_a_part_early(tmp_path):
         tokenize(corpus, tmp_path / "split", bad_records="skip")
 
 
+@pytest.mark.slow
 def test_many_bad_records_are_counted_and_ten_are_shown(tmp_path):
     with pytest.raises(UserError, match=r"300 records cannot be read; the first 10 are:\n") as caught:
         tokenize(Faulty([""] * 300 + ["text"], 50), tmp_path / "split", workers=2)
