@@ -135,7 +135,7 @@ def packed(tmp_path_factory):
         held_out=0.0,
         data_dir=str(directory / "prepared"),
     )
-    return talks, load_conversations(config, BYTES, TEMPLATE, "train", 128)
+    return talks, load_conversations(config, BYTES, "train", 128)
 
 
 def rows_of(conversations, epoch=0):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import assert_fails, run, write_tiny_config
-from transnormer_jax.data import load_tokenizer
+from transnormer_jax.data import DataConfig, load_conversations, load_tokenizer
 from transnormer_jax.start import STOPPED
 
 # Text that a tokenizer must give back as it is.
@@ -118,6 +118,28 @@ def test_inspect_shows_what_prepare_counted(config, prepared, tmp_path):
         assert shown[f"plain_text {split}"]["documents"] == counts["documents"]
     assert "l|i|n|e| " in result[1]
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_conversations_are_prepared_and_shown_as_they_are_learnt(tmp_path):
+    talks = [{"prompt": f"{i}?", "response": f"is {i}"} for i in range(20)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    (tmp_path / "config.py").write_text(
+        "from pathlib import Path\n"
+        "from tests.training.small_config import small_config\n"
+        "def get_config():\n"
+        f"    config = small_config(Path({str(tmp_path)!r}))\n"
+        f"    config.data.files, config.data.documents = {str(tmp_path / 'talk.jsonl')!r}, 'conversation'\n"
+        "    return config\n"
+    )
+    prepared = report(run("-m", "transnormer_jax.data.prepare", f"--config={tmp_path / 'config.py'}"))["plain_text"]
+    result = run("-m", "transnormer_jax.data.inspect", f"--config={tmp_path / 'config.py'}", "--documents=1")
+    assert "H|u|m|a|n|:" in result[1]
+    assert "learnt: i|s| |0|</s>" in result[1]
+    files, place = str(tmp_path / "talk.jsonl"), str(tmp_path / "datasets")
+    data = DataConfig("plain_text", files, "conversation", held_out=0.1, data_dir=place)
+    assert len(load_conversations(data, load_tokenizer("bytes"), "train", 64)) == prepared["train"]["documents"] == 16
+    assert len([*(tmp_path / "datasets" / "tokenized").iterdir()]) == 1
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
     python -m transnormer_jax.data.inspect --config=configs/quickstart.py --documents=2 --plot=data.png
 
-Text that has not been tokenised yet is tokenised first. The last line of stdout is one JSON object with all counts.
+Text that has not been tokenised yet is tokenised first. Of conversations, the tokens that are learnt are shown once
+more. The last line of stdout is one JSON object with all counts.
 """
 
 import json
@@ -13,7 +14,9 @@ import numpy as np
 from absl import flags
 
 from transnormer_jax import command, config_flag, storage
-from transnormer_jax.data.splits import load_split
+from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.conversations import read_numbers
+from transnormer_jax.data.splits import load_conversations, load_split
 from transnormer_jax.data.text_loss import NOTABLE_LOSS, loss_warning, share_of_text_lost
 from transnormer_jax.data.tokenized import TokenizedDocuments
 from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -32,11 +35,15 @@ def main() -> None:
     config = config_flag.read_config_flag(_CONFIG)
     tokenizer = load_tokenizer(config.data.tokenizer)
     sources = {
-        f"{name} {split}": load_split(source, tokenizer, split)
+        f"{name} {split}": _load(source, tokenizer, split, config.sequence_length)
         for name, source in config.data.sources().items()
         for split in dict.fromkeys((source.train_split, source.eval_split))
     }
-    report = {name: describe(documents, tokenizer) for name, documents in sources.items()}
+    talks = config.data.documents == "conversation"
+    report = {
+        name: describe(documents) | {"text_lost": 0.0 if talks else round(share_of_text_lost(documents, tokenizer), 4)}
+        for name, documents in sources.items()
+    }
     width = max(map(len, report))
     print(f"{'':{width}}" + "".join(f"{column:>16}" for column in _COLUMNS))
     for name, counts in report.items():
@@ -47,14 +54,25 @@ def main() -> None:
     for name, documents in sources.items():
         for place in np.linspace(0, len(documents) - 1, _DOCUMENTS.value).astype(int):
             print(f"\n{name}, document {place} of {len(documents):,}, {documents.lengths[place]:,} tokens:")
-            print(pieces(documents[place], tokenizer))
+            tokens = documents[place]
+            if talks:
+                tokens, learnt, _ = read_numbers(tokens)
+            print(pieces(tokens, tokenizer))
+            if talks:
+                print(f"learnt: {pieces(tokens[learnt == 1], tokenizer)}")
     if _PLOT.value:
         _plot(sources, storage.local_path(_PLOT.value))
     print(json.dumps(report))
 
 
-def describe(documents: TokenizedDocuments, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns counts, quantiles of the lengths of documents in tokens, and the share of text that is lost."""
+def _load(source: DataConfig, tokenizer: Tokenizer, split: str, length: int) -> TokenizedDocuments:
+    if source.documents == "conversation":
+        return load_conversations(source, tokenizer, split, length)
+    return load_split(source, tokenizer, split)
+
+
+def describe(documents: TokenizedDocuments) -> dict[str, Any]:
+    """Returns counts, and quantiles of the lengths of documents in tokens."""
     lengths, num_bytes = documents.lengths, int(documents.num_bytes.sum())
     return {
         "documents": len(documents),
@@ -66,13 +84,13 @@ def describe(documents: TokenizedDocuments, tokenizer: Tokenizer) -> dict[str, A
         "mean": round(float(lengths.mean()), 1),
         "p99": round(float(np.quantile(lengths, 0.99)), 1),
         "max": int(lengths.max()),
-        "text_lost": round(share_of_text_lost(documents, tokenizer), 4),
     }
 
 
 def pieces(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     """Returns the beginning of a document as text, its tokens separated by bars."""
-    shown = [tokenizer.decode([token]) for token in tokens[:_SHOWN_TOKENS].tolist()]
+    special = {index: name for name, index in tokenizer.special_tokens.items()}
+    shown = [special.get(token) or tokenizer.decode([token]) for token in tokens[:_SHOWN_TOKENS].tolist()]
     return "|".join(shown) + (" ..." if len(tokens) > _SHOWN_TOKENS else "")
 
 

@@ -29,11 +29,11 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
-from transnormer_jax.data.splits import describe_files, describe_tokens, select_split, tokenization
+from transnormer_jax.data.splits import coder_of, describe_files, describe_tokens, select_split, tokenization
 from transnormer_jax.data.stored_tokens import load_stored
-from transnormer_jax.data.tokenize import Tokenization
+from transnormer_jax.data.tokenize import Coder, Tokenization
 from transnormer_jax.data.tokenized import Manifest
-from transnormer_jax.data.tokenizers import Tokenizer, load_tokenizer
+from transnormer_jax.data.tokenizers import load_tokenizer
 from transnormer_jax.errors import UserError
 from transnormer_jax.start import STOPPED
 
@@ -51,24 +51,24 @@ _VERIFY = flags.DEFINE_bool("verify", False, "Compare with the checksums, and re
 
 def main() -> None:
     """Prepares."""
-    data = config_flag.read_config_flag(_CONFIG).data
-    tokenizer = load_tokenizer(data.tokenizer)
+    config = config_flag.read_config_flag(_CONFIG)
+    tokenizer = load_tokenizer(config.data.tokenizer)
     report = {
         name: {
-            split: _prepare(source, tokenizer, split, name)
+            split: _prepare(source, coder_of(source, tokenizer, config.sequence_length), split, name)
             for split in dict.fromkeys(_SPLITS.value or (source.train_split, source.eval_split))
         }
-        for name, source in data.sources().items()
+        for name, source in config.data.sources().items()
     }
     print(json.dumps(report))
 
 
-def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, name: str) -> dict[str, Any]:
+def _prepare(source: DataConfig, coder: Coder, split: str, name: str) -> dict[str, Any]:
     start, words = time.perf_counter(), f"{name} {split}"
     damaged = list[int]()
 
     def write() -> Path:
-        work = tokenization(source, split, tokenizer)
+        work = tokenization(source, split, coder)
         if _VERIFY.value and work.directory.exists():
             damaged.extend(work.repair())
         if not work.directory.exists():
@@ -82,7 +82,7 @@ def _prepare(source: DataConfig, tokenizer: Tokenizer, split: str, name: str) ->
     if storage.is_remote(source.data_dir):
         if _VERIFY.value or _PARTITION.value or _RAY.value:
             raise UserError("--verify, --slurm_partition and --ray_address need a data_dir on a disk: leave them out.")
-        stored, directory = load_stored(source, split, tokenizer, write)
+        stored, directory = load_stored(source, split, coder, write)
     else:
         stored = directory = write()
     documents, manifest = select_split(source, directory, split), Manifest.read(directory)

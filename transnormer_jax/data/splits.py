@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from transnormer_jax import storage
 from transnormer_jax.data.bad_records import BadRecord, InvalidBytes, notes_in_words
-from transnormer_jax.data.chat import ChatTemplate
+from transnormer_jax.data.chat import RELEASED_TEMPLATE, ChatTemplate
 from transnormer_jax.data.config import DataConfig
 from transnormer_jax.data.conversations import ConversationTokens
 from transnormer_jax.data.corpus import Corpus
@@ -22,7 +22,8 @@ from transnormer_jax.data.records import as_text, fingerprint, local_data_dir, o
 from transnormer_jax.data.stored_tokens import load_stored
 from transnormer_jax.data.tokenize import Coder, Tokenization
 from transnormer_jax.data.tokenized import FORMAT, Manifest, TokenizedDocuments, open_tokenized
-from transnormer_jax.data.tokenizers import Tokenizer
+from transnormer_jax.data.tokenizer_files import find_chat_template
+from transnormer_jax.data.tokenizers import Tokenizer, tokenizer_directory
 from transnormer_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> Tokenize
     return _load(config, split, tokenizer)
 
 
-def load_conversations(
-    config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate, split: str, max_tokens: int
-) -> TokenizedDocuments:
+def load_conversations(config: DataConfig, tokenizer: Tokenizer, split: str, max_tokens: int) -> TokenizedDocuments:
     """Returns a split's conversations as the numbers that `read_numbers` reads.
 
     The dataset is `"plain_text"` with `documents="conversation"`.
@@ -53,15 +52,34 @@ def load_conversations(
     Args:
       config: the dataset, without a mixture.
       tokenizer: of the conversations.
-      template: makes text of messages.
       split: as TFDS writes it.
       max_tokens: of a row; longer conversations are shortened.
 
     Raises:
       UserError: as `load_split`, or the template refuses a conversation.
     """
-    skip = config.bad_records == "skip"
-    return _load(config, split, ConversationTokens(template, tokenizer, max_tokens, skip=skip))
+    return _load(config, split, coder_of(config, tokenizer, max_tokens))
+
+
+def coder_of(config: DataConfig, tokenizer: Tokenizer, max_tokens: int) -> Coder:
+    """What makes tokens of the documents of a configuration: the tokenizer, or for conversations a chat template.
+
+    The chat template is that of the tokenizer or, if it has none, that of TransNormerLLM's fine-tuning.
+
+    Args:
+      config: the dataset, without a mixture.
+      tokenizer: of the documents.
+      max_tokens: of a conversation.
+
+    Raises:
+      UserError: the chat template cannot be read.
+    """
+    if config.documents != "conversation":
+        return tokenizer
+    directory = tokenizer_directory(config.tokenizer)
+    own = None if directory is None else find_chat_template(directory)
+    template = ChatTemplate(own or RELEASED_TEMPLATE, tokenizer)
+    return ConversationTokens(template, tokenizer, max_tokens, skip=config.bad_records == "skip")
 
 
 def _load(config: DataConfig, split: str, coder: Coder) -> TokenizedDocuments:

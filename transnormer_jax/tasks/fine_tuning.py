@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from transnormer_jax.data import (
-    RELEASED_TEMPLATE,
-    ChatTemplate,
     ConversationRows,
     TokenizedDocuments,
     Tokenizer,
-    find_chat_template,
     load_conversations,
     read_numbers,
-    tokenizer_directory,
 )
 from transnormer_jax.errors import UserError
 from transnormer_jax.tasks.language_modelling import EVALUATION_SEED, CausalLM
@@ -55,10 +51,7 @@ def _conversation_rows(
             "config.data.documents='conversation'."
         )
     check_vocabulary(config, tokenizer.vocab_size)
-    directory = tokenizer_directory(config.data.tokenizer)
-    own = None if directory is None else find_chat_template(directory)
-    template = ChatTemplate(own or RELEASED_TEMPLATE, tokenizer)
-    conversations = load_conversations(config.data, tokenizer, template, split, config.sequence_length)
+    conversations = load_conversations(config.data, tokenizer, split, config.sequence_length)
     if max_tokens:
         conversations = conversations.sample(max_tokens)
     length, begin, padding = config.sequence_length, tokenizer.bos_id, tokenizer.pad_id
