@@ -18,6 +18,16 @@ class Words:
         return " ".join("abcdefgh"[index - 1] for index in ids)
 
 
+class Counting(ByteTokenizer):
+    """Knows how many tokens it had to decode at one time."""
+
+    longest = 0
+
+    def decode(self, ids):
+        self.longest = max(self.longest, len(ids))
+        return super().decode(ids)
+
+
 def pieces(ids, size, *, prompt=(), stop=(), tokenizer=BYTES):
     stream = TextStream(tokenizer, prompt, stop)
     blocks = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -85,13 +95,6 @@ def test_other_end_tokens_replace_the_tokenizers_own():
 
 
 def test_of_a_long_prompt_the_end_is_decoded():
-    class Counting(ByteTokenizer):
-        longest = 0
-
-        def decode(self, ids):
-            self.longest = max(self.longest, len(ids))
-            return super().decode(ids)
-
     tokenizer = Counting()
     text = "ü" * 1000
     assert "".join(pieces(BYTES.encode("ä!"), 1, prompt=BYTES.encode(text), tokenizer=tokenizer)) == "ä!"
@@ -137,13 +140,6 @@ def test_stop_strings_cut_alike_however_the_tokens_come():
 
 @pytest.mark.parametrize("blank", ["\n", " ", " \n\t"])
 def test_a_long_run_of_white_space_is_not_decoded_again_and_again(blank):
-    class Counting(ByteTokenizer):
-        longest = 0
-
-        def decode(self, ids):
-            self.longest = max(self.longest, len(ids))
-            return super().decode(ids)
-
     tokenizer = Counting()
     text = blank * 300 + "é" + blank * 300
     assert "".join(pieces(BYTES.encode(text), 1, prompt=BYTES.encode("a"), tokenizer=tokenizer)) == text
