@@ -131,3 +131,11 @@ def test_a_name_that_says_it_is_no_text_is_refused(tmp_path, name, advice):
         with pytest.raises(UserError, match=rf"{name}' is not plain text, JSON or Parquet: .*{advice}"):
             find_files(f"{tmp_path}/{pattern}")
     assert names(tmp_path, "") == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["a,b.txt", "~no_user.txt", "a#%20[b]?.txt"])
+def test_a_file_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    for given in (name, str(tmp_path / name)):
+        assert find_files(given).files == (str(tmp_path.resolve() / name),)

@@ -181,3 +181,9 @@ def test_bytes_that_are_not_utf_8_are_told_with_their_document(tmp_path):
     assert list(read_items(path, "line")) == ["good", "b\ufffdd", InvalidBytes(str(path)), "U+FFFD \ufffd"]
     for mode in ("file", "paragraph", "chunk", "delimited"):
         assert [isinstance(item, InvalidBytes) for item in read_items(path, mode)] == [False, True]
+
+
+def test_files_with_a_byte_order_mark_may_be_put_together(tmp_path):
+    part = b'\xef\xbb\xbf{"text": "one"}\r\n'
+    (tmp_path / "a.jsonl").write_bytes(part + part)
+    assert list(read_documents(tmp_path / "a.jsonl", "file")) == ["one", "one"]

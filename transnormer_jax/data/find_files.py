@@ -50,7 +50,9 @@ def find_files(patterns: str, tokens: str = "") -> FoundFiles:
         does not answer.
     """
     found, skipped = set[str](), set[str]()
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    # A name with a comma in it is a file before it is a list.
+    listed = [patterns] if os.path.exists(patterns) else [part.strip() for part in patterns.split(",")]
+    for pattern in filter(None, listed):
         try:
             taken, others = _matches(pattern, tokens)
         except UserError:
@@ -86,7 +88,7 @@ def file_identity(file: str) -> list[Any]:
 
 def _matches(pattern: str, tokens: str) -> tuple[list[str], list[str]]:
     """The files that a pattern names, and those below its directories that are not read."""
-    store, path = fsspec.core.url_to_fs(str(Path(pattern).expanduser()) if "://" not in pattern else pattern)
+    store, path = fsspec.core.url_to_fs(os.path.expanduser(pattern))
     # A name with brackets in it is a file before it is a pattern.
     names = [path] if _exists(store, path) else [name for name in store.glob(path) if _is_spelled(name, path)]
     taken, others = list[str](), list[str]()

@@ -52,8 +52,12 @@ def conversation_text(record: Any) -> str:
 
 
 def json_lines(lines: Iterable[tuple[int, str]]) -> Iterator[Numbered]:
-    """Yields the records of numbered lines, of which some may be blank."""
-    return ((number, functools.partial(json.loads, line.rstrip("\r\n"))) for number, line in lines if line.strip())
+    """Yields the records of numbered lines, of which some may be blank, or begin with the byte order mark of a file."""
+    return (
+        (number, functools.partial(json.loads, line.lstrip("\ufeff").rstrip("\r\n")))
+        for number, line in lines
+        if line.strip()
+    )
 
 
 def json_array(text: str) -> Iterator[Numbered]:
