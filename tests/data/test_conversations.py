@@ -13,7 +13,7 @@ from transnormer_jax.data import (
     read_numbers,
 )
 from transnormer_jax.data.conversation_rows import best_fit
-from transnormer_jax.data.conversations import ConversationTokens, read_conversation
+from transnormer_jax.data.conversations import ConversationTokens, read_conversation, spoken
 from transnormer_jax.errors import UserError
 
 BYTES = ByteTokenizer()
@@ -56,6 +56,11 @@ def test_tools_and_calls_are_kept():
     record = {"messages": [ONE_TURN[0], call], "tools": '[{"type": "function"}]'}
     expected = {"role": "assistant", "tool_calls": call["tool_calls"]}
     assert read_conversation(record) == {"messages": [ONE_TURN[0], expected], "tools": [{"type": "function"}]}
+
+
+def test_what_is_said_is_what_a_tokenizer_is_trained_on():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+    assert spoken(json.dumps({"messages": [*ONE_TURN, call], "tools": None})) == "a\nb\nc\n"
 
 
 @pytest.mark.parametrize(

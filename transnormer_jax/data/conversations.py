@@ -71,6 +71,11 @@ def read_conversation(record: Any) -> dict[str, Any]:
     }
 
 
+def spoken(text: str) -> str:
+    """What is said in a conversation, the JSON of `read_conversation`: the messages alone, a line each."""
+    return "\n".join(message.get("content", "") for message in json.loads(text)["messages"])
+
+
 class ConversationTokens:
     """A `Coder` of conversations, the JSON of `read_conversation`: each token with what `read_numbers` says of it.
 

@@ -15,6 +15,7 @@ from absl import flags
 
 from transnormer_jax import command, config_flag, storage
 from transnormer_jax.data.config import DataConfig
+from transnormer_jax.data.conversations import spoken
 from transnormer_jax.data.splits import read_split
 from transnormer_jax.data.tokenizer_training import train_bpe, train_unigram
 from transnormer_jax.data.tokenizers import load_tokenizer
@@ -53,6 +54,8 @@ def _texts(data: DataConfig, max_bytes: int) -> Iterator[str]:
     for source in data.sources().values():
         taken = 0
         for text in read_split(source, source.train_split):
+            if source.documents == "conversation":
+                text = spoken(text)
             if taken >= max_bytes:
                 break
             taken += len(text.encode())
