@@ -119,6 +119,11 @@ def test_what_ends_an_answer(chat_ml):
         ("{{ ''.__class__.__mro__ }}", TALK, "the chat template refuses the messages"),
         ("{{ 1 + messages[0].content }}", TALK, r"refuses the messages \(TypeError: .*\): change them"),
         ("{% for i in range(10**9) %}{% endfor %}", TALK, r"refuses the messages \(OverflowError"),
+        (
+            "{% set x %}{% generation %} {{ messages[0].content }} {% endgeneration %}{% endset %}{{ x | trim }}",
+            TALK,
+            "filters what its {% generation %} blocks hold",
+        ),
         (RELEASED_TEMPLATE, [{"role": "robot", "content": "x"}], "message 0 needs a role"),
         (RELEASED_TEMPLATE, [TALK[0], {"role": "user"}], "message 1 needs a role"),
     ],

@@ -10,6 +10,7 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
 
 from transnormer_jax.errors import UserError
@@ -20,6 +21,7 @@ Message = Mapping[str, Any]
 # `{% generation %}`, and those from U+D800 on in place of the first character of a name of a special token.
 GENERATION_BEGINS, GENERATION_ENDS = "\udc00", "\udc01"
 _HIDDEN = 0xD800
+_MARKS = "generation_marks"  # a variable of templates
 
 
 class ChatRenderer:
@@ -90,7 +92,13 @@ class ChatRenderer:
             return False
 
     def _fill(self, content: Mapping[str, Any], reply: bool) -> str:
-        return self._template.render(documents=None, add_generation_prompt=reply, **content, **self._variables)
+        arguments = {"documents": None, "add_generation_prompt": reply, **content, **self._variables}
+        text = self._template.render(arguments, **{_MARKS: (GENERATION_BEGINS, GENERATION_ENDS)})
+        if self.marks_generation:
+            plain = self._template.render(arguments, **{_MARKS: ("", "")})
+            if text.translate(dict.fromkeys(map(ord, (GENERATION_BEGINS, GENERATION_ENDS)))) != plain:
+                raise jinja2.TemplateError("it filters what its {% generation %} blocks hold")
+        return text
 
     def _hidden(self, content: Any, names: Collection[str]) -> Any:
         pattern = self._pattern(names)
@@ -120,8 +128,10 @@ class _Generation(jinja2.ext.Extension):
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
-    def _marked(self, caller: Callable[[], str]) -> str:
-        return f"{GENERATION_BEGINS}{caller()}{GENERATION_ENDS}"
+    @jinja2.pass_context
+    def _marked(self, context: jinja2.runtime.Context, caller: Callable[[], str]) -> str:
+        begin, end = context[_MARKS]
+        return f"{begin}{caller()}{end}"
 
 
 def _map_strings(function: Callable[[str], str], value: Any, skip: str = "") -> Any:
