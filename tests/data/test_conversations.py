@@ -10,6 +10,7 @@ from transnormer_jax.data import (
     ConversationRows,
     DataConfig,
     load_conversations,
+    load_split,
     read_numbers,
 )
 from transnormer_jax.data.conversation_rows import best_fit
@@ -74,6 +75,8 @@ def test_what_is_said_is_what_a_tokenizer_is_trained_on():
         ({"messages": [{"role": "user", "content": None}, ONE_TURN[1]]}, "message 1 has a content that is no text"),
         ({"messages": [ONE_TURN[0], {"role": "robot", "content": "x"}]}, "message 2 has the role 'robot': use system"),
         ({"conversations": [{}]}, "message 1 has the role None"),
+        ({"messages": [ONE_TURN[0], {"role": "assistant", "content": None, "tool_calls": []}]}, "no text"),
+        ({"messages": [ONE_TURN[0], ONE_TURN[1] | {"weight": 0}]}, "message 2 has a function_call or a weight"),
         ([], "no object"),
     ],
 )
@@ -194,3 +197,15 @@ def test_bins_hold_what_fits_and_few_are_needed():
     # Best fit decreasing needs at most 11/9 of the fewest bins and 4 more (Johnson, 1973).
     assert bins.max() + 1 <= 11 / 9 * np.ceil(lengths.sum() / 100) + 4
     assert best_fit(np.array([6, 5, 4, 3, 2]), 10).tolist() == [0, 1, 0, 1, 1]
+
+
+def test_what_the_released_template_cannot_say_is_refused():
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+    for messages in ([ONE_TURN[0], call], [*ONE_TURN, {"role": "tool", "content": "R"}, ONE_TURN[1]]):
+        with pytest.raises(UserError, match="no form for calls of tools"):
+            TEMPLATE.encode(messages)
+
+
+def test_conversations_are_for_fine_tuning_alone(tmp_path):
+    with pytest.raises(UserError, match=r"is for config\.task\.name='supervised_lm'"):
+        load_split(DataConfig("plain_text", str(tmp_path), "conversation"), BYTES, "train")

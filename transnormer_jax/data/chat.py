@@ -17,7 +17,9 @@ RELEASED_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message.role == 'system' %}{{ message.content }}\n"
     "{% elif message.role == 'user' %}Human:\n{{ message.content }}\n"
-    "{% else %}Assistant:\n{{ message.content }}{{ eos_token }}{% endif %}"
+    "{% elif message.role == 'assistant' and not message.tool_calls %}Assistant:\n{{ message.content }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('it has no form for calls of tools and for roles but system, user, assistant') }}"
+    "{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )

@@ -71,8 +71,8 @@ class ChatRenderer:
         Raises:
           UserError: the template refuses the messages.
         """
-        content = _map_strings(_valid, {"messages": [*map(_as_transformers_gives_it, messages)], "tools": tools})
         try:
+            content = _map_strings(_valid, {"messages": [*map(_as_transformers_gives_it, messages)], "tools": tools})
             text = self._fill(content, reply)
         except Exception as error:  # A template is foreign code.
             raise UserError(f"the chat template refuses the messages ({_one_line(error)}): change them.") from error

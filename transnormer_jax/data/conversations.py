@@ -150,13 +150,15 @@ def _messages(value: Any, role: str) -> Messages:
 
 
 def _message(number: int, each: Mapping[str, Any]) -> dict[str, Any]:
-    role = each.get("role", each.get("from"))
+    role = each.get("role") or each.get("from")
     known = _ROLES.get(role.lower()) if isinstance(role, str) else None
     if known is None:
         raise ValueError(f"message {number} has the role {role!r}: use {', '.join(ROLES)}")
     kept = {name: each[name] for name in _KEPT if each.get(name) is not None}
     content = each.get("content", each.get("value"))
-    if content is None and "tool_calls" in kept:
+    if each.get("function_call") or each.get("weight", 1) not in (None, 1):
+        raise ValueError(f"message {number} has a function_call or a weight: give tool_calls, or leave it out")
+    if content is None and kept.get("tool_calls"):
         return {"role": known, **kept}
     try:
         return {"role": known, "content": _text(content), **kept}

@@ -32,7 +32,8 @@ _ADVICE = {suffix: advice for advice, suffixes in _UNREADABLE.items() for suffix
 
 def suffixes_of(file: str) -> tuple[str, str]:
     """Returns the suffixes of the kind and of the compression in lower case; "" for one that is not there."""
-    name = PurePosixPath(file.replace("\\", "/").lower())
+    path = file.partition("?")[0] if "://" in file else file  # the query of a URL is no suffix
+    name = PurePosixPath(path.replace("\\", "/").lower())
     compression = name.suffix if name.suffix in COMPRESSIONS else ""
     return PurePosixPath(name.name.removesuffix(compression)).suffix, compression
 

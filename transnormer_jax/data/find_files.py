@@ -83,7 +83,7 @@ def file_identity(file: str) -> list[Any]:
     except FileNotFoundError as error:
         raise UserError(f"{file!r} is gone, or a link to a file that is not there: restore or delete it.") from error
     changed = next((info[key] for key in ("mtime", "updated", "LastModified", "ETag", "etag") if key in info), "")
-    return [file, info["size"], str(changed)]
+    return [file, info["size"] or 0, str(changed)]  # some servers do not say it
 
 
 def _matches(pattern: str, tokens: str) -> tuple[list[str], list[str]]:

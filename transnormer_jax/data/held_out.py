@@ -58,7 +58,7 @@ def cut_document(text: str, held_out: float) -> list[tuple[int, str]]:
 def _cut(content: bytes, wanted: int, size: int) -> int:
     """The place before `wanted` that begins a line, or a character."""
     behind_break = content.rfind(b"\n", max(0, wanted - max(size // 10, 4096)), max(0, wanted)) + 1
-    if behind_break:
+    if content[:behind_break].strip():
         return behind_break
     while 0 < wanted < len(content) and content[wanted] & 0xC0 == 0x80:
         wanted -= 1

@@ -78,7 +78,7 @@ def describe(documents: TokenizedDocuments) -> dict[str, Any]:
         "documents": len(documents),
         "tokens": documents.num_tokens,
         "bytes": num_bytes,
-        "bytes/token": round(num_bytes / documents.num_tokens, 3),
+        "bytes/token": round(num_bytes / max(1, documents.num_tokens), 3),
         "min": int(lengths.min()),
         "median": float(np.median(lengths)),
         "mean": round(float(lengths.mean()), 1),

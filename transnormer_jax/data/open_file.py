@@ -15,6 +15,7 @@ from transnormer_jax.errors import UserError
 
 _HEAD_BYTES = 4096
 _BLOCK_BYTES = 1 << 18
+_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zlib.error)
 _UNPACK = "unpack it and give the directory"
 _RENAME = "give its name the suffix {}"
 _DECOMPRESS = "decompress it, or " + _RENAME
@@ -56,7 +57,9 @@ def open_file(file: str, *, check: bool = True) -> Iterator[IO[bytes]]:
             yield opened
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, NotImplementedError, lzma.LZMAError, zlib.error) as error:
+    except Exception as error:
+        if not isinstance(error, _ERRORS) and "pyarrow" not in type(error).__module__:
+            raise
         if isinstance(error, EOFError) or "Truncated compressed stream" in str(error):
             raise UserError(f"cannot read {file!r}, which ends too early: replace it with a whole copy.") from error
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -41,6 +41,11 @@ def load_split(config: DataConfig, tokenizer: Tokenizer, split: str) -> Tokenize
     Raises:
       UserError: the dataset, split or feature does not exist, or cannot be prepared or read here.
     """
+    if config.documents == "conversation":
+        raise UserError(
+            "config.data.documents='conversation' is for config.task.name='supervised_lm' and one dataset: set both, "
+            "or choose other documents."
+        )
     return _load(config, split, tokenizer)
 
 

@@ -148,6 +148,8 @@ class Tokenization:
         shards = tuple(shard for _, shard in found)
         if not any(shard.tokens for shard in shards):
             shutil.rmtree(self._incomplete, ignore_errors=True)
+            if problems.bad:
+                raise problems.error()
             raise UserError(
                 "there is no text to tokenise: give files with more than white space in them, and conversations with "
                 "an answer that fits into a row of config.sequence_length."
